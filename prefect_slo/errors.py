@@ -1,0 +1,211 @@
+"""Everything that can go wrong and that a user can do something about.
+
+Each error carries its data as fields; its message says the value, the limit and the next step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class SloError(Exception):
+    """Base of every error that prefect_slo raises on purpose."""
+
+
+class InvalidValue(SloError, ValueError):
+    """A value outside what its field may hold.
+
+    Args:
+        field: Name of the field, e.g. ``"percentile"``.
+        value: What was given.
+        expected: What it may be, in words, e.g. ``"a fraction in (0, 1), such as 0.95"``.
+    """
+
+    def __init__(self, field: str, value: object, expected: str) -> None:
+        self.field, self.value, self.expected = field, value, expected
+        super().__init__(f"{field} is {value!r}; expected {expected}.")
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.field, self.value, self.expected)
+
+
+class InvalidWorkflow(InvalidValue):
+    """A workflow that is not a DAG of well-named stages, or a menu that offers nothing."""
+
+
+class InvalidPlan(InvalidValue):
+    """A plan file or pin that does not fit the workflow or its menu."""
+
+
+class InvalidObservation(InvalidValue):
+    """A row of a stage-run table that cannot be a measurement."""
+
+
+class UnknownStage(InvalidValue):
+    """A stage name that the workflow does not have."""
+
+    def __init__(self, name: str, known: tuple[str, ...]) -> None:
+        self.known = known
+        super().__init__("stage", name, f"one of {', '.join(known) or 'none: the workflow is empty'}")
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.value, self.known)
+
+
+class UnknownPrices(InvalidValue):
+    """A price list that does not exist."""
+
+
+class NotEnoughObservations(SloError):
+    """A model that cannot be identified from what was measured so far.
+
+    Args:
+        stage: The stage that lacks observations.
+        have: How many usable rows there are.
+        need: How many are needed.
+        hint: What to do next.
+    """
+
+    def __init__(self, stage: str, have: int, need: int, hint: str) -> None:
+        self.stage, self.have, self.need, self.hint = stage, have, need, hint
+        super().__init__(f"stage {stage!r} has {have} usable observations of {need} needed. {hint}")
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.stage, self.have, self.need, self.hint)
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The nearest bound that can be met, and what it takes.
+
+    Attributes:
+        bound: In the unit of the objective that failed (seconds or US dollars).
+        latency_s: Percentile latency of that plan, under the model.
+        cost_usd: Mean cost of that plan for a latency bound, its percentile for a budget.
+    """
+
+    bound: float
+    latency_s: float
+    cost_usd: float
+
+
+class InfeasibleSlo(SloError):
+    """No plan on the menu keeps the bound.
+
+    Args:
+        objective: The bound in words, e.g. ``"p95 latency <= 12 s"``.
+        nearest: The nearest bound that can be met; ``None`` when nothing on the menu can run at all.
+        bottleneck: The stage that holds the bound up.
+        share: That stage's mean share of the critical path (or of the cost), in [0, 1].
+    """
+
+    def __init__(self, objective: str, nearest: Nearest | None, bottleneck: str, share: float) -> None:
+        self.objective, self.nearest, self.bottleneck, self.share = objective, nearest, bottleneck, share
+        if nearest is None:
+            message = f"{objective} cannot be met: no combination on the menu fits the capacity. Widen the menu."
+        else:
+            kind = "latency" if "latency" in objective else "cost"
+            raise_to = f"{nearest.bound:.4g} s" if kind == "latency" else f"${nearest.bound:.4g}"
+            message = (
+                f"{objective} cannot be met: the best plan reaches {nearest.latency_s:.4g} s at "
+                f"${nearest.cost_usd:.4g}, and {bottleneck!r} is {share:.0%} of its {kind}. "
+                f"Raise the bound to {raise_to} or widen the menu of {bottleneck!r}."
+            )
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.objective, self.nearest, self.bottleneck, self.share)
+
+
+class WorkerLost(SloError):
+    """A worker process died while it ran an item.
+
+    Args:
+        stage: Stage of the item.
+        reason: How it ended, e.g. ``"killed by signal 9"``.
+        attempts: How many times the item was started.
+    """
+
+    def __init__(self, stage: str, reason: str, attempts: int = 1) -> None:
+        self.stage, self.reason, self.attempts = stage, reason, attempts
+        super().__init__(
+            f"a worker of stage {stage!r} was lost ({reason}) on attempt {attempts}. "
+            "Declare the task idempotent with slo_task(idempotent=True) to have it run again elsewhere."
+        )
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.stage, self.reason, self.attempts)
+
+
+class OutOfMemory(WorkerLost):
+    """An item needed more memory than its worker may hold; the worker was replaced."""
+
+    def __init__(self, stage: str, peak_mb: float, limit_mb: float, attempts: int = 1) -> None:
+        self.peak_mb, self.limit_mb = peak_mb, limit_mb
+        super().__init__(stage, f"out of memory: {peak_mb:.0f} MB used of {limit_mb:.0f} MB", attempts)
+        self.args = (
+            f"stage {stage!r} used {peak_mb:.0f} MB and its worker may hold {limit_mb:.0f} MB. "
+            f"Give it more with slo_task(memory_mb={_next_power(peak_mb)}) or a larger size on its menu.",
+        )
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.stage, self.peak_mb, self.limit_mb, self.attempts)
+
+
+class TaskTimedOut(WorkerLost):
+    """An item ran past its task's ``timeout_seconds`` and did not stop by itself."""
+
+    def __init__(self, stage: str, timeout_s: float, attempts: int = 1) -> None:
+        self.timeout_s = timeout_s
+        super().__init__(stage, f"timed out after {timeout_s:g} s", attempts)
+        self.args = (f"stage {stage!r} exceeded its timeout of {timeout_s:g} s and its worker was ended.",)
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.stage, self.timeout_s, self.attempts)
+
+
+class Unpicklable(SloError):
+    """An argument or a result that cannot travel to or from a worker process.
+
+    Args:
+        stage: Stage of the item.
+        what: ``"argument"``, ``"result"`` or ``"task"``.
+        cause: The pickling error in words.
+    """
+
+    def __init__(self, stage: str, what: str, cause: str) -> None:
+        self.stage, self.what, self.cause = stage, what, cause
+        super().__init__(
+            f"the {what} of stage {stage!r} cannot be pickled ({cause}), and the stage is pinned to worker "
+            "processes. Unpin it (isolation='auto') to run it on threads, or return something that pickles."
+        )
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.stage, self.what, self.cause)
+
+
+class UnsupportedTaskRunner(SloError):
+    """The flow's own task runner has no matching backend.
+
+    Args:
+        name: Class name of the flow's runner.
+        supported: Names of runners that map to a backend.
+    """
+
+    def __init__(self, name: str, supported: tuple[str, ...]) -> None:
+        self.name, self.supported = name, supported
+        super().__init__(
+            f"@slo cannot take over {name}; it can replace {', '.join(supported)}. "
+            "Remove task_runner= from the flow, or use one of these."
+        )
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.name, self.supported)
+
+
+def _next_power(megabytes: float) -> int:
+    """The next power of two at or above 1.25 times ``megabytes``, at least 256."""
+    size = 256
+    while size < 1.25 * megabytes:
+        size *= 2
+    return size

@@ -1,0 +1,225 @@
+"""What was measured: of one stage in one run (a stage run), and of one bundle on one worker (an invocation)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefect_slo.errors import InvalidObservation
+
+REQUIRED = ("run_id", "stage", "workers", "wall_s")
+"""Columns that a stage-run table must have, besides ``memory_mb`` or ``vcpus``."""
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """One bundle on one worker. Times are seconds; instants are on the recording machine's monotonic clock.
+
+    Attributes:
+        stage: Stage of its items.
+        worker: Worker that ran it, unique within the run.
+        attempt: 1 for the first try of its items.
+        items: Items that ended in it.
+        failed: Of these, how many raised.
+        dispatched: When the runner handed it over.
+        queue_s: Longest wait of its items from ready to dispatched.
+        init_s: Start of the worker, where this was its first bundle; else 0.
+        read_s: Receiving and unpickling arguments.
+        compute_s: Inside the task function (and Prefect's engine at level ``full``).
+        write_s: Pickling and sending results.
+        cpu_s: CPU time of the worker process.
+        peak_memory_mb: High-water mark of resident memory.
+        bytes_in: Bytes of pickled arguments.
+        bytes_out: Bytes of pickled results.
+        cold: Whether it waited for a worker to start.
+    """
+
+    stage: str
+    worker: int
+    items: int
+    dispatched: float
+    attempt: int = 1
+    failed: int = 0
+    queue_s: float = 0.0
+    init_s: float = 0.0
+    read_s: float = 0.0
+    compute_s: float = 0.0
+    write_s: float = 0.0
+    cpu_s: float = 0.0
+    peak_memory_mb: float = 0.0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    cold: bool = False
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """One stage in one run: a row of the stage-run table.
+
+    Attributes:
+        run_id: Flow run, or any name of one run of the workflow.
+        stage: Stage name.
+        workers: Workers that ran it at once.
+        memory_mb: Memory of each.
+        vcpus: vCPUs of each.
+        wall_s: From its first item ready to its last item done.
+        overhead_s: Wall time less the mean busy time of its workers: dispatch, start-up, waiting for the slowest.
+        read_s: Mean over the workers of the time spent reading input.
+        compute_s: Mean over the workers of the time spent computing.
+        write_s: Mean over the workers of the time spent writing output.
+        items: Calls made; 0 where the table doesn't say (divisible work).
+        batch: Items in one call.
+        bytes_in: Bytes read over all workers.
+        bytes_out: Bytes written over all workers.
+        cold: Whether any of its workers had to start.
+        cost_usd: Cost over all workers; ``nan`` where the table doesn't say.
+        peak_memory_mb: Highest over its workers; ``nan`` where unknown.
+        hardware: Kind of machine, an open name.
+        started_at: Unix time of its first item, or ``nan``.
+    """
+
+    run_id: str
+    stage: str
+    workers: int
+    memory_mb: float
+    vcpus: float
+    wall_s: float
+    overhead_s: float = float("nan")
+    read_s: float = float("nan")
+    compute_s: float = float("nan")
+    write_s: float = float("nan")
+    items: int = 0
+    batch: int = 1
+    bytes_in: float = float("nan")
+    bytes_out: float = float("nan")
+    cold: bool = False
+    cost_usd: float = float("nan")
+    peak_memory_mb: float = float("nan")
+    hardware: str = "cpu"
+    started_at: float = float("nan")
+
+
+_DTYPES: dict[str, Any] = {
+    "run_id": object, "stage": object, "hardware": object, "cold": bool,
+    "workers": np.int64, "items": np.int64, "batch": np.int64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StageRuns:
+    """A stage-run table as typed columns, each of shape ``(n_rows,)``: what models are fitted to.
+
+    Attributes:
+        columns: One array per field of ``StageRun``.
+        extra: Unknown columns, kept as they came (knobs, features of the input).
+    """
+
+    columns: Mapping[str, NDArray[Any]]
+    extra: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.columns["stage"])
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self.columns[name]
+
+    @classmethod
+    def of(cls, rows: Iterable[StageRun]) -> StageRuns:
+        """Columns from rows."""
+        rows = list(rows)
+        return cls({f.name: _array(f.name, [getattr(row, f.name) for row in rows]) for f in fields(StageRun)})
+
+    @classmethod
+    def from_table(cls, table: Any, *, mb_per_vcpu: float = 1769.0) -> StageRuns:
+        """Columns from a pandas table, or any mapping of column names to sequences.
+
+        Args:
+            table: Has the columns ``REQUIRED`` and ``memory_mb`` or ``vcpus``; optional ones as in ``StageRun``.
+            mb_per_vcpu: Ties memory and vCPU where only one of them is given.
+
+        Raises:
+            InvalidObservation: A missing column, or a value that can't be a measurement, with its row.
+        """
+        names = list(table.keys())
+        for name in REQUIRED:
+            if name not in names:
+                raise InvalidObservation("column", name, f"to be in the table; it has {', '.join(map(str, names))}")
+        if "memory_mb" not in names and "vcpus" not in names:
+            raise InvalidObservation("column", "memory_mb", "memory_mb or vcpus in the table")
+        n = len(table["stage"])
+        columns: dict[str, NDArray[Any]] = {}
+        for f in fields(StageRun):
+            if f.name in names:
+                columns[f.name] = _array(f.name, list(table[f.name]))
+            elif f.name not in ("memory_mb", "vcpus"):
+                columns[f.name] = _array(f.name, [f.default] * n)
+        columns.setdefault("vcpus", columns.get("memory_mb", np.ones(n)) / mb_per_vcpu)
+        columns.setdefault("memory_mb", columns["vcpus"] * mb_per_vcpu)
+        known = {f.name for f in fields(StageRun)}
+        runs = cls(columns, {str(name): np.asarray(table[name]) for name in names if name not in known})
+        runs._validate()
+        return runs
+
+    def select(self, mask: NDArray[np.bool_]) -> StageRuns:
+        """The rows where ``mask`` (shape ``(n_rows,)``) holds."""
+        return StageRuns(
+            {name: column[mask] for name, column in self.columns.items()},
+            {name: column[mask] for name, column in self.extra.items()},
+        )
+
+    def of_stage(self, stage: str) -> StageRuns:
+        """The rows of one stage."""
+        return self.select(self["stage"] == stage)
+
+    def concat(self, other: StageRuns) -> StageRuns:
+        """Both tables, one after the other; unknown columns that only one of them has are dropped."""
+        both = [name for name in self.extra if name in other.extra]
+        return StageRuns(
+            {name: np.concatenate([self[name], other[name]]) for name in self.columns},
+            {name: np.concatenate([self.extra[name], other.extra[name]]) for name in both},
+        )
+
+    def rows(self) -> tuple[StageRun, ...]:
+        """The rows as values."""
+        names = [f.name for f in fields(StageRun)]
+        values = zip(*(self[name].tolist() for name in names), strict=True)
+        return tuple(StageRun(**dict(zip(names, row, strict=True))) for row in values)
+
+    def _validate(self) -> None:
+        for name in ("wall_s", "memory_mb", "vcpus", "workers", "batch"):
+            self._refuse(name, ~(np.isfinite(self[name].astype(float)) & (self[name] > 0)), "a finite number above 0")
+        for name in ("overhead_s", "read_s", "compute_s", "write_s", "cost_usd", "peak_memory_mb", "bytes_in",
+                     "bytes_out", "items"):  # fmt: skip
+            column = self[name].astype(float)
+            self._refuse(name, np.isinf(column) | (column < 0), "0 or more, or empty")
+
+    def _refuse(self, name: str, bad: NDArray[np.bool_], expected: str) -> None:
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise InvalidObservation(f"{name} (row {row})", self[name][row].item(), expected)
+
+
+def _array(name: str, values: list[Any]) -> NDArray[Any]:
+    dtype = _DTYPES.get(name, np.float64)
+    try:
+        if dtype is bool:
+            return np.asarray([bool(float(value)) if value is not None else False for value in values])
+        if dtype is object:
+            return np.asarray([str(value) for value in values], dtype=object)
+        return np.asarray([np.nan if value is None else value for value in values]).astype(dtype)
+    except (TypeError, ValueError) as error:
+        raise InvalidObservation(
+            name, next((v for v in values if not _number(v)), None), f"numbers ({error})"
+        ) from None
+
+
+def _number(value: object) -> bool:
+    try:
+        float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
+    return True

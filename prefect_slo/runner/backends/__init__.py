@@ -1,0 +1,1 @@
+"""Where bundles run. Every backend implements ``protocol.Backend`` and passes the conformance suite."""

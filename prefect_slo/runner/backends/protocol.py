@@ -1,0 +1,219 @@
+"""What a backend is: ``open`` a lease on a worker, ``submit`` bundles to it, ``cancel``, ``close``; reports go to one sink.
+
+A backend knows nothing of Prefect. A bundle's ``program`` is a pickled ``Program``: the worker unpickles it once, opens
+it, and calls what it gets for every item. Payloads and outcomes are opaque bytes.
+
+Ids are chosen by the runner and unique within one sink. Every method returns at once and may be called from any thread;
+reports are posted from the backend's own threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from prefect_slo.resources import Size
+
+LossReason = Literal["died", "memory", "timeout", "start", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What running one item gave.
+
+    Attributes:
+        payload: The pickled result, for the runner to unpickle.
+        failed: Whether the item ended in anything but success.
+        read_s: Seconds spent unpickling its arguments.
+        write_s: Seconds spent pickling its result.
+    """
+
+    payload: bytes
+    failed: bool = False
+    read_s: float = 0.0
+    write_s: float = 0.0
+
+
+RunItem = Callable[[int, bytes], Outcome]
+"""Runs one item: ``(item id, payload) -> outcome``. Never raises for what the user's code does."""
+
+
+class Program(Protocol):
+    """Something picklable that opens, inside a worker, into a function that runs items.
+
+    ``open`` is called once per worker and ``Bundle.program_key``; ``emit`` sends a ``Chatter`` report, from any thread.
+    """
+
+    def open(self, emit: Callable[[bytes], None]) -> RunItem: ...
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Items for one worker, run one after another in order.
+
+    Attributes:
+        id: Chosen by the runner.
+        program_key: Names ``program``; a worker that has it already isn't sent it again.
+        program: A pickled ``Program``.
+        items: ``(item id, pickled arguments)`` pairs.
+        timeout_s: A single item that runs longer than this has its worker killed; ``None`` for no limit.
+    """
+
+    id: int
+    program_key: str
+    program: bytes
+    items: tuple[tuple[int, bytes], ...]
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A lease has its worker.
+
+    Attributes:
+        lease: Which.
+        cold: Whether a worker had to be started for it.
+        start_s: How long that took (0 when warm), from asking for the process to its first report.
+        wait_s: How long the lease waited for capacity of the machine.
+        pid: The worker's process.
+    """
+
+    lease: int
+    cold: bool
+    start_s: float
+    wait_s: float
+    pid: int
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A lease's worker is gone, and with it what it had not reported. The lease is closed.
+
+    Attributes:
+        lease: Which.
+        reason: Why.
+        detail: In words, e.g. ``"killed by signal 9"``.
+        running: The item that was running, where there was one.
+        untouched: Items of its bundle that had certainly not been started.
+        peak_mb: Resident memory when it was last seen, in MB.
+        limit_mb: Memory it was allowed, in MB.
+    """
+
+    lease: int
+    reason: LossReason
+    detail: str
+    running: int | None = None
+    untouched: tuple[int, ...] = ()
+    peak_mb: float = 0.0
+    limit_mb: float = 0.0
+
+
+@dataclass(frozen=True)
+class ItemReport:
+    """One item has ended. Instants are on the machine's monotonic clock (``time.monotonic``)."""
+
+    item: int
+    outcome: Outcome
+    started: float
+    ended: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Some items of a bundle have ended; workers send them at once, or gathered over a few milliseconds."""
+
+    lease: int
+    bundle: int
+    items: tuple[ItemReport, ...]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Every item of a bundle has been reported; the worker is free.
+
+    Attributes:
+        lease: Which lease.
+        bundle: Which bundle.
+        received: When the worker got it (monotonic).
+        ended: When it was done with it (monotonic).
+        open_s: Seconds spent opening its program, where this was the first time.
+        cpu_s: CPU seconds of the worker process over the bundle.
+        peak_mb: High-water mark of its resident memory over the bundle, in MB.
+        bytes_in: Bytes of payloads.
+        bytes_out: Bytes of outcomes.
+    """
+
+    lease: int
+    bundle: int
+    received: float
+    ended: float
+    open_s: float = 0.0
+    cpu_s: float = 0.0
+    peak_mb: float = 0.0
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+
+@dataclass(frozen=True)
+class Chatter:
+    """Something that a program emitted beside its outcomes (events, logs)."""
+
+    lease: int
+    payload: bytes
+
+
+Report = Opened | Lost | Progress | Finished | Chatter
+Sink = Callable[[Report], None]
+"""Where reports go. Must be quick and never raise."""
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a backend can promise.
+
+    Attributes:
+        isolated: Items run in another process: they need to pickle, and can be killed.
+        hard_timeouts: ``Bundle.timeout_s`` is enforced.
+        memory_limits: ``Size.memory_mb`` is enforced.
+        vcpu_limits: ``Size.vcpus`` is enforced (affinity or a quota).
+        vcpus: vCPUs that it has for all leases together.
+        memory_mb: Memory that it has for all leases together.
+        hardware: Kinds of machine it has.
+    """
+
+    isolated: bool
+    hard_timeouts: bool
+    memory_limits: bool
+    vcpu_limits: bool
+    vcpus: float
+    memory_mb: float
+    hardware: tuple[str, ...] = field(default=("cpu",))
+
+
+class Backend(Protocol):
+    """Where bundles run."""
+
+    def capabilities(self) -> Capabilities:
+        """What it can promise on this machine."""
+        ...
+
+    def open(self, lease: int, size: Size, sink: Sink) -> None:
+        """Ask for a worker. Later: ``Opened``, or ``Lost`` with reason ``start``."""
+        ...
+
+    def submit(self, lease: int, bundle: Bundle) -> None:
+        """Hand a bundle to an opened, idle lease. Later: ``Progress``…, then ``Finished`` or ``Lost``."""
+        ...
+
+    def cancel(self, lease: int) -> None:
+        """End what the lease is running, by force where the backend can. Later: ``Lost`` with reason ``cancelled``."""
+        ...
+
+    def close(self, lease: int) -> None:
+        """Give an idle lease back; its worker may serve the next one. No report follows."""
+        ...
+
+    def shutdown(self) -> None:
+        """End every worker and wait for it. Idempotent."""
+        ...

@@ -1,7 +1,8 @@
-"""What a backend is: ``open`` a lease on a worker, ``submit`` bundles to it, ``cancel``, ``close``; reports go to one sink.
+"""What a backend is: ``open`` a lease on a worker, ``submit`` bundles to it, ``cancel``, ``close``; a sink hears of it.
 
 A backend knows nothing of Prefect. A bundle's ``program`` is a pickled ``Program``: the worker unpickles it once, opens
-it, and calls what it gets for every item. Payloads and outcomes are opaque bytes.
+it, and calls what it gets for every item. Payloads and outcomes are opaque: bytes where the backend is isolated
+(``Capabilities.isolated``), objects that are passed as they are where it is not.
 
 Ids are chosen by the runner and unique within one sink. Every method returns at once and may be called from any thread;
 reports are posted from the backend's own threads.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from prefect_slo.resources import Size
 
@@ -23,19 +24,21 @@ class Outcome:
     """What running one item gave.
 
     Attributes:
-        payload: The pickled result, for the runner to unpickle.
+        payload: The result, for the runner to make sense of.
         failed: Whether the item ended in anything but success.
+        unpicklable: Why its result cannot travel, where it cannot; ``payload`` is then empty.
         read_s: Seconds spent unpickling its arguments.
         write_s: Seconds spent pickling its result.
     """
 
-    payload: bytes
+    payload: Any
     failed: bool = False
+    unpicklable: str = ""
     read_s: float = 0.0
     write_s: float = 0.0
 
 
-RunItem = Callable[[int, bytes], Outcome]
+RunItem = Callable[[int, Any], Outcome]
 """Runs one item: ``(item id, payload) -> outcome``. Never raises for what the user's code does."""
 
 
@@ -55,15 +58,15 @@ class Bundle:
     Attributes:
         id: Chosen by the runner.
         program_key: Names ``program``; a worker that has it already isn't sent it again.
-        program: A pickled ``Program``.
-        items: ``(item id, pickled arguments)`` pairs.
+        program: A ``Program``, pickled where the backend is isolated.
+        items: ``(item id, payload)`` pairs.
         timeout_s: A single item that runs longer than this has its worker killed; ``None`` for no limit.
     """
 
     id: int
     program_key: str
-    program: bytes
-    items: tuple[tuple[int, bytes], ...]
+    program: Any
+    items: tuple[tuple[int, Any], ...]
     timeout_s: float | None = None
 
 

@@ -5,7 +5,9 @@ Each error carries its data as fields; its message says the value, the limit and
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from reprlib import Repr
 
 
 class SloError(Exception):
@@ -23,7 +25,7 @@ class InvalidValue(SloError, ValueError):
 
     def __init__(self, field: str, value: object, expected: str) -> None:
         self.field, self.value, self.expected = field, value, expected
-        super().__init__(f"{field} is {value!r}; expected {expected}.")
+        super().__init__(f"{field} is {_shown(value)}; expected {expected}.")
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         return type(self), (self.field, self.value, self.expected)
@@ -105,7 +107,8 @@ class InfeasibleSlo(SloError):
             message = f"{objective} cannot be met: no combination on the menu fits the capacity. Widen the menu."
         else:
             kind = "latency" if "latency" in objective else "cost"
-            raise_to = f"{nearest.bound:.4g} s" if kind == "latency" else f"${nearest.bound:.4g}"
+            bound = _rounded_up(nearest.bound)
+            raise_to = f"{bound:.4g} s" if kind == "latency" else f"${bound:.4g}"
             message = (
                 f"{objective} cannot be met: the best plan reaches {nearest.latency_s:.4g} s at "
                 f"${nearest.cost_usd:.4g}, and {bottleneck!r} is {share:.0%} of its {kind}. "
@@ -143,9 +146,10 @@ class OutOfMemory(WorkerLost):
     def __init__(self, stage: str, peak_mb: float, limit_mb: float, attempts: int = 1) -> None:
         self.peak_mb, self.limit_mb = peak_mb, limit_mb
         super().__init__(stage, f"out of memory: {peak_mb:.0f} MB used of {limit_mb:.0f} MB", attempts)
+        enough = _next_power(max(peak_mb, limit_mb))
         self.args = (
             f"stage {stage!r} used {peak_mb:.0f} MB and its worker may hold {limit_mb:.0f} MB. "
-            f"Give it more with slo_task(memory_mb={_next_power(peak_mb)}) or a larger size on its menu.",
+            f"Give it more with slo_task(memory_mb={enough}) or a larger size on its menu.",
         )
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
@@ -203,9 +207,28 @@ class UnsupportedTaskRunner(SloError):
         return type(self), (self.name, self.supported)
 
 
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 120
+
+
+def _shown(value: object) -> str:
+    """``repr(value)``, cut where it is long: a message must stay readable when a whole table was passed."""
+    try:
+        return _SHORT.repr(value)
+    except Exception:  # a broken __repr__, or an int past Python's limit of digits, must not hide the error
+        return f"a value of type {type(value).__name__}"
+
+
+def _rounded_up(bound: float) -> float:
+    """``bound`` to four significant digits, never below it: a bound rounded down could not be met either."""
+    if not (math.isfinite(bound) and bound > 0):
+        return bound
+    unit = 10.0 ** (math.floor(math.log10(bound)) - 3)
+    return math.ceil(bound / unit * (1 - 1e-12)) * unit
+
+
 def _next_power(megabytes: float) -> int:
     """The next power of two at or above 1.25 times ``megabytes``, at least 256."""
-    size = 256
-    while size < 1.25 * megabytes:
-        size *= 2
-    return size
+    if not (math.isfinite(megabytes) and megabytes > 0):
+        return 256
+    return max(256, 1 << max(0, math.ceil(math.log2(1.25 * megabytes))))

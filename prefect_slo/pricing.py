@@ -13,14 +13,17 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from datetime import date
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from prefect_slo.errors import InvalidValue, UnknownPrices
-from prefect_slo.units import finite, positive
+from prefect_slo.units import finite, positive, text
 
 PRICES = Path(__file__).parent / "prices"
+
+_RATES = ("vcpu_second", "gb_second", "gpu_second")
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,9 @@ class PriceList:
         region: Region they hold for.
         source: Where they were read.
         hardware: Overrides of the unit prices by hardware name, e.g. ``{"gpu": {"vcpu_second": ...}}``.
+
+    Raises:
+        InvalidValue: A price that is not a finite number of at least 0, or an override of something else.
     """
 
     name: str
@@ -54,11 +60,15 @@ class PriceList:
     hardware: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("vcpu_second", "gb_second", "gpu_second", "request", "granularity_s"):
-            if finite(getattr(self, name), f"prices.{self.name}.{name}") < 0:
-                raise InvalidValue(f"prices.{self.name}.{name}", getattr(self, name), "0 or more")
+        where = f"prices.{text(self.name, 'prices.name')}"
+        for name in (*_RATES, "request", "granularity_s"):
+            object.__setattr__(self, name, _price(getattr(self, name), f"{where}.{name}"))
         if self.mb_per_vcpu is not None:
-            positive(self.mb_per_vcpu, f"prices.{self.name}.mb_per_vcpu")
+            object.__setattr__(self, "mb_per_vcpu", positive(self.mb_per_vcpu, f"{where}.mb_per_vcpu"))
+        for name in ("as_of", "region", "source"):
+            if not isinstance(getattr(self, name), str):
+                raise InvalidValue(f"{where}.{name}", getattr(self, name), "a text")
+        object.__setattr__(self, "hardware", _overrides(self.hardware, f"{where}.hardware"))
 
     def rate(self, vcpus: float, memory_mb: float, gpu: float = 0.0, hardware: str = "cpu") -> float:
         """US dollars per second that one worker of this size is held."""
@@ -76,24 +86,64 @@ class PriceList:
         Raises:
             InvalidValue: An unknown field, or a price that is not a finite number of at least 0.
         """
+        if not isinstance(document, Mapping):
+            raise InvalidValue("prices", document, "a table")
         known = set(cls.__dataclass_fields__)
         for key in document:
             if key not in known:
                 raise InvalidValue(f"prices.{key}", document[key], f"one of {', '.join(sorted(known))}")
         if "name" not in document:
             raise InvalidValue("prices.name", None, "the name that menus refer to")
-        return cls(**document)
+        day = document.get("as_of")
+        return cls(**{**document, "as_of": day.isoformat()} if isinstance(day, date) else document)
 
 
-@cache
 def price_list(name: str) -> PriceList:
-    """The price list of that name, or the one in the file at that path.
+    """The price list of that name, or the one in the file at that path (``.toml``).
+
+    A file is read again when it has changed.
 
     Raises:
-        UnknownPrices: Neither a shipped price list nor a file.
+        UnknownPrices: Neither a shipped price list nor a readable file.
+        InvalidValue: The file holds something that is not a price.
     """
+    if not isinstance(name, str) or not name:
+        raise UnknownPrices("menu.prices", name, _known())
     path = Path(name) if name.endswith(".toml") else PRICES / f"{name}.toml"
-    if not path.is_file():
-        known = ", ".join(sorted(shipped.stem for shipped in PRICES.glob("*.toml")))
-        raise UnknownPrices("menu.prices", name, f"one of {known}, or a path to a .toml file")
-    return PriceList.from_document(tomllib.loads(path.read_text()))
+    try:
+        return _read(path.resolve(), path.stat().st_mtime_ns)
+    except (OSError, ValueError) as error:
+        if isinstance(error, InvalidValue):
+            raise
+        reason = f" ({error})" if name.endswith(".toml") else ""
+        raise UnknownPrices("menu.prices", name, _known() + reason) from None
+
+
+@lru_cache(maxsize=64)
+def _read(path: Path, _changed_ns: int) -> PriceList:
+    return PriceList.from_document(tomllib.loads(path.read_text(encoding="utf-8")))
+
+
+def _known() -> str:
+    return f"one of {', '.join(sorted(shipped.stem for shipped in PRICES.glob('*.toml')))}, or a path to a .toml file"
+
+
+def _price(value: object, where: str) -> float:
+    number = finite(value, where)
+    if number < 0:
+        raise InvalidValue(where, value, "0 or more")
+    return number
+
+
+def _overrides(hardware: object, where: str) -> dict[str, dict[str, float]]:
+    if not isinstance(hardware, Mapping):
+        raise InvalidValue(where, hardware, "a table of tables")
+    read: dict[str, dict[str, float]] = {}
+    for name, rates in hardware.items():
+        if not isinstance(rates, Mapping):
+            raise InvalidValue(f"{where}.{name}", rates, "a table of prices")
+        for rate in rates:
+            if rate not in _RATES:
+                raise InvalidValue(f"{where}.{name}.{rate}", rates[rate], f"one of {', '.join(_RATES)}")
+        read[text(name, where)] = {rate: _price(value, f"{where}.{name}.{rate}") for rate, value in rates.items()}
+    return read

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
+from numbers import Integral
 
 from prefect_slo.errors import InvalidValue, InvalidWorkflow
 from prefect_slo.pricing import PriceList, price_list
-from prefect_slo.units import finite, positive, whole
+from prefect_slo.units import finite, instances, items, positive, text, whole
 
 
 @dataclass(frozen=True, order=True)
@@ -28,12 +29,12 @@ class Size:
     hardware: str = "cpu"
 
     def __post_init__(self) -> None:
-        positive(self.vcpus, "size.vcpus")
-        whole(self.memory_mb, "size.memory_mb")
+        object.__setattr__(self, "vcpus", positive(self.vcpus, "size.vcpus"))
+        object.__setattr__(self, "memory_mb", whole(self.memory_mb, "size.memory_mb"))
         if finite(self.gpu, "size.gpu") < 0:
             raise InvalidValue("size.gpu", self.gpu, "0 or more")
-        if not self.hardware:
-            raise InvalidValue("size.hardware", self.hardware, "a name such as 'cpu' or 'gpu'")
+        object.__setattr__(self, "gpu", float(self.gpu))
+        text(self.hardware, "size.hardware")
 
     def __str__(self) -> str:
         gpu = f" + {self.gpu:g} {self.hardware}" if self.gpu else ""
@@ -55,8 +56,10 @@ class Pool:
     prices: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.name:
-            raise InvalidValue("pool.name", self.name, "a name")
+        text(self.name, "pool.name")
+        object.__setattr__(self, "sizes", instances(Size, self.sizes, f"pool.{self.name}.sizes"))
+        if self.prices is not None:
+            price_list(self.prices)
 
 
 @dataclass(frozen=True)
@@ -112,8 +115,11 @@ class Menu:
 
     def __post_init__(self) -> None:
         for name in ("workers", "batch"):
-            for value in getattr(self, name):
-                whole(value, f"menu.{name}")
+            counts = tuple(whole(value, f"menu.{name}") for value in items(getattr(self, name), f"menu.{name}"))
+            object.__setattr__(self, name, counts)
+        object.__setattr__(self, "sizes", instances(Size, self.sizes, "menu.sizes"))
+        object.__setattr__(self, "pools", instances(Pool, self.pools, "menu.pools"))
+        object.__setattr__(self, "knobs", _knobs(self.knobs))
         for name in ("workers", "pools", "batch"):
             if not getattr(self, name):
                 raise InvalidWorkflow(f"menu.{name}", (), "at least one value")
@@ -122,9 +128,6 @@ class Menu:
         names = [pool.name for pool in self.pools]
         if len(set(names)) < len(names):
             raise InvalidWorkflow("menu.pools", tuple(names), "pools with different names")
-        for knob, values in self.knobs.items():
-            if not values:
-                raise InvalidWorkflow(f"menu.knobs.{knob}", values, "at least one value")
         price_list(self.prices)
 
     def pool(self, name: str) -> Pool:
@@ -152,21 +155,20 @@ class Menu:
         Raises:
             InvalidValue: A dimension that the menu does not have.
         """
-        changes: dict[str, object] = {}
+        pools = (self.pool(str(choices["pool"])),) if "pool" in choices else self.pools
+        knobs = dict(self.knobs)
+        changes: dict[str, object] = {"pools": pools, "knobs": knobs}
         for name, value in choices.items():
-            if name == "pool":
-                changes["pools"] = (self.pool(str(value)),)
-            elif name == "size":
+            if name == "size":
                 changes["sizes"] = (value,)
-                changes["pools"] = tuple(replace(pool, sizes=()) for pool in self.pools)
+                changes["pools"] = tuple(replace(pool, sizes=()) for pool in pools)
             elif name in ("workers", "batch"):
                 changes[name] = (whole(value, f"pin.{name}"),)
             elif name in self.knobs:
-                changes["knobs"] = {**self.knobs, name: (value,)}
-            else:
-                raise InvalidValue(
-                    "pin", name, f"one of workers, size, pool, batch{''.join(', ' + k for k in self.knobs)}"
-                )
+                knobs[name] = (value,)
+            elif name != "pool":
+                known = ", ".join(("workers", "size", "pool", "batch", *self.knobs))
+                raise InvalidValue("pin", name, f"one of {known}")
         return replace(self, **changes)  # type: ignore[arg-type]
 
     def _points(self) -> Iterator[Option]:
@@ -197,6 +199,8 @@ class Capacity:
         for name in ("vcpus", "memory_mb", "workers", "gpu"):
             if getattr(self, name) is not None:
                 positive(getattr(self, name), f"capacity.{name}")
+        if self.workers is not None:
+            whole(self.workers, "capacity.workers")
 
     def fits(self, *options: Option) -> bool:
         """Whether the workers of these options can all be held at once."""
@@ -208,3 +212,24 @@ class Capacity:
         }
         limits = {name: getattr(self, name) for name in used}
         return all(limit is None or used[name] <= limit * (1 + 1e-9) for name, limit in limits.items())
+
+
+def _knobs(knobs: object) -> dict[str, tuple[object, ...]]:
+    """Knob values as tuples of what a plan file can hold: texts, finite numbers, true and false."""
+    if not isinstance(knobs, Mapping):
+        raise InvalidWorkflow("menu.knobs", knobs, "a table of lists")
+    read: dict[str, tuple[object, ...]] = {}
+    for knob, values in knobs.items():
+        where = f"menu.knobs.{knob}"
+        if text(knob, "menu.knobs") in ("workers", "size", "pool", "batch"):
+            raise InvalidWorkflow("menu.knobs", knob, "a name that no other dimension of the menu has")
+        read[knob] = tuple(_knob_value(value, where) for value in items(values, where))
+        if not read[knob]:
+            raise InvalidWorkflow(where, values, "at least one value")
+    return read
+
+
+def _knob_value(value: object, where: str) -> str | bool | int | float:
+    if isinstance(value, (str, bool)):
+        return value
+    return int(value) if isinstance(value, Integral) else finite(value, where)

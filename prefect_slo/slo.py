@@ -77,6 +77,9 @@ class Slo:
     budget: Budget | None = None
 
     def __post_init__(self) -> None:
+        for name, kind in (("latency", Latency), ("budget", Budget)):
+            if not isinstance(getattr(self, name), (kind, type(None))):
+                raise InvalidValue(f"slo.{name}", getattr(self, name), f"{kind.__name__}(...)")
         if self.latency is None and self.budget is None:
             raise InvalidValue("slo", None, "a latency bound such as latency='30s', a budget_usd, or both")
         if self.latency and self.budget:

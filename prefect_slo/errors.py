@@ -146,7 +146,7 @@ class OutOfMemory(WorkerLost):
     def __init__(self, stage: str, peak_mb: float, limit_mb: float, attempts: int = 1) -> None:
         self.peak_mb, self.limit_mb = peak_mb, limit_mb
         super().__init__(stage, f"out of memory: {peak_mb:.0f} MB used of {limit_mb:.0f} MB", attempts)
-        enough = _next_power(max(peak_mb, limit_mb))
+        enough = _next_power(peak_mb, limit_mb)
         self.args = (
             f"stage {stage!r} used {peak_mb:.0f} MB and its worker may hold {limit_mb:.0f} MB. "
             f"Give it more with slo_task(memory_mb={enough}) or a larger size on its menu.",
@@ -227,8 +227,7 @@ def _rounded_up(bound: float) -> float:
     return math.ceil(bound / unit * (1 - 1e-12)) * unit
 
 
-def _next_power(megabytes: float) -> int:
-    """The next power of two at or above 1.25 times ``megabytes``, at least 256."""
-    if not (math.isfinite(megabytes) and megabytes > 0):
-        return 256
-    return max(256, 1 << max(0, math.ceil(math.log2(1.25 * megabytes))))
+def _next_power(*megabytes: float) -> int:
+    """The next power of two at or above 1.25 times the largest of ``megabytes``, at least 256."""
+    largest = max((size for size in megabytes if math.isfinite(size)), default=0.0)
+    return 1 << max(8, math.ceil(math.log2(max(1.0, 1.25 * largest))))

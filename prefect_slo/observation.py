@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from prefect_slo import columns
 from prefect_slo.errors import InvalidObservation
+from prefect_slo.units import positive
 
 REQUIRED = ("run_id", "stage", "workers", "wall_s")
 """Columns that a stage-run table must have, besides ``memory_mb`` or ``vcpus``."""
@@ -103,13 +105,7 @@ class StageRun:
     started_at: float = float("nan")
 
 
-_DTYPES: dict[str, Any] = {
-    "run_id": object, "stage": object, "hardware": object, "cold": bool,
-    "workers": np.int64, "items": np.int64, "batch": np.int64,
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StageRuns:
     """A stage-run table as typed columns, each of shape ``(n_rows,)``: what models are fitted to.
 
@@ -129,9 +125,16 @@ class StageRuns:
 
     @classmethod
     def of(cls, rows: Iterable[StageRun]) -> StageRuns:
-        """Columns from rows."""
+        """Columns from rows.
+
+        Raises:
+            InvalidObservation: A row that can't be a measurement.
+        """
         rows = list(rows)
-        return cls({f.name: _array(f.name, [getattr(row, f.name) for row in rows]) for f in fields(StageRun)})
+        for row in rows:
+            if not isinstance(row, StageRun):
+                raise InvalidObservation("stage run", row, "StageRun(...)")
+        return cls.from_table({f.name: [getattr(row, f.name) for row in rows] for f in fields(StageRun)})
 
     @classmethod
     def from_table(cls, table: Any, *, mb_per_vcpu: float = 1769.0) -> StageRuns:
@@ -144,23 +147,17 @@ class StageRuns:
         Raises:
             InvalidObservation: A missing column, or a value that can't be a measurement, with its row.
         """
-        names = list(table.keys())
-        for name in REQUIRED:
-            if name not in names:
-                raise InvalidObservation("column", name, f"to be in the table; it has {', '.join(map(str, names))}")
-        if "memory_mb" not in names and "vcpus" not in names:
-            raise InvalidObservation("column", "memory_mb", "memory_mb or vcpus in the table")
-        n = len(table["stage"])
-        columns: dict[str, NDArray[Any]] = {}
-        for f in fields(StageRun):
-            if f.name in names:
-                columns[f.name] = _array(f.name, list(table[f.name]))
-            elif f.name not in ("memory_mb", "vcpus"):
-                columns[f.name] = _array(f.name, [f.default] * n)
-        columns.setdefault("vcpus", columns.get("memory_mb", np.ones(n)) / mb_per_vcpu)
-        columns.setdefault("memory_mb", columns["vcpus"] * mb_per_vcpu)
+        names = _column_names(table)
+        positive(mb_per_vcpu, "mb_per_vcpu")
+        n = len(columns.names("stage", table["stage"], None))
+        read = {f.name: _column(f, table[f.name] if f.name in names else None, n) for f in fields(StageRun)}
+        _tie(read, mb_per_vcpu)
         known = {f.name for f in fields(StageRun)}
-        runs = cls(columns, {str(name): np.asarray(table[name]) for name in names if name not in known})
+        extra = {str(name): _untyped(str(name), table[name]) for name in names if name not in known}
+        for name, column in (*read.items(), *extra.items()):
+            if len(column) != n:
+                raise InvalidObservation(name, f"{len(column)} rows", f"{n} rows, as many as the column 'stage' has")
+        runs = cls(read, extra)
         runs._validate()
         return runs
 
@@ -190,36 +187,54 @@ class StageRuns:
         return tuple(StageRun(**dict(zip(names, row, strict=True))) for row in values)
 
     def _validate(self) -> None:
-        for name in ("wall_s", "memory_mb", "vcpus", "workers", "batch"):
-            self._refuse(name, ~(np.isfinite(self[name].astype(float)) & (self[name] > 0)), "a finite number above 0")
-        for name in ("overhead_s", "read_s", "compute_s", "write_s", "cost_usd", "peak_memory_mb", "bytes_in",
-                     "bytes_out", "items"):  # fmt: skip
-            column = self[name].astype(float)
-            self._refuse(name, np.isinf(column) | (column < 0), "0 or more, or empty")
-
-    def _refuse(self, name: str, bad: NDArray[np.bool_], expected: str) -> None:
-        if bad.any():
-            row = int(np.argmax(bad))
-            raise InvalidObservation(f"{name} (row {row})", self[name][row].item(), expected)
+        for f in fields(StageRun):
+            column = self[f.name]
+            if f.name in ("wall_s", "memory_mb", "vcpus", "workers", "batch"):
+                columns.refuse(f.name, ~(np.isfinite(column) & (column > 0)), column, "a finite number above 0")
+            elif f.name == "started_at":
+                columns.refuse(f.name, np.isinf(column), column, "a Unix time, or empty")
+            elif column.dtype.kind in "if":
+                columns.refuse(f.name, np.isinf(column) | (column < 0), column, "0 or more, or empty")
 
 
-def _array(name: str, values: list[Any]) -> NDArray[Any]:
-    dtype = _DTYPES.get(name, np.float64)
+def _column_names(table: Any) -> list[Any]:
     try:
-        if dtype is bool:
-            return np.asarray([bool(float(value)) if value is not None else False for value in values])
-        if dtype is object:
-            return np.asarray([str(value) for value in values], dtype=object)
-        return np.asarray([np.nan if value is None else value for value in values]).astype(dtype)
-    except (TypeError, ValueError) as error:
-        raise InvalidObservation(
-            name, next((v for v in values if not _number(v)), None), f"numbers ({error})"
-        ) from None
+        names = list(table.keys())
+    except (AttributeError, TypeError):
+        raise InvalidObservation("table", table, "a pandas table, or a mapping of column names to lists") from None
+    for name in REQUIRED:
+        if name not in names:
+            raise InvalidObservation("column", name, f"to be in the table; it has {', '.join(map(str, names))}")
+    if "memory_mb" not in names and "vcpus" not in names:
+        raise InvalidObservation("column", "memory_mb", "memory_mb or vcpus in the table")
+    return names
 
 
-def _number(value: object) -> bool:
+def _column(of: Field[Any], values: Any, n: int) -> NDArray[Any]:
+    """One typed column; a column that the table doesn't have holds the default of its field."""
+    default = None if of.default is MISSING else of.default
+    if values is None:
+        missing: Any = np.nan if default is None else default
+        return np.full(n, missing, dtype=object if isinstance(missing, str) else np.asarray(missing).dtype)
+    if of.name in ("run_id", "stage", "hardware"):
+        return columns.names(of.name, values, default)
+    if of.name in ("workers", "items", "batch"):
+        return columns.wholes(of.name, values, default)
+    if of.name == "cold":
+        return columns.flags(of.name, values)
+    return columns.floats(of.name, values, instants=of.name == "started_at")
+
+
+def _tie(read: dict[str, NDArray[Any]], mb_per_vcpu: float) -> None:
+    """Fill in what is empty of memory and vCPU from the other one."""
+    memory_mb, vcpus = read["memory_mb"], read["vcpus"]
+    if len(memory_mb) == len(vcpus):
+        read["vcpus"] = np.where(np.isnan(vcpus), memory_mb / mb_per_vcpu, vcpus)
+        read["memory_mb"] = np.where(np.isnan(memory_mb), vcpus * mb_per_vcpu, memory_mb)
+
+
+def _untyped(name: str, values: Any) -> NDArray[Any]:
     try:
-        float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return False
-    return True
+        return np.asarray(values)
+    except ValueError:
+        raise InvalidObservation(name, values, "a column of single values") from None

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from prefect_slo.errors import InvalidPlan, UnknownStage
-from prefect_slo.resources import Option, Size
-from prefect_slo.slo import Budget, Latency, Slo
+from prefect_slo.resources import Option, Size, knob_value
+from prefect_slo.slo import Slo
+from prefect_slo.units import finite, items, text, whole
 
-SCHEMA = 1
 Record = Literal["full", "summary", "bare"]
 
 
@@ -26,7 +26,10 @@ class StagePlan:
         batch: Items in one call of a batched task.
         bundle: Items per dispatch to a worker; ``None`` lets the runner grow bundles from measured item times.
         record: ``full`` is a task run per item, ``summary`` one event per item, ``bare`` none.
-        knobs: Values of the task's knobs.
+        knobs: Values of the task's knobs, as ``(name, value)`` pairs; kept sorted by name.
+
+    Raises:
+        InvalidValue: A field of another type, or outside what it may hold.
     """
 
     workers: int = 1
@@ -36,6 +39,16 @@ class StagePlan:
     bundle: int | None = None
     record: Record = "full"
     knobs: tuple[tuple[str, object], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "batch") if self.bundle is None else ("workers", "batch", "bundle"):
+            object.__setattr__(self, name, whole(getattr(self, name), f"plan.{name}"))
+        if not isinstance(self.size, Size):
+            raise InvalidPlan("plan.size", self.size, "Size(...)")
+        text(self.pool, "plan.pool")
+        if self.record not in ("full", "summary", "bare"):
+            raise InvalidPlan("plan.record", self.record, "'full', 'summary' or 'bare'")
+        object.__setattr__(self, "knobs", _knobs(self.knobs))
 
     @classmethod
     def of(cls, option: Option, *, bundle: int | None = None, record: Record = "full") -> StagePlan:
@@ -57,6 +70,9 @@ class Quantiles:
     p95: float
     p99: float
 
+    def __post_init__(self) -> None:
+        _make_finite(self, "predicted", "mean", "p50", "p95", "p99")
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -73,6 +89,12 @@ class Prediction:
     cost_usd: Quantiles
     latency_at_percentile_s: float
     cost_at_percentile_usd: float
+
+    def __post_init__(self) -> None:
+        for name in ("latency_s", "cost_usd"):
+            if not isinstance(getattr(self, name), Quantiles):
+                raise InvalidPlan(f"predicted.{name}", getattr(self, name), "Quantiles(...)")
+        _make_finite(self, "predicted", "latency_at_percentile_s", "cost_at_percentile_usd")
 
 
 @dataclass(frozen=True)
@@ -98,6 +120,11 @@ class Certificate:
     confidence: float
     calibration_runs: int = 0
 
+    def __post_init__(self) -> None:
+        _make_finite(self, "certificate", "lower_bound", "gap", "price_of_certainty", "confidence")
+        for name in ("samples", "violations", "calibration_runs"):
+            object.__setattr__(self, name, whole(getattr(self, name), f"certificate.{name}", least=0))
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -119,65 +146,66 @@ class Plan:
     certificate: Certificate | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        text(self.workflow, "plan.workflow")
+        for name, kind in (("objective", Slo), ("predicted", Prediction), ("certificate", Certificate)):
+            if not isinstance(getattr(self, name), (kind, type(None))):
+                raise InvalidPlan(f"plan.{name}", getattr(self, name), f"{kind.__name__}(...) or None")
+        if not isinstance(self.stages, Mapping):
+            raise InvalidPlan("plan.stages", self.stages, "stage plans by stage name")
+        for stage, plan in self.stages.items():
+            if not isinstance(plan, StagePlan):
+                raise InvalidPlan(f"plan.stages.{text(stage, 'plan.stages')}", plan, "StagePlan(...)")
+        object.__setattr__(self, "seed", whole(self.seed, "plan.seed", least=0))
+
     def __getitem__(self, stage: str) -> StagePlan:
         try:
             return self.stages[stage]
-        except KeyError:
+        except (KeyError, TypeError):
             raise UnknownStage(stage, tuple(self.stages)) from None
 
     def with_stage(self, stage: str, **changes: Any) -> Plan:
-        """A copy with some fields of one stage plan replaced; its prediction and certificate no longer hold."""
+        """A copy with some fields of one stage plan replaced; its prediction and certificate no longer hold.
+
+        Raises:
+            UnknownStage: The plan has no such stage.
+            InvalidValue: No such field, or a value that it can't hold.
+        """
+        for name in changes:
+            if name not in StagePlan.__dataclass_fields__:
+                raise InvalidPlan("plan", name, f"one of {', '.join(StagePlan.__dataclass_fields__)}")
         changed = {**self.stages, stage: replace(self[stage], **changes)}
         return replace(self, stages=changed, predicted=None, certificate=None)
 
     def to_document(self) -> dict[str, Any]:
         """The plan file as a document, in the order of its fields."""
-        return {
-            "schema": SCHEMA,
-            "workflow": self.workflow,
-            "objective": _objective_document(self.objective),
-            "seed": self.seed,
-            "stages": {name: _stage_document(stage) for name, stage in self.stages.items()},
-            "predicted": asdict(self.predicted) if self.predicted else None,
-            "certificate": asdict(self.certificate) if self.certificate else None,
-        }
+        from prefect_slo import plan_document
+
+        return plan_document.write(self)
 
     def to_json(self) -> str:
         """The plan file: what ``Plan.from_json`` reads back to an equal plan."""
-        return json.dumps(self.to_document(), indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(self.to_document(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
         """Read a plan file.
 
         Raises:
-            InvalidPlan: Not JSON, of another schema, or with fields that do not fit.
+            InvalidValue: Not JSON, of another schema, or with fields that do not fit.
         """
         try:
             document = json.loads(text)
-        except ValueError as error:
-            raise InvalidPlan("plan", text[:40], f"JSON ({error})") from None
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidPlan("plan", text, f"JSON ({error})") from None
         return cls.from_document(document)
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Plan:
         """Read a plan document; see ``from_json``."""
-        if not isinstance(document, Mapping):
-            raise InvalidPlan("plan", document, "an object")
-        if document.get("schema") != SCHEMA:
-            raise InvalidPlan("plan.schema", document.get("schema"), f"{SCHEMA}; make the plan again with this version")
-        try:
-            predicted, certificate = document.get("predicted"), document.get("certificate")
-            return cls(
-                workflow=document["workflow"],
-                objective=_read_objective(document.get("objective")),
-                stages={name: _read_stage(entry) for name, entry in document["stages"].items()},
-                predicted=_read_prediction(predicted) if predicted else None,
-                certificate=Certificate(**certificate) if certificate else None,
-                seed=document.get("seed", 0),
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InvalidPlan("plan", f"{type(error).__name__}: {error}", "the fields of a plan file") from None
+        from prefect_slo import plan_document
+
+        return plan_document.read(document)
 
 
 @dataclass(frozen=True)
@@ -206,50 +234,16 @@ def diff(before: Plan, after: Plan) -> tuple[PlanChange, ...]:
     return tuple(changes)
 
 
-def _stage_document(stage: StagePlan) -> dict[str, Any]:
-    return {
-        "workers": stage.workers,
-        "vcpus": stage.size.vcpus,
-        "memory_mb": stage.size.memory_mb,
-        "gpu": stage.size.gpu,
-        "hardware": stage.size.hardware,
-        "pool": stage.pool,
-        "batch": stage.batch,
-        "bundle": stage.bundle,
-        "record": stage.record,
-        "knobs": dict(stage.knobs),
-    }
+def _make_finite(value: object, where: str, *names: str) -> None:
+    """Turn these fields of a frozen value into finite floats, so that equal values print the same bytes."""
+    for name in names:
+        object.__setattr__(value, name, finite(getattr(value, name), f"{where}.{name}"))
 
 
-def _read_stage(entry: Mapping[str, Any]) -> StagePlan:
-    fields = dict(entry)
-    size = Size(fields.pop("vcpus"), fields.pop("memory_mb"), fields.pop("gpu", 0.0), fields.pop("hardware", "cpu"))
-    knobs = tuple(sorted(fields.pop("knobs", {}).items()))
-    if fields.get("record", "full") not in ("full", "summary", "bare"):
-        raise InvalidPlan("record", fields["record"], "'full', 'summary' or 'bare'")
-    return StagePlan(size=size, knobs=knobs, **fields)
-
-
-def _read_prediction(entry: Mapping[str, Any]) -> Prediction:
-    fields = dict(entry)
-    latency, cost = Quantiles(**fields.pop("latency_s")), Quantiles(**fields.pop("cost_usd"))
-    return Prediction(latency, cost, **fields)
-
-
-def _objective_document(objective: Slo | None) -> dict[str, Any] | None:
-    if objective is None:
-        return None
-    return {
-        "latency_s": objective.latency.bound_s if objective.latency else None,
-        "budget_usd": objective.budget.bound_usd if objective.budget else None,
-        "percentile": objective.percentile,
-        "confidence": objective.confidence,
-    }
-
-
-def _read_objective(entry: Mapping[str, Any] | None) -> Slo | None:
-    if entry is None:
-        return None
-    at = (entry["percentile"], entry["confidence"])
-    latency, budget = entry.get("latency_s"), entry.get("budget_usd")
-    return Slo(Latency(latency, *at) if latency else None, Budget(budget, *at) if budget else None)
+def _knobs(pairs: object) -> tuple[tuple[str, object], ...]:
+    read = []
+    for pair in items(pairs, "plan.knobs"):
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise InvalidPlan("plan.knobs", pair, "pairs of a name and a value")
+        read.append((text(pair[0], "plan.knobs"), knob_value(pair[1], f"plan.knobs.{pair[0]}")))
+    return tuple(sorted(read, key=lambda pair: pair[0]))

@@ -223,13 +223,18 @@ def _knobs(knobs: object) -> dict[str, tuple[object, ...]]:
         where = f"menu.knobs.{knob}"
         if text(knob, "menu.knobs") in ("workers", "size", "pool", "batch"):
             raise InvalidWorkflow("menu.knobs", knob, "a name that no other dimension of the menu has")
-        read[knob] = tuple(_knob_value(value, where) for value in items(values, where))
+        read[knob] = tuple(knob_value(value, where) for value in items(values, where))
         if not read[knob]:
             raise InvalidWorkflow(where, values, "at least one value")
     return read
 
 
-def _knob_value(value: object, where: str) -> str | bool | int | float:
+def knob_value(value: object, where: str) -> str | bool | int | float:
+    """``value`` when a plan file can hold it and give it back: a text, true or false, or a finite number.
+
+    Raises:
+        InvalidValue: Anything else.
+    """
     if isinstance(value, (str, bool)):
         return value
     return int(value) if isinstance(value, Integral) else finite(value, where)

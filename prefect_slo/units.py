@@ -93,7 +93,7 @@ def fraction(value: object, field: str) -> float:
     """
     number = finite(value, field)
     if not 0 < number < 1:
-        hint = f"; did you mean {number / 100:g}?" if 1 < number < 100 else ""
+        hint = f" (did you mean {number / 100:g}?)" if 1 < number < 100 else ""
         raise InvalidValue(field, value, f"a fraction strictly between 0 and 1, such as 0.95{hint}")
     return number
 

@@ -1,0 +1,245 @@
+"""Starting, ending and reaping worker processes: by a zygote where forking one is possible, else one by one.
+
+Everything here runs in the pool's I/O thread. Neither way forks the process that asks: ``subprocess`` starts a fresh
+interpreter, and the zygote forks itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from prefect_slo.runner.local.limits import thread_environment
+from prefect_slo.runner.local.setup import Surroundings
+
+StartMethod = Literal["auto", "zygote", "spawn"]
+_END_S = 5.0
+_LARGEST = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A worker process has ended and was reaped; ``status`` is a wait status, or ``None`` where nobody can tell."""
+
+    token: int
+    status: int | None
+
+
+@dataclass(frozen=True)
+class Unstarted:
+    """A worker could not be started."""
+
+    token: int
+    detail: str
+
+
+Notice = Ended | Unstarted
+
+
+class Launcher(Protocol):
+    """Starts and ends workers. Notices come from ``receive``, to be called when ``fileno`` is readable."""
+
+    def spawn(self, token: int, socket_fd: int, page_fd: int, surroundings: Surroundings) -> None:
+        """Start a worker with these descriptors."""
+        ...
+
+    def kill(self, token: int) -> None:
+        """End a worker and its process group at once. A notice follows."""
+        ...
+
+    def fileno(self) -> int: ...
+
+    def receive(self) -> list[Notice]: ...
+
+    def close(self) -> None:
+        """End what is left."""
+        ...
+
+
+def python(entry: str, arguments: Sequence[object], path: Sequence[str]) -> list[str]:
+    """Command of a fresh interpreter with our ``sys.path`` that calls ``entry`` (``module:function``).
+
+    Not ``-m``: the module path has to be in place before anything is imported, and only then.
+    """
+    module, function = entry.split(":")
+    code = (
+        f"import sys; sys.path[:] = {list(path)!r}; from {module} import {function}; {function}(*{tuple(arguments)!r})"
+    )
+    return [sys.executable, "-u", "-c", code]
+
+
+class Spawner:
+    """Starts each worker as an interpreter of its own."""
+
+    def __init__(self) -> None:
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._ended, self._notify = socket.socketpair()
+        self._ended.setblocking(False)
+        self._lock = threading.Lock()  # an id may be signalled only until it is reaped
+
+    def spawn(self, token: int, socket_fd: int, page_fd: int, surroundings: Surroundings) -> None:
+        process = subprocess.Popen(
+            python("prefect_slo.runner.local.worker:main", (socket_fd, page_fd, os.getpid()), surroundings.path),
+            pass_fds=(socket_fd, page_fd),
+            env=surroundings.environ,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self._processes[token] = process
+        # A thread each: the one way to wait that every system has.
+        threading.Thread(target=self._wait, args=(token, process), name="prefect-slo-wait", daemon=True).start()
+
+    def kill(self, token: int) -> None:
+        with self._lock:
+            if (process := self._processes.get(token)) is not None and process.returncode is None:
+                _end(process.pid)
+
+    def fileno(self) -> int:
+        return self._ended.fileno()
+
+    def receive(self) -> list[Notice]:
+        notices: list[Notice] = []
+        with contextlib.suppress(BlockingIOError):
+            while data := self._ended.recv(16):
+                for at in range(0, len(data), 8):
+                    token = int.from_bytes(data[at : at + 8], "little")
+                    notices.append(Ended(token, _wait_status(self._processes.pop(token).returncode)))
+        return notices
+
+    def close(self) -> None:
+        for token in list(self._processes):
+            self.kill(token)
+        for process in list(self._processes.values()):
+            process.wait(_END_S)
+        self._notify.close()
+        self._ended.close()
+
+    def _wait(self, token: int, process: subprocess.Popen[bytes]) -> None:
+        if hasattr(os, "waitid"):
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        else:
+            process.wait()
+        with self._lock:
+            with contextlib.suppress(OSError):  # what it left behind in its group
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        with contextlib.suppress(OSError):  # closed meanwhile
+            self._notify.send(token.to_bytes(8, "little"))
+
+
+class Forker:
+    """Asks a zygote for each worker.
+
+    Args:
+        modules: What the zygote imports first.
+        surroundings: Where it starts.
+
+    Attributes:
+        reason: Why it can't fork; empty when it can, ``None`` until it has said so.
+        alive: Whether its process was there when last heard of.
+    """
+
+    def __init__(self, modules: tuple[str, ...], surroundings: Surroundings) -> None:
+        self.reason: str | None = None
+        self.alive = True
+        self._waiting: list[tuple[int, int, int]] = []
+        self._pids: dict[int, int] = {}
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                python(
+                    "prefect_slo.runner.local.zygote:main", (theirs.fileno(), os.getpid(), modules), surroundings.path
+                ),
+                pass_fds=(theirs.fileno(),),
+                env=surroundings.environ | thread_environment(1),  # a pool of native threads would not survive a fork
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+
+    def spawn(self, token: int, socket_fd: int, page_fd: int, surroundings: Surroundings) -> None:
+        request = (token, os.dup(socket_fd), os.dup(page_fd))
+        if self.reason is None:
+            self._waiting.append(request)
+        else:
+            self._ask(request)
+
+    def kill(self, token: int) -> None:
+        with contextlib.suppress(OSError):  # it is gone, and its workers with it
+            self._control.send(pickle.dumps(("kill", token)))
+
+    def fileno(self) -> int:
+        return self._control.fileno()
+
+    def receive(self) -> list[Notice]:
+        """Notices; once the zygote is gone, one for every worker it had."""
+        try:
+            data = self._control.recv(_LARGEST)
+        except OSError:
+            data = b""
+        if not data:
+            return self._gone()
+        match pickle.loads(data):
+            case ("ready", reason):
+                self.reason = reason
+                if reason:
+                    return self._refuse()
+                waiting, self._waiting = self._waiting, []
+                for request in waiting:
+                    self._ask(request)
+            case ("born", token, pid):
+                self._pids[token] = pid
+            case ("exit", token, status):
+                self._pids.pop(token, None)
+                return [Ended(token, status)]
+        return []
+
+    def close(self) -> None:
+        self._refuse()
+        self._control.close()
+        try:
+            self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _ask(self, request: tuple[int, int, int]) -> None:
+        token, socket_fd, page_fd = request
+        self._pids[token] = 0
+        with contextlib.suppress(OSError):  # it is gone: `receive` says so next
+            socket.send_fds(self._control, [pickle.dumps(("spawn", token))], [socket_fd, page_fd])
+        os.close(socket_fd)
+        os.close(page_fd)
+
+    def _gone(self) -> list[Notice]:
+        self.reason = self.reason or "it ended"
+        self.alive = False
+        tokens, self._pids = list(self._pids), {}
+        return [*self._refuse(), *(Ended(token, None) for token in tokens)]
+
+    def _refuse(self) -> list[Notice]:
+        """Answer the requests that it never got."""
+        waiting, self._waiting = self._waiting, []
+        for _, socket_fd, page_fd in waiting:
+            os.close(socket_fd)
+            os.close(page_fd)
+        return [Unstarted(token, self.reason or "closed") for token, _, _ in waiting]
+
+
+def _wait_status(returncode: int) -> int:
+    return -returncode if returncode < 0 else returncode << 8
+
+
+def _end(pid: int) -> None:
+    for end in (os.killpg, os.kill):
+        with contextlib.suppress(OSError):
+            end(pid, signal.SIGKILL)

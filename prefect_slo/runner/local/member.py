@@ -1,0 +1,210 @@
+"""One worker of a pool and one lease on it, as the parent sees them."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefect_slo.resources import Size
+from prefect_slo.runner.backends.protocol import (
+    Bundle,
+    Chatter,
+    Finished,
+    ItemReport,
+    LossReason,
+    Lost,
+    Outcome,
+    Progress,
+    Report,
+    Sink,
+)
+from prefect_slo.runner.local.ledger import Claim
+from prefect_slo.runner.local.page import Page, Reading
+from prefect_slo.runner.local.setup import Surroundings
+from prefect_slo.runner.local.wire import Backlog, Decoder, encode, lift
+
+_PROGRAMS = 32  # that a worker keeps; a flow run has one for each of its tasks
+
+
+@dataclass(eq=False)
+class Lease:
+    """A worker that somebody asked for.
+
+    Attributes:
+        id: Chosen by whoever asked, unique within ``sink``.
+        size: What it may use.
+        sink: Where its reports go.
+        owner: Who asked: keeps program keys of different owners apart.
+        surroundings: Where it asked from.
+        asked: When (monotonic).
+        claim: Share of the machine, from the moment it is asked for.
+        granted: When the share was granted (monotonic).
+        worker: Its worker, from the moment one is chosen or started.
+        done: It is closed or lost.
+    """
+
+    id: int
+    size: Size
+    sink: Sink
+    owner: str
+    surroundings: Surroundings
+    asked: float
+    claim: Claim | None = None
+    granted: float = 0.0
+    worker: Worker | None = None
+    done: bool = False
+
+
+@dataclass(frozen=True)
+class Fate:
+    """Why a worker is being ended, decided before it is.
+
+    Attributes:
+        reason: For ``Lost``.
+        detail: For ``Lost``.
+        index: Which item of its bundle brought it about, for a timeout.
+    """
+
+    reason: LossReason
+    detail: str
+    index: int | None = None
+
+
+@dataclass(eq=False)
+class Worker:
+    """A worker process, from being asked for to being reaped.
+
+    Attributes:
+        token: Its number in the pool.
+        size: What it was started for.
+        sock: Our end of its socket, not blocking.
+        page: What it publishes.
+        born: When it was asked for (monotonic).
+        surroundings: What it stands in.
+        cores: What it is bound to.
+        spawned: Whether it has an interpreter of its own rather than a fork of the zygote's.
+        pid: Its process, once it has reported.
+        resident_mb: Its memory when it reported.
+        limit_mb: Memory it may hold.
+        lease: Who has it.
+        bundle: What it runs.
+        serial: Number of its bundle.
+        before: Number of the last bundle of the lease before this one.
+        peak_mb: Most memory seen from outside over its bundle.
+        fate: Why it is being ended, if it is.
+        leaving: It was told goodbye, and until when it may take (monotonic).
+        idle_since: When it was given back (monotonic).
+        hung_up: Its end of the socket is closed.
+    """
+
+    token: int
+    size: Size
+    sock: socket.socket
+    page: Page
+    born: float
+    surroundings: Surroundings
+    cores: tuple[int, ...]
+    spawned: bool
+    pid: int = 0
+    resident_mb: float = 0.0
+    limit_mb: float = 0.0
+    lease: Lease | None = None
+    bundle: Bundle | None = None
+    serial: int = 0
+    before: int = 0
+    peak_mb: float = 0.0
+    fate: Fate | None = None
+    leaving: float | None = None
+    idle_since: float = 0.0
+    hung_up: bool = False
+    decoder: Decoder = field(default_factory=Decoder)
+    backlog: Backlog = field(default_factory=Backlog)
+    _programs: OrderedDict[str, None] = field(default_factory=OrderedDict)
+
+    def send(self, message: object) -> bool:
+        """Write a message as far as the socket takes it; ``True`` when all of it went."""
+        self.backlog.extend(encode(message))
+        return self.flush()
+
+    def flush(self) -> bool:
+        """Write what is waiting as far as the socket takes it; ``True`` when nothing is left."""
+        try:
+            while self.backlog:
+                self.backlog.send(self.sock)
+        except BlockingIOError:
+            return False
+        except OSError:  # it has ended, which is noticed elsewhere
+            self.backlog = Backlog()
+        return True
+
+    def run(self, bundle: Bundle) -> bool:
+        """Send a bundle, with its program where the worker doesn't have it."""
+        lease = self.lease
+        key = f"{lease.owner if lease else ''}:{bundle.program_key}"
+        known = key in self._programs
+        self._programs[key] = None
+        self._programs.move_to_end(key)
+        forget = []
+        while len(self._programs) > _PROGRAMS:
+            forget.append(self._programs.popitem(last=False)[0])
+        self.serial += 1
+        self.bundle, self.peak_mb = bundle, 0.0
+        items = tuple((item, lift(payload)) for item, payload in bundle.items)
+        program = None if known else bundle.program
+        return self.send(("run", self.serial, key, program, tuple(forget), items))
+
+    def reading(self) -> Reading:
+        """How far its bundle is."""
+        return self.page.read(self.serial)
+
+    def reports(self, records: list[tuple[Any, ...]], lease: Lease) -> Iterator[Report]:
+        """What a frame of records says about ``lease`` and the bundle it runs."""
+        items: list[ItemReport] = []
+        bundle = self.bundle.id if self.bundle else -1
+        for record in records:
+            match record:
+                case ("item", item, started, ended, *outcome):
+                    items.append(ItemReport(item, Outcome(*outcome), started, ended))
+                    continue
+            if items:
+                yield Progress(lease.id, bundle, tuple(items))
+                items = []
+            match record:
+                case ("chatter", serial, payload):
+                    if serial > self.before:  # else it is an afterthought of an earlier lease
+                        yield Chatter(lease.id, payload)
+                case ("finished", _, received, ended, open_s, cpu_s, peak_mb, bytes_in, bytes_out):
+                    peak_mb = max(peak_mb, self.peak_mb)
+                    yield Finished(lease.id, bundle, received, ended, open_s, cpu_s, peak_mb, bytes_in, bytes_out)
+        if items:
+            yield Progress(lease.id, bundle, tuple(items))
+
+    def loss(self, lease: Lease, status: int | None) -> Lost:
+        """What is lost with it, as it ended with wait status ``status``."""
+        fate = self.fate or Fate("died" if self.pid else "start", describe(status))
+        peak_mb = max(self.peak_mb, self.resident_mb)
+        if self.bundle is None:
+            return Lost(lease.id, fate.reason, fate.detail, None, (), peak_mb, self.limit_mb)
+        reading, items = self.reading(), self.bundle.items
+        running = items[reading.started - 1][0] if reading.running else None
+        if fate.index is not None and (running is None or fate.index != reading.started - 1):
+            fate = Fate("died", "ended for the timeout of an item that finished at that very moment")
+        untouched = tuple(item for item, _ in items[reading.started :])
+        return Lost(lease.id, fate.reason, fate.detail, running, untouched, peak_mb, self.limit_mb)
+
+    def close(self) -> None:
+        self.sock.close()
+        self.page.close()
+
+
+def describe(status: int | None) -> str:
+    """A wait status in words."""
+    if status is None:
+        return "ended with the process that started it"
+    if os.WIFSIGNALED(status):
+        return f"killed by signal {os.WTERMSIG(status)}"
+    return f"exit status {os.WEXITSTATUS(status)}"

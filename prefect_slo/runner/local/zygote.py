@@ -1,0 +1,138 @@
+"""The zygote: one process that imports what workers need while it has a single thread, then forks workers on request.
+
+Forking it is safe, as it is ours and has one thread; the user's process is never forked. It reaps its workers, ends
+what they left behind in their process groups, and tells the parent how each ended. It ends them all with the parent.
+
+Requests are ``("spawn", token)`` with two descriptors (socket, page) and ``("kill", token)``. Answers are
+``("ready", reason)`` (an empty reason: it can fork), ``("born", token, pid)`` and ``("exit", token, status)`` with a
+wait status.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes  # noqa: F401  # loaded here once, for all workers
+import gc
+import os
+import pickle
+import select
+import signal
+import socket
+import threading
+
+from prefect_slo.runner.local import worker
+from prefect_slo.runner.local.setup import preload
+
+_LARGEST = 64 * 1024
+
+
+def main(control_fd: int, parent: int, modules: tuple[str, ...]) -> None:
+    """Serve ``parent`` until it closes the control socket or ends."""
+    zygote = Zygote(socket.socket(fileno=control_fd), parent)
+    preload(modules)
+    zygote.serve()
+
+
+class Zygote:
+    """Forks, watches and reaps workers.
+
+    Args:
+        control: Packet socket to the parent.
+        parent: Its process id.
+    """
+
+    def __init__(self, control: socket.socket, parent: int) -> None:
+        self._control, self._parent = control, parent
+        self._tokens: dict[int, int] = {}  # pid -> token of every worker that isn't reaped
+
+    def serve(self) -> None:
+        reason = unsafe_to_fork()
+        gc.collect()
+        gc.freeze()  # the collector would write to, and so copy, every page that workers share
+        wake, children = os.pipe()
+        for fd in (wake, children):
+            os.set_blocking(fd, False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(children, warn_on_full_buffer=False)
+        poll = select.poll()
+        poll.register(self._control, select.POLLIN)
+        poll.register(wake, select.POLLIN)
+        # The parent's children may hold its end of the socket, which then outlives it; its process can't be held.
+        with contextlib.suppress(OSError, AttributeError):
+            poll.register(os.pidfd_open(self._parent), select.POLLIN)
+        self._answer("ready", reason)
+        while True:
+            ready = {fd for fd, _ in poll.poll()}
+            if wake in ready:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(wake, 4096)
+            self._reap()
+            if self._control.fileno() in ready:
+                if not self._request():
+                    break
+            elif ready - {wake}:
+                break
+        for pid in self._tokens:
+            _end(pid)
+
+    def _request(self) -> bool:
+        """Obey one request; ``False`` at the end of the stream."""
+        try:
+            data, fds, _, _ = socket.recv_fds(self._control, _LARGEST, 2)
+        except OSError:
+            return False
+        if not data:
+            return False
+        match pickle.loads(data):
+            case ("spawn", token):
+                self._fork(token, *fds)
+            case ("kill", token):
+                for pid, known in self._tokens.items():
+                    if known == token:
+                        _end(pid)
+        return True
+
+    def _fork(self, token: int, socket_fd: int, page_fd: int) -> None:
+        zygote = os.getpid()
+        pid = os.fork()
+        if pid:
+            os.close(socket_fd)
+            os.close(page_fd)
+            self._tokens[pid] = token
+            self._answer("born", token, pid)
+            return
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self._control.close()
+        worker.main(socket_fd, page_fd, zygote)
+        raise SystemExit(0)
+
+    def _reap(self) -> None:
+        """Reap what has ended; a group is ended while its leader's id is still taken."""
+        while self._tokens and (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+            _end(ended.si_pid)
+            _, status = os.waitpid(ended.si_pid, 0)
+            if (token := self._tokens.pop(ended.si_pid, None)) is not None:
+                self._answer("exit", token, status)
+
+    def _answer(self, *message: object) -> None:
+        with contextlib.suppress(OSError):  # the parent is gone: the next poll says so
+            self._control.send(pickle.dumps(message))
+
+
+def unsafe_to_fork() -> str:
+    """Why this process must not be forked; empty when it may."""
+    if threading.active_count() > 1:
+        names = ", ".join(thread.name for thread in threading.enumerate() if thread is not threading.main_thread())
+        return f"a preloaded module started threads: {names}"
+    if (native := len(os.listdir("/proc/self/task"))) > 1:
+        return f"a preloaded module started {native - 1} native threads"
+    return ""
+
+
+def _end(pid: int) -> None:
+    """End a process group, and its leader also when it hasn't made the group yet."""
+    for end in (os.killpg, os.kill):
+        with contextlib.suppress(OSError):
+            end(pid, signal.SIGKILL)

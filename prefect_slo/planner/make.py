@@ -1,0 +1,234 @@
+"""From a model and an objective to a certified plan: search on samples, then certify on fresh ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import ceil, floor, inf, log10
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefect_slo.errors import InfeasibleSlo, Nearest
+from prefect_slo.plan import Certificate, Plan, Prediction, Quantiles, StagePlan
+from prefect_slo.planner.bundles import bundled
+from prefect_slo.planner.certify import CERTIFY_SAMPLES, SEARCH_SHARE, Verdict, judge
+from prefect_slo.planner.explain import criticality
+from prefect_slo.planner.goals import Balanced, PlanObjective, goal_of
+from prefect_slo.planner.incumbent import incumbent
+from prefect_slo.planner.problem import Choice, Goal, Problem, percentile
+from prefect_slo.planner.sampling import Sampler, TableSource
+from prefect_slo.planner.search import NODE_LIMIT, Found, search
+from prefect_slo.slo import Slo
+from prefect_slo.units import whole
+
+SEARCH_SAMPLES = 4000
+"""Samples of the search; more change the plan's cost by less than its price of certainty."""
+
+ATTEMPTS = 4
+"""Tests before the objective is called infeasible; attempt r spends 1/2ʳ of the error budget."""
+
+NOMINAL_NODES = 150
+"""Nodes of the search at the nominal percentile, from which the price of certainty follows."""
+
+
+def make_plan(
+    model: TableSource,
+    objective: PlanObjective,
+    *,
+    seed: int = 0,
+    cold: bool = False,
+    pins: Mapping[str, Mapping[str, object]] | None = None,
+    samples: int = SEARCH_SAMPLES,
+    certify_samples: int = CERTIFY_SAMPLES,
+    node_limit: int = NODE_LIMIT,
+) -> Plan:
+    """The best plan that keeps the objective, certified under the model.
+
+    Args:
+        model: Draws samples per menu option.
+        objective: A latency bound (least mean cost), a budget (least latency at the percentile), both (the first with
+            the second as a constraint), or a ``Balanced`` weighting.
+        seed: Seed of every draw; the same input and seed give the same plan, byte for byte.
+        cold: Plan for workers that all start cold.
+        pins: Choices that are fixed, by stage: ``{"train": {"workers": 8}}``.
+        samples: Samples of the search.
+        certify_samples: Fresh samples of the certificate.
+        node_limit: Budget of each search, in nodes.
+
+    Raises:
+        InfeasibleSlo: No plan on the menu keeps the objective; carries the nearest bound that can be kept.
+        InvalidPlan: A pin that is not on its stage's menu.
+        UnknownStage: A pin of a stage that the workflow does not have.
+    """
+    sampler = Sampler(
+        model, seed, cold, pins or {}, whole(samples, "samples"), whole(certify_samples, "certify_samples")
+    )
+    problem = sampler.problem(0)
+    if isinstance(objective, Balanced):
+        slo, goal = objective.within, _balance(objective, problem, node_limit)
+    else:
+        slo, goal = Slo.of(objective), goal_of(objective)
+    winner = _certified(sampler, problem, goal, slo, whole(node_limit, "node_limit"))
+    return Plan(
+        workflow=model.workflow.name,
+        objective=slo,
+        stages=stage_plans(winner.problem, winner.choice),
+        predicted=predict(winner.latency, winner.cost, goal.percentile),
+        certificate=winner.certificate,
+        seed=seed,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Winner:
+    """A plan that passed its test."""
+
+    problem: Problem
+    choice: Choice
+    latency: NDArray[np.float32]
+    cost: NDArray[np.float32]
+    certificate: Certificate | None
+
+
+def stage_plans(problem: Problem, choice: Choice) -> dict[str, StagePlan]:
+    """Stage plans of a choice, with record level and bundle size, in the workflow's own order."""
+    position = {stage.name: i for i, stage in enumerate(problem.stages)}
+    plans = {}
+    for name, option in problem.option(choice).items():
+        stage, at = problem.workflow[name], position[name]
+        plan = StagePlan.of(option)
+        if stage.fanout == "given" and stage.items:
+            own = problem.stages[at]
+            typical = float(own.latency[problem.upstream_row(at, choice), choice[at]].mean())
+            plan = bundled(plan, typical / float(own.waves[choice[at]]), ceil(stage.items / option.batch))
+        plans[name] = plan
+    return plans
+
+
+def predict(latency: NDArray[np.floating], cost: NDArray[np.floating], at: float) -> Prediction:
+    """Summary of samples of latency (seconds) and cost (US dollars), ``(n_samples,)`` each."""
+    return Prediction(_quantiles(latency), _quantiles(cost), _at(latency, at), _at(cost, at))
+
+
+def solve(problem: Problem, goal: Goal, node_limit: int = NODE_LIMIT, start: Choice | None = None) -> Found:
+    """Incumbent by sweep and moves, then branch-and-bound."""
+    plan, reference = incumbent(problem, goal)
+    starts = [choice for choice in (plan, start) if choice is not None]
+    best = min(starts, key=lambda choice: problem.score(choice, goal), default=None)
+    return search(problem, goal, incumbent=best, node_limit=node_limit, reference=best or reference)
+
+
+def _certified(sampler: Sampler, problem: Problem, goal: Goal, slo: Slo | None, node_limit: int) -> Winner:
+    error = 1 - (slo.confidence if slo else 0.99)
+    risk = 1 - goal.percentile
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            problem = sampler.problem(attempt)
+        strict = goal.at(1 - SEARCH_SHARE * risk)
+        found = solve(problem, strict, node_limit)
+        if found.choice is None:
+            found = solve(problem, goal, node_limit)
+        if found.choice is None:
+            break
+        latency, cost = sampler.fresh(problem, found.choice, attempt)
+        if slo is None:
+            return Winner(problem, found.choice, latency, cost, None)
+        verdict = judge(_bounds(goal, latency, cost), goal.percentile, error / 2 ** (attempt + 1))
+        if verdict.passed:
+            certificate = _certificate(problem, goal, found, verdict, slo.confidence)
+            return Winner(problem, found.choice, latency, cost, certificate)
+    raise _infeasible(sampler, problem, goal, slo, node_limit)
+
+
+def _bounds(
+    goal: Goal, latency: NDArray[np.float32], cost: NDArray[np.float32]
+) -> list[tuple[NDArray[np.floating], float]]:
+    pairs: list[tuple[NDArray[np.floating], float]] = [(latency, goal.latency_bound_s), (cost, goal.cost_bound_usd)]
+    return [(values, bound) for values, bound in pairs if bound < inf]
+
+
+def _certificate(problem: Problem, goal: Goal, found: Found, verdict: Verdict, confidence: float) -> Certificate:
+    """The certificate of a plan that passed; the price of certainty is against the nominal percentile."""
+    assert found.choice is not None
+    nominal = search(problem, goal, incumbent=found.choice, node_limit=NOMINAL_NODES)
+    own = problem.score(found.choice, goal)
+    price = max(0.0, own / nominal.score - 1) if 0 < nominal.score < inf and own < inf else 0.0
+    return Certificate(
+        lower_bound=_rounded(found.lower_bound),
+        gap=_rounded(found.gap),
+        price_of_certainty=_rounded(price),
+        samples=verdict.samples,
+        violations=verdict.violations,
+        confidence=confidence,
+    )
+
+
+def _balance(objective: Balanced, problem: Problem, node_limit: int) -> Goal:
+    """The goal of a balance, its open scales being the cheapest plan's cost and the fastest plan's latency."""
+    plain = objective.goal(1.0, 1.0)
+    free = Goal(percentile=plain.percentile)
+    cheapest = solve(problem, free, node_limit).score
+    fastest = solve(problem, replace(free, cost_weight=0.0, latency_weight=1.0), node_limit).score
+    if cheapest == inf:
+        raise InfeasibleSlo("a plan", None, problem.workflow.order[0], 0.0)
+    return objective.goal(max(cheapest, 1e-12), max(fastest, 1e-12))
+
+
+def _infeasible(sampler: Sampler, problem: Problem, goal: Goal, slo: Slo | None, node_limit: int) -> InfeasibleSlo:
+    """What to tell: the nearest bound of the objective that a plan on the menu keeps with room to spare."""
+    words = str(slo) if slo else "a plan"
+    risk = SEARCH_SHARE * (1 - goal.percentile)
+    fastest = replace(goal, percentile=1 - risk, latency_bound_s=inf, cost_weight=0.0, latency_weight=1.0)
+    if goal.latency_bound_s < inf:
+        found = solve(problem, fastest, node_limit)
+        if found.choice is not None:
+            latency, cost = sampler.fresh(problem, found.choice, ATTEMPTS)
+            bound = _round_up(max(_at(latency, 1 - risk), found.score))
+            where = max(criticality(problem, found.choice), key=lambda c: c.path_share)
+            nearest = Nearest(bound, _at(latency, goal.percentile), _rounded(float(cost.mean())))
+            return InfeasibleSlo(str(slo.latency) if slo else words, nearest, where.stage, where.path_share)
+    if goal.cost_bound_usd < inf and (choice := _frugal(problem, 1 - risk, node_limit)) is not None:
+        latency, cost = sampler.fresh(problem, choice, ATTEMPTS)
+        bound = _round_up(max(_at(cost, 1 - risk), _at(problem.cost(choice), 1 - risk)))
+        where = max(criticality(problem, choice), key=lambda c: c.cost_share)
+        nearest = Nearest(bound, _at(latency, goal.percentile), _at(cost, goal.percentile))
+        return InfeasibleSlo(str(slo.budget) if slo else words, nearest, where.stage, where.cost_share)
+    return InfeasibleSlo(words, None, problem.workflow.order[0], 0.0)
+
+
+def _frugal(problem: Problem, at: float, node_limit: int) -> Choice | None:
+    """The plan of least cost at a percentile: the cheapest on average, then ever tighter budgets."""
+    found = solve(problem, Goal(percentile=at), node_limit)
+    best = found.choice
+    for _ in range(8):
+        if best is None:
+            return None
+        tighter = percentile(problem.cost(best), Goal(percentile=at).allowed(problem.n_samples)) * (1 - 1e-3)
+        found = solve(problem, Goal(percentile=at, cost_bound_usd=tighter), node_limit)
+        if found.choice is None:
+            return best
+        best = found.choice
+    return best
+
+
+def _quantiles(samples: NDArray[np.floating]) -> Quantiles:
+    mean = _rounded(float(samples.mean(dtype=np.float64)))
+    return Quantiles(mean, _at(samples, 0.5), _at(samples, 0.95), _at(samples, 0.99))
+
+
+def _at(samples: NDArray[np.floating], q: float) -> float:
+    return _rounded(percentile(samples, Goal(percentile=q).allowed(len(samples))))
+
+
+def _rounded(value: float, digits: int = 9) -> float:
+    """Nine significant digits: float32 sums hold seven, and files stay readable."""
+    return float(f"{value:.{digits}g}")
+
+
+def _round_up(value: float, digits: int = 4) -> float:
+    """The next number of four significant digits, as error messages print it."""
+    if value <= 0:
+        return value
+    scale = 10.0 ** (digits - 1 - floor(log10(value)))
+    return float(f"{ceil(value * scale * (1 + 1e-6)) / scale:.{digits}g}")

@@ -1,0 +1,94 @@
+"""Draws of a model for the planner: tables to search on, and fresh samples of one plan to test it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefect_slo.models.tables import SampleTables, upstream_sums
+from prefect_slo.planner.problem import Choice, Problem
+from prefect_slo.resources import Option
+from prefect_slo.workflow import Workflow
+
+TABLE_ENTRIES = 16_000_000
+"""Most draws in a table; with more options the search gets fewer samples, so that memory stays under 500 MB."""
+
+LEAST_SAMPLES = 500
+"""Samples that the search gets however large the menu is: 25 of them may break a bound at P95."""
+
+
+class TableSource(Protocol):
+    """A model of a workflow, as the planner sees it."""
+
+    @property
+    def workflow(self) -> Workflow:
+        """What it models."""
+        ...
+
+    def tables(
+        self,
+        n_samples: int,
+        rng: np.random.Generator,
+        *,
+        cold: bool = False,
+        choices: Mapping[str, Sequence[Option]] | None = None,
+    ) -> SampleTables:
+        """Draw ``n_samples`` runs.
+
+        Args:
+            n_samples: Number of runs.
+            rng: Source of every draw.
+            cold: Every worker starts cold.
+            choices: Options to draw for, by stage name; a stage that is missing gets its whole menu. One option per
+                stage gives the samples of one plan, and such an option may lie off the menu.
+        """
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Sampler:
+    """Draws of a model, each use with a stream of its own.
+
+    Attributes:
+        model: What is drawn from.
+        seed: Root of all streams.
+        cold: Whether workers start cold.
+        pins: Choices that are fixed.
+        samples: Samples per search.
+        fresh_samples: Samples per test.
+    """
+
+    model: TableSource
+    seed: int = 0
+    cold: bool = False
+    pins: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    samples: int = 4000
+    fresh_samples: int = 100_000
+
+    def problem(self, attempt: int = 0) -> Problem:
+        """The sampled problem of an attempt."""
+        most = max(LEAST_SAMPLES, TABLE_ENTRIES // table_rows(self.model.workflow))
+        rng = self._stream(0, attempt)
+        return Problem.of(self.model.tables(min(self.samples, most), rng, cold=self.cold), self.pins)
+
+    def fresh(
+        self, problem: Problem, choice: Choice, attempt: int = 0
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Latency and cost of a plan in samples that no search has seen, ``(fresh_samples,)`` each."""
+        choices = {name: (option,) for name, option in problem.option(choice).items()}
+        tables = self.model.tables(self.fresh_samples, self._stream(1, attempt), cold=self.cold, choices=choices)
+        single = Problem.of(tables)
+        only = (0,) * len(single.stages)
+        return single.latency(only), single.cost(only)
+
+    def _stream(self, use: int, attempt: int) -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence([self.seed, use, attempt]))
+
+
+def table_rows(workflow: Workflow) -> int:
+    """Rows that tables can have at most: Σ over stages of options × upstream worker counts."""
+    return sum(len(upstream_sums(workflow, stage.name)) * len(stage.menu.options()) for stage in workflow.stages)

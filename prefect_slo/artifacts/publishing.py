@@ -1,0 +1,130 @@
+"""Plans and runs as Prefect artifacts. A failure to publish never reaches the flow: it is logged once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from prefect_slo.artifacts.forecast import RunActual, StageForecast
+from prefect_slo.artifacts.plan_view import plan_markdown, plan_table
+from prefect_slo.artifacts.run_view import attainment_markdown
+from prefect_slo.attainment import Attainment
+from prefect_slo.plan import Plan
+from prefect_slo.workflow import Workflow
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.actions import ArtifactCreate
+
+_failures: Counter[str] = Counter()
+
+
+def publish_plan(
+    flow_name: str,
+    plan: Plan,
+    *,
+    workflow: Workflow,
+    forecasts: Mapping[str, StageForecast] | None = None,
+    flow_run_id: UUID | None = None,
+) -> tuple[UUID, ...]:
+    """Publish the table ``slo-plan-<flow>`` and the graph ``slo-graph-<flow>``.
+
+    Blocks for two API writes; call it from a thread where an event loop is running.
+
+    Args:
+        flow_name: Name of the flow; part of the artifacts' keys, so that each plan is a version of the one before.
+        plan: The plan.
+        workflow: The graph it was made for.
+        forecasts: What it predicts of its stages.
+        flow_run_id: Run that the artifacts belong to, where there is one.
+
+    Returns:
+        Ids of the artifacts; none where the API could not be reached.
+    """
+    asked = f"Asked: {plan.objective}." if plan.objective else "No bound was asked for."
+    return _publish(
+        lambda: [
+            _artifact("table", key("plan", flow_name), json.dumps(plan_table(plan, forecasts)), asked, flow_run_id),
+            _artifact(
+                "markdown", key("graph", flow_name), plan_markdown(plan, workflow, forecasts), asked, flow_run_id
+            ),
+        ]
+    )
+
+
+def publish_attainment(
+    flow_name: str,
+    plan: Plan,
+    actual: RunActual,
+    *,
+    attainment: Attainment,
+    forecasts: Mapping[str, StageForecast] | None = None,
+    history: Sequence[RunActual] = (),
+    flow_run_id: UUID | None = None,
+) -> tuple[UUID, ...]:
+    """Publish predicted against actual of one run as ``slo-attainment-<flow>``.
+
+    Blocks for one API write; call it from a thread where an event loop is running.
+
+    Args:
+        flow_name: Name of the flow; part of the artifact's key, so that each run is a version of the one before.
+        plan: The plan that was run.
+        actual: What the run took.
+        attainment: Over all runs so far, this one included.
+        forecasts: What the plan predicted of its stages.
+        history: Earlier runs, oldest first.
+        flow_run_id: Run that the artifact belongs to, where there is one.
+
+    Returns:
+        Id of the artifact; none where the API could not be reached.
+    """
+    told = f"Predicted against actual; {attainment.met} of {attainment.runs} runs kept the bound."
+    return _publish(
+        lambda: [
+            _artifact(
+                "markdown",
+                key("attainment", flow_name),
+                attainment_markdown(plan, actual, attainment=attainment, forecasts=forecasts, history=history),
+                told,
+                flow_run_id,
+            )
+        ]
+    )
+
+
+def key(kind: str, flow_name: str) -> str:
+    """An artifact key: lowercase letters, digits and dashes, which is all that the API takes.
+
+    >>> key("plan", "My Flow (v2)")
+    'slo-plan-my-flow-v2'
+    """
+    return f"slo-{kind}-{re.sub(r'[^a-z0-9]+', '-', flow_name.lower()).strip('-') or 'flow'}"
+
+
+def _artifact(kind: str, name: str, data: str, description: str, flow_run_id: UUID | None) -> ArtifactCreate:
+    from prefect.client.schemas.actions import ArtifactCreate
+
+    return ArtifactCreate(key=name, type=kind, description=description, data=data, flow_run_id=flow_run_id)
+
+
+def _publish(render: Callable[[], list[ArtifactCreate]]) -> tuple[UUID, ...]:
+    """Create the artifacts; whatever goes wrong is logged as a warning the first time, and counted after that."""
+    from prefect.client.orchestration import get_client
+    from prefect.logging import get_logger
+
+    try:
+        artifacts = render()
+        with get_client(sync_client=True) as client:
+            return tuple(client.create_artifact(artifact).id for artifact in artifacts)
+    except Exception as error:
+        name = type(error).__name__
+        _failures[name] += 1
+        level = logging.WARNING if _failures[name] == 1 else logging.DEBUG
+        get_logger("slo").log(
+            level, "An artifact was not published (%s: %s; %d so far). The run goes on.", name, error, _failures[name]
+        )
+        return ()

@@ -1,0 +1,75 @@
+"""The backends that need nothing else: worker processes shared by the whole process, threads per flow run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from prefect.settings import get_current_settings
+
+from prefect_slo.runner.backends.processes import ProcessBackend
+from prefect_slo.runner.backends.protocol import Backend
+from prefect_slo.runner.backends.threads import ThreadBackend
+from prefect_slo.runner.rules import PROCESS, THREAD
+
+PRELOAD = ("prefect", "prefect.main", "prefect.task_engine", "prefect_slo.runner.program")
+"""Modules that every worker has imported before it is asked for: importing Prefect takes most of a second."""
+
+
+class LocalBackends(Mapping[str, Backend]):
+    """``process`` and ``thread``, made when first asked for.
+
+    Args:
+        client: The flow run's API client: workers are told its address, else each would start a server of its own.
+    """
+
+    def __init__(self, client: Any = None) -> None:
+        self._client = client
+        self._made: dict[str, Backend] = {}
+
+    def __getitem__(self, pool: str) -> Backend:
+        if pool not in self._made:
+            self._made[pool] = self._make(pool)
+        return self._made[pool]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((PROCESS, THREAD))
+
+    def __len__(self) -> int:
+        return 2
+
+    def processes_available(self) -> bool:
+        """Whether this machine can have worker processes."""
+        return ProcessBackend.available()
+
+    def close(self) -> None:
+        """Let go of what belongs to this flow run; worker processes stay warm for the next."""
+        threads = self._made.pop(THREAD, None)
+        if threads is not None:
+            threads.shutdown()
+
+    def _make(self, pool: str) -> Backend:
+        if pool == THREAD:
+            return ThreadBackend()
+        if pool == PROCESS:
+            return ProcessBackend.shared(env=worker_environment(self._client), preload=PRELOAD)
+        raise KeyError(pool)
+
+
+def worker_environment(client: Any) -> dict[str, str]:
+    """Prefect's settings as environment variables, with the address of the API that the flow run talks to."""
+    env = get_current_settings().to_environment_variables(exclude_unset=True)
+    address = getattr(client, "api_url", None)
+    if address is not None:
+        env["PREFECT_API_URL"] = str(address)
+    env["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"
+    return env
+
+
+def usable_vcpus() -> int:
+    """vCPUs that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1

@@ -1,0 +1,61 @@
+"""One item: a call of a task, with everything that Prefect's engine needs to run it somewhere else."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from contextvars import Context
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from prefect import Task
+from prefect.client.schemas.objects import RunInput, State
+
+
+@dataclass(slots=True)
+class Call:
+    """A submitted call of a task.
+
+    Attributes:
+        item: Its id within the flow run.
+        stage: Name of its stage.
+        task: The task.
+        task_run_id: Chosen at submission (uuid7, so that the id tells when).
+        parameters: Bound arguments; may hold futures until the call is ready.
+        wait_for: Futures to wait for, or ``None``.
+        dependencies: Upstream task runs by parameter name: the edges that the UI draws.
+        context: Context variables at submission: flow run, tags, settings.
+        tags: Tags in force at submission.
+        future: Completed with the final state.
+        has_inputs: Whether parameters or ``wait_for`` hold futures or states.
+        submitted: When (monotonic).
+        ready: When the last upstream result was there (monotonic).
+    """
+
+    item: int
+    stage: str
+    task: Task[Any, Any]
+    task_run_id: UUID
+    parameters: dict[str, Any]
+    wait_for: list[Any] | None
+    dependencies: dict[str, set[RunInput]] | None
+    context: Context
+    tags: frozenset[str]
+    future: Future[State[Any]] = field(default_factory=Future)
+    has_inputs: bool = False
+    submitted: float = 0.0
+    ready: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """An item whose engine raised instead of ending in a state (``SystemExit``, a pause, an abort)."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """An item that ran without Prefect's engine (levels ``summary`` and ``bare``) and returned a value."""
+
+    value: Any

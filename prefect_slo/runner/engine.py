@@ -1,0 +1,243 @@
+"""Running one call: by Prefect's task engine (level ``full``), or bare with one record at the end, or bare with none.
+
+``full`` gives whatever Prefect gives: states, retries, caching, timeouts, hooks, logs. ``summary`` and ``bare`` call
+the task's function and are only for tasks that ask for none of these (``eligible``); ``summary`` then emits a single
+terminal event that carries the measured start and end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from prefect import Task, tags
+from prefect.client.schemas.objects import RunInput, State, StateDetails
+from prefect.context import FlowRunContext
+from prefect.logging import get_run_logger
+from prefect.results import ResultRecord, ResultRecordMetadata  # type: ignore[attr-defined]
+from prefect.states import Completed, Failed, Pending, format_exception
+from prefect.task_engine import (
+    _create_task_run_locally,
+    return_value_to_state_sync,  # type: ignore[attr-defined]
+    run_task_async,
+    run_task_sync,
+)
+from prefect.utilities.callables import parameters_to_args_kwargs
+from prefect.utilities.collections import visit_collection
+from prefect.utilities.engine import emit_task_run_state_change_event, resolve_to_final_result
+
+from prefect_slo.plan import Record
+from prefect_slo.runner.calls import Raised, Returned
+
+
+def eligible(task: Task[Any, Any], *, persisted: bool, tagged: bool) -> bool:
+    """Whether a task asks for nothing that levels ``summary`` and ``bare`` leave out.
+
+    Args:
+        task: The task.
+        persisted: Whether its results are persisted, by itself or by default.
+        tagged: Whether tags are in force (a tag may carry a concurrency limit, which the engine enforces).
+    """
+    hooks = (
+        task.on_completion_hooks
+        + task.on_failure_hooks
+        + task.on_running_hooks
+        + task.on_rollback_hooks
+        + task.on_commit_hooks
+    )
+    wants = (task.retries, task.timeout_seconds, task.cache_expiration, task.cache_key_fn, task.result_storage_key)
+    return not (any(wants) or hooks or persisted or tagged or task.tags or task.isgenerator or task.log_prints)
+
+
+def run_full(
+    task: Task[Any, Any],
+    task_run_id: UUID,
+    *,
+    parameters: dict[str, Any],
+    wait_for: list[Any] | None,
+    dependencies: dict[str, set[RunInput]] | None,
+    runner: asyncio.Runner | None = None,
+) -> State[Any] | Raised:
+    """Run a call by Prefect's task engine, to its final state."""
+    call: dict[str, Any] = {
+        "task": task,
+        "task_run_id": task_run_id,
+        "parameters": parameters,
+        "wait_for": wait_for,
+        "dependencies": dependencies,
+        "return_type": "state",
+    }
+    try:
+        if task.isasync:
+            coroutine = run_task_async(**call)
+            state = runner.run(coroutine) if runner is not None else asyncio.run(coroutine)
+        else:
+            state = run_task_sync(**call)
+    except BaseException as error:  # the engine re-raises what is not the task's own failure: it belongs to the caller
+        return Raised(error)
+    return state  # type: ignore[return-value]
+
+
+def run_bare(
+    task: Task[Any, Any],
+    task_run_id: UUID,
+    *,
+    parameters: dict[str, Any],
+    wait_for: list[Any] | None,
+    dependencies: dict[str, set[RunInput]] | None,
+    record: Record,
+    resolve: bool,
+    runner: asyncio.Runner | None = None,
+) -> State[Any] | Returned | Raised:
+    """Call the task's function, and at level ``summary`` emit its one event.
+
+    A value comes back as it is (``Returned``); a failure, or upstream work that failed, takes Prefect's engine
+    (``run_full``) or its states, so that it looks the same at every level.
+    """
+    if wait_for or resolve:
+        try:
+            values = _resolved(parameters, wait_for)
+        except Exception:  # an upstream failed: the engine says so in Prefect's own way
+            return run_full(
+                task,
+                task_run_id,
+                parameters=parameters,
+                wait_for=wait_for,
+                dependencies=dependencies,
+                runner=runner,
+            )
+    else:
+        values = parameters
+    started, begun = datetime.now(UTC), time.monotonic()
+    try:
+        result = _call(task, values, runner)
+    except Exception as error:
+        state = _failed(error, task)
+        _finish(state, task_run_id)
+        _emit(task, task_run_id, state, parameters, wait_for, dependencies, started, time.monotonic() - begun)
+        return state
+    except BaseException as error:
+        return Raised(error)
+    if record == "summary" or isinstance(result, State):
+        state = completed(result, task_run_id)
+        _emit(task, task_run_id, state, parameters, wait_for, dependencies, started, time.monotonic() - begun)
+        if isinstance(result, State):
+            return state
+    return Returned(result)
+
+
+def completed(value: Any, task_run_id: UUID, flow_run_id: UUID | None = None) -> State[Any]:
+    """The final state of a call that returned ``value``; a returned state is taken as Prefect takes it."""
+    context = FlowRunContext.get()
+    if isinstance(value, State) and context is not None:
+        state = return_value_to_state_sync(value, result_store=context.result_store)
+    else:
+        data: Any = ResultRecord.model_construct(metadata=_METADATA, result=value)
+        state = Completed(data=data)
+    if flow_run_id is None and context is not None and context.flow_run is not None:
+        flow_run_id = context.flow_run.id
+    return _finish(state, task_run_id, flow_run_id)
+
+
+def record_ending(
+    task: Task[Any, Any],
+    task_run_id: UUID,
+    state: State[Any],
+    *,
+    parameters: Mapping[str, Any],
+    dependencies: dict[str, set[RunInput]] | None,
+) -> None:
+    """Emit the final state of a call that no engine could end: its worker is gone."""
+    _emit(task, task_run_id, _finish(state, task_run_id), dict(parameters), None, dependencies, None, 0.0)
+
+
+_METADATA = ResultRecordMetadata()
+
+
+def _call(task: Task[Any, Any], values: dict[str, Any], runner: asyncio.Runner | None) -> Any:
+    args, kwargs = parameters_to_args_kwargs(task.fn, values)
+    if not task.isasync:
+        return task.fn(*args, **kwargs)
+    coroutine = task.fn(*args, **kwargs)
+    return runner.run(coroutine) if runner is not None else asyncio.run(coroutine)
+
+
+def _resolved(parameters: dict[str, Any], wait_for: list[Any] | None) -> dict[str, Any]:
+    """Arguments with states replaced by their results.
+
+    Raises:
+        UpstreamTaskError: An upstream did not complete.
+    """
+    for upstream in wait_for or ():
+        visit_collection(
+            upstream, resolve_to_final_result, return_data=False, max_depth=-1, remove_annotations=True, context={}
+        )
+    return {
+        name: visit_collection(
+            value,
+            resolve_to_final_result,
+            return_data=True,
+            max_depth=-1,
+            remove_annotations=True,
+            context={"parameter_name": name},
+        )
+        for name, value in parameters.items()
+    }
+
+
+def _failed(error: Exception, task: Task[Any, Any]) -> State[Any]:
+    if (context := FlowRunContext.get()) is not None:
+        get_run_logger(context).error("Task %r failed with exception: %r", task.name, error, exc_info=True)
+    return Failed(data=error, message=f"Task run encountered an exception {format_exception(error)}")
+
+
+def _finish(state: State[Any], task_run_id: UUID, flow_run_id: UUID | None = None) -> State[Any]:
+    if flow_run_id is None:
+        context = FlowRunContext.get()
+        flow_run_id = context.flow_run.id if context is not None and context.flow_run is not None else None
+    state.state_details = StateDetails.model_construct(
+        **{**StateDetails().__dict__, "task_run_id": task_run_id, "flow_run_id": flow_run_id}
+    )
+    return state
+
+
+def _emit(
+    task: Task[Any, Any],
+    task_run_id: UUID,
+    state: State[Any],
+    parameters: dict[str, Any],
+    wait_for: list[Any] | None,
+    dependencies: dict[str, set[RunInput]] | None,
+    started: datetime | None,
+    elapsed_s: float,
+) -> None:
+    """One terminal event whose task run carries the measured start and end."""
+    task_run = _create_task_run_locally(
+        task,
+        id=task_run_id,
+        parameters=parameters,
+        wait_for=wait_for,
+        extra_task_inputs={k: v for k, v in (dependencies or {}).items() if k in parameters} or None,
+    )
+    state.timestamp = (started or datetime.now(UTC)) + timedelta(seconds=elapsed_s)  # type: ignore[assignment]
+    if started is not None:
+        task_run.start_time = started  # type: ignore[assignment]
+        task_run.end_time = state.timestamp
+        task_run.total_run_time = timedelta(seconds=elapsed_s)
+        task_run.run_count = 1
+    pending: State[Any] = Pending()
+    task_run.state, task_run.state_type, task_run.state_name = state, state.type, state.name
+    emit_task_run_state_change_event(task_run=task_run, initial_state=pending, validated_state=state)
+
+
+def under_tags(names: frozenset[str]) -> ExitStack:
+    """A context in which exactly these tags are in force on top of the flow run's own."""
+    stack = ExitStack()
+    if names:
+        stack.enter_context(tags(*names))
+    return stack

@@ -1,0 +1,115 @@
+"""What the task runner is told about a run (a recipe), and what it tells back (an observed run).
+
+Whoever decides implements ``Director``; the runner only obeys, and works without one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from prefect_slo.observation import Invocation, StageRun
+from prefect_slo.plan import Plan, Record
+from prefect_slo.pricing import PriceList, price_list
+from prefect_slo.resources import Size
+from prefect_slo.workflow import Workflow
+
+Isolation = Literal["auto", "process", "thread"]
+"""Where a stage's items run: worker processes, threads, or processes as long as everything pickles."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to run one flow run.
+
+    Attributes:
+        plan: Stage plans by stage name; stages without one run by the fields below.
+        isolation: ``process`` pins worker processes (a typed error where something doesn't pickle), ``auto`` prefers
+            them, ``thread`` pins threads.
+        workers: Workers of a stage without a plan; ``None`` means as many as there are vCPUs in processes, and no
+            limit in threads.
+        record: Record level of stages without a plan; ``auto`` goes by measured item times.
+        bundle: Items per dispatch of stages without a plan; ``None`` goes by measured item times.
+        on_threads: Stages that are known not to pickle.
+        ladders: Larger sizes by stage, for items that run out of memory.
+        prices: What reserved time costs.
+    """
+
+    plan: Plan | None = None
+    isolation: Isolation = "auto"
+    workers: int | None = None
+    record: Record | Literal["auto"] = "auto"
+    bundle: int | None = None
+    on_threads: frozenset[str] = frozenset()
+    ladders: Mapping[str, tuple[Size, ...]] = field(default_factory=dict)
+    prices: PriceList = field(default_factory=lambda: price_list("local"))
+
+
+@dataclass(frozen=True)
+class StageSeen:
+    """A stage as one run has shown it: what its model is stored under, and where it ran.
+
+    Attributes:
+        key: Task key without the hash of its code.
+        source: Hash of its code: the model's version.
+        pickles: Whether its arguments and results travel between processes; ``None`` where it was not tried.
+        pool: Pool that it ran on at the end.
+    """
+
+    key: str
+    source: str
+    pickles: bool | None
+    pool: str
+
+
+@dataclass(frozen=True)
+class ObservedRun:
+    """What one flow run has shown.
+
+    Attributes:
+        run_id: The flow run's id.
+        flow_name: The flow's name.
+        recipe: How it was run.
+        workflow: Its stage graph, with empty menus; ``None`` where it submitted nothing.
+        stages: By stage name.
+        stage_runs: One row per stage that ran to its end.
+        invocations: One per bundle.
+        latency_s: Flow function entry to return; ``nan`` where the flow wasn't timed.
+        cost_usd: Reserved vCPU-seconds and GB-seconds at the price list.
+        clean: Whether everything ended well: other runs never train a model.
+        started_at: Unix time.
+        parameters: The flow's parameters.
+    """
+
+    run_id: str
+    flow_name: str
+    recipe: Recipe
+    workflow: Workflow | None
+    stages: Mapping[str, StageSeen]
+    stage_runs: tuple[StageRun, ...]
+    invocations: tuple[Invocation, ...]
+    latency_s: float
+    cost_usd: float
+    clean: bool
+    started_at: float
+    parameters: Mapping[str, Any]
+
+
+class Director(Protocol):
+    """Decides how a run is run, and hears how it went. Must be picklable: it travels with the flow.
+
+    Neither method may fail the flow: what they raise is logged and the flow goes on by the default recipe.
+    """
+
+    def recipe(self, flow_name: str, run_id: str, parameters: Mapping[str, Any]) -> Recipe:
+        """How to run the flow run that submits its first task now."""
+        ...
+
+    def heard(self, invocation: Invocation, run_id: str) -> None:
+        """One bundle has ended."""
+        ...
+
+    def observed(self, run: ObservedRun) -> None:
+        """The flow run has ended."""
+        ...

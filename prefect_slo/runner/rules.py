@@ -1,0 +1,89 @@
+"""From a recipe and what a task declares to the rule by which the scheduler treats its stage."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import psutil
+from prefect import Task
+from prefect.transactions import get_transaction
+
+from prefect_slo.control import StageRule
+from prefect_slo.declaration import Declaration
+from prefect_slo.errors import SloError
+from prefect_slo.resources import Size
+from prefect_slo.runner.recipe import Recipe
+
+PROCESS, THREAD = "process", "thread"
+POOLS = {"default": PROCESS, PROCESS: PROCESS, THREAD: THREAD}
+"""Backends by pool name; ``default`` is what a menu has that names no pools."""
+
+RETRIES_WHEN_IDEMPOTENT = 2
+
+
+def stage_rule(
+    stage: str,
+    task: Task[Any, Any],
+    recipe: Recipe,
+    declaration: Declaration,
+    *,
+    processes: bool,
+    priority: float = 0.0,
+) -> StageRule:
+    """The rule of a stage at its first call.
+
+    Args:
+        stage: Its name.
+        task: Its task.
+        recipe: How the run is run.
+        declaration: What the user declared of the task.
+        processes: Whether this machine has the process backend.
+        priority: Served before stages with a lower one.
+
+    Raises:
+        SloError: The stage is pinned to processes inside a transaction that spans tasks.
+    """
+    planned = recipe.plan.stages.get(stage) if recipe.plan is not None else None
+    isolation = declaration.isolation if declaration.isolation != "auto" else recipe.isolation
+    pool = POOLS.get(planned.pool, planned.pool) if planned is not None else PROCESS
+    if declaration.pool is not None:
+        pool = POOLS.get(declaration.pool, declaration.pool)
+    pinned = isolation == PROCESS
+    if isolation == THREAD or stage in recipe.on_threads or not processes:
+        pool = THREAD
+    if get_transaction() is not None:
+        if pinned:
+            raise SloError(
+                f"stage {stage!r} is submitted inside a transaction and pinned to processes; a transaction "
+                "spans only the flow's own process. Set its isolation to 'auto' or 'thread'."
+            )
+        pool = THREAD
+    size = planned.size if planned is not None else Size(1, _all_memory_mb())
+    workers = planned.workers if planned is not None else recipe.workers
+    if workers is None and pool == PROCESS:
+        workers = os.cpu_count() or 1
+    if declaration.concurrency is not None:
+        workers = min(workers or declaration.concurrency, declaration.concurrency)
+    return StageRule(
+        pool=pool,
+        size=size,
+        workers=workers,
+        bundle=planned.bundle if planned is not None else recipe.bundle,
+        priority=priority,
+        loss_retries=loss_retries(task, declaration),
+        ladder=recipe.ladders.get(stage, ()),
+        fallback=THREAD if pool == PROCESS and not pinned else None,
+        rerun_unpicklable=declaration.idempotent is not False,
+    )
+
+
+def loss_retries(task: Task[Any, Any], declaration: Declaration) -> int:
+    """How often an item may run again after its worker was lost while it ran."""
+    if declaration.idempotent is False:
+        return 0
+    return max(task.retries, RETRIES_WHEN_IDEMPOTENT) if declaration.idempotent else task.retries
+
+
+def _all_memory_mb() -> int:
+    return int(psutil.virtual_memory().total // 2**20)

@@ -1,0 +1,421 @@
+"""The task runner: takes a flow's calls, places them in stages, and runs them by a recipe."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
+from contextvars import copy_context
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, Literal, Self
+
+from prefect import Task
+from prefect.client.schemas.objects import RunInput, State
+from prefect.context import FlowRunContext, TagsContext
+from prefect.futures import PrefectConcurrentFuture, PrefectFuture, PrefectFutureList
+from prefect.logging import get_run_logger
+from prefect.results import get_default_persist_setting_for_tasks, should_persist_result
+from prefect.task_runners import TaskRunner
+from prefect.utilities.annotations import allow_failure, unmapped
+
+from prefect_slo.control.recording import record_level
+from prefect_slo.declaration import Declaration, declared
+from prefect_slo.errors import InvalidValue
+from prefect_slo.observation import Invocation
+from prefect_slo.plan import Plan, Record
+from prefect_slo.runner import engine, worker_state
+from prefect_slo.runner.backends.local import LocalBackends, usable_vcpus
+from prefect_slo.runner.calls import Call, Raised
+from prefect_slo.runner.graph import StageGraph
+from prefect_slo.runner.ids import uuid7
+from prefect_slo.runner.inputs import find_inputs, run_ids
+from prefect_slo.runner.measure import Measure
+from prefect_slo.runner.recipe import Director, Isolation, ObservedRun, Recipe, StageSeen
+from prefect_slo.runner.rules import PROCESS, THREAD, stage_rule
+from prefect_slo.runner.session import Session
+
+FLUSH = 256
+"""Items of a ``.map`` handed over at a time: enough to bundle, soon enough to start."""
+
+
+class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
+    """Runs tasks by a plan: so many workers of such a size for each stage, items in bundles, warm worker processes.
+
+    Without a plan it is a fast process pool (or thread pool) that keeps Prefect's states, retries, caching, logs,
+    edges and tags. With ``@slo`` a director makes the plans.
+
+    Args:
+        plan: Stage plans by stage name; other stages run by the arguments below.
+        isolation: ``auto``: worker processes, and threads for what doesn't pickle; ``process``: processes or a typed
+            error; ``thread``: threads.
+        max_workers: Workers of a stage without a plan.
+        record: Record level of stages without a plan: ``full``, ``summary``, ``bare``, or ``auto`` by measured times.
+        bundle: Items per dispatch; by default bundles grow from measured item times.
+        stages: Declarations by task name, as ``slo_task`` makes them.
+        director: Decides about each run in place of the arguments above, and hears how it went.
+
+    Raises:
+        InvalidValue: A value that an argument may not hold.
+
+    Example:
+        ```python
+        from prefect import flow, task
+        from prefect_slo import SLOTaskRunner
+
+        @task
+        def square(x: int) -> int:
+            return x * x
+
+        @flow(task_runner=SLOTaskRunner(max_workers=2))
+        def squares(n: int) -> list[int]:
+            return square.map(range(n)).result()
+        ```
+    """
+
+    def __init__(
+        self,
+        plan: Plan | None = None,
+        *,
+        isolation: Isolation = "auto",
+        max_workers: int | None = None,
+        record: Record | Literal["auto"] = "auto",
+        bundle: int | None = None,
+        stages: Mapping[str, Declaration | Mapping[str, Any]] | None = None,
+        director: Director | None = None,
+    ) -> None:
+        super().__init__()
+        if isolation not in ("auto", "process", "thread"):
+            raise InvalidValue("isolation", isolation, "'auto', 'process' or 'thread'")
+        if record not in ("auto", "full", "summary", "bare"):
+            raise InvalidValue("record", record, "'auto', 'full', 'summary' or 'bare'")
+        for name, value in (("max_workers", max_workers), ("bundle", bundle)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise InvalidValue(name, value, "a whole number of at least 1")
+        self.recipe = Recipe(plan, isolation, max_workers, record, bundle)
+        self.stages = {name: Declaration.of(value) for name, value in (stages or {}).items()}
+        self.director = director
+        self.clock = FlowClock()
+        self._run: _Run | None = None
+        self._lock = threading.Lock()
+
+    def duplicate(self) -> Self:
+        copy = type(self)(stages=self.stages, director=self.director)
+        copy.recipe = self.recipe
+        return copy
+
+    def submit(  # type: ignore[override]
+        self,
+        task: Task[Any, Any],
+        parameters: dict[str, Any],
+        wait_for: Iterable[PrefectFuture[Any]] | None = None,
+        dependencies: dict[str, set[RunInput]] | None = None,
+    ) -> PrefectConcurrentFuture[Any]:
+        """Take one call; returns a future of its final state at once."""
+        if not self._started:
+            raise RuntimeError("The task runner must be started before submitting work.")
+        waits = list(wait_for) if wait_for is not None else None
+        if worker_state.is_worker():
+            return _run_in_place(task, parameters, waits, dependencies)
+        return self._running().submit(task, parameters, waits, dependencies)
+
+    def map(  # type: ignore[override]
+        self,
+        task: Task[Any, Any],
+        parameters: dict[str, Any | unmapped[Any] | allow_failure[Any]],
+        wait_for: Iterable[PrefectFuture[Any]] | None = None,
+    ) -> PrefectFutureList[PrefectConcurrentFuture[Any]]:
+        """Take a call per element; they are handed over together, so that small ones can travel in bundles."""
+        if not self._started or worker_state.is_worker():
+            return super().map(task, parameters, wait_for)
+        run = self._running()
+        with run.gathering():
+            return super().map(task, parameters, wait_for)
+
+    def cancel_all(self) -> None:
+        """End everything that runs; nothing on a runner that has not been started."""
+        if self._run is not None:
+            self._run.close(at_once=True)
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self.clock.entered = time.monotonic()
+        return self
+
+    def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
+        run, self._run = self._run, None
+        try:
+            if run is not None:
+                interrupted = exc_type is not None and not issubclass(exc_type, Exception)
+                run.close(at_once=interrupted)
+                run.report(self.clock, failed=exc_type is not None)
+        finally:
+            super().__exit__(exc_type, exc_value, traceback)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, SLOTaskRunner):
+            return NotImplemented
+        return (self.recipe, self.stages, self.director) == (other.recipe, other.stages, other.director)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"recipe": self.recipe, "stages": self.stages, "director": self.director}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(stages=state["stages"], director=state["director"])  # type: ignore[misc]
+        self.recipe = state["recipe"]
+
+    def _running(self) -> _Run:
+        with self._lock:
+            if self._run is None:
+                self._run = _Run(self)
+            return self._run
+
+
+@dataclass
+class FlowClock:
+    """When the flow function was entered and left (monotonic); the runner's own entry where nobody says."""
+
+    entered: float = 0.0
+    returned: float | None = None
+
+    @property
+    def latency_s(self) -> float:
+        return self.returned - self.entered if self.returned is not None else float("nan")
+
+
+class _Run:
+    """What a runner holds while its flow run submits."""
+
+    def __init__(self, runner: SLOTaskRunner) -> None:
+        context = FlowRunContext.get()
+        self.flow_name = context.flow.name if context is not None and context.flow is not None else "flow"
+        flow_run = context.flow_run if context is not None else None
+        self.run_id = str(flow_run.id) if flow_run is not None else str(uuid7())
+        self.parameters = dict(context.parameters or {}) if context is not None else {}
+        self.started_at = time.time()
+        self._director, self._stages = runner.director, runner.stages
+        self._said: set[str] = set()
+        self._flow_context = copy_context()
+        self.recipe = self._ask_director() or runner.recipe
+        self._graph = StageGraph()
+        self._items = count(1)
+        self._lock = threading.Lock()
+        self._gathered = threading.local()
+        self._ineligible: set[str] = set()
+        self._declared: dict[str, Declaration] = {}
+        self._pools: dict[str, str] = {}
+        self._fallen: set[str] = set()
+        self._invocations: list[Invocation] = []
+        self.backends = LocalBackends(context.client if context is not None else None)
+        self.measure = Measure(self.recipe.prices, self._heard)
+        self.session = Session(
+            self.run_id,
+            self.backends,
+            context=self._flow_context,
+            measure=self.measure,
+            notice=self._notice,
+            level=self._level,
+            capacity={PROCESS: float(usable_vcpus())},
+        )
+
+    def submit(
+        self,
+        task: Task[Any, Any],
+        parameters: dict[str, Any],
+        wait_for: list[Any] | None,
+        dependencies: dict[str, set[RunInput]] | None,
+    ) -> PrefectConcurrentFuture[Any]:
+        inputs, has_inputs = find_inputs(parameters, dependencies)
+        task_run_id = uuid7()
+        tags = frozenset(TagsContext.get().current_tags)
+        with self._lock:
+            stage = self._graph.place(task, task_run_id, run_ids(inputs, wait_for))
+            rule = None if stage in self._pools else self._first_call(stage, task)
+        if tags:
+            self._ineligible.add(stage)
+        call = Call(
+            item=next(self._items),
+            stage=stage,
+            task=task,
+            task_run_id=task_run_id,
+            parameters=parameters,
+            wait_for=wait_for,
+            dependencies=inputs or None,
+            context=copy_context(),
+            tags=tags,
+            has_inputs=has_inputs or bool(wait_for),
+            submitted=time.monotonic(),
+        )
+        buffer: list[tuple[str, Any, Call]] | None = getattr(self._gathered, "calls", None)
+        if buffer is None:
+            self.session.submit(stage, rule, [call])
+        else:
+            buffer.append((stage, rule, call))
+            if len(buffer) >= FLUSH:
+                self._flush(buffer)
+        return PrefectConcurrentFuture(task_run_id=task_run_id, wrapped_future=call.future)
+
+    def gathering(self) -> _Gathering:
+        """While inside, calls of this thread are handed over together."""
+        return _Gathering(self)
+
+    def close(self, *, at_once: bool) -> None:
+        self.session.close(at_once=at_once)
+        self.backends.close()
+
+    def report(self, clock: FlowClock, *, failed: bool) -> None:
+        """Tell the director how it went."""
+        if self._director is None:
+            return
+        planned = self.recipe.plan.stages if self.recipe.plan is not None else {}
+        observed = ObservedRun(
+            run_id=self.run_id,
+            flow_name=self.flow_name,
+            recipe=self.recipe,
+            workflow=self._graph.workflow(self.flow_name),
+            stages={name: self._seen(name) for name in self._graph.stages},
+            stage_runs=self.measure.stage_runs(
+                self.run_id, lambda stage: planned[stage].workers if stage in planned else self.recipe.workers
+            ),
+            invocations=tuple(self._invocations),
+            latency_s=clock.latency_s,
+            cost_usd=self.measure.cost_usd,
+            clean=not failed and self.measure.clean,
+            started_at=self.started_at,
+            parameters=self.parameters,
+        )
+        try:
+            self._flow_context.run(self._director.observed, observed)
+        except Exception as error:
+            self._notice(f"What this run has shown could not be kept ({type(error).__name__}: {error}).")
+
+    # ---- private ----------------------------------------------------------------------------------------------------
+
+    def _ask_director(self) -> Recipe | None:
+        if self._director is None:
+            return None
+        try:
+            return self._director.recipe(self.flow_name, self.run_id, self.parameters)
+        except Exception as error:
+            self._notice(f"No plan for this run ({type(error).__name__}: {error}); it runs by the default.")
+            return Recipe(isolation="thread", record="full")
+
+    def _first_call(self, stage: str, task: Task[Any, Any]) -> Any:
+        declaration = self._stages.get(task.name, declared(task))
+        self._declared[stage] = declaration
+        rule = stage_rule(
+            stage,
+            task,
+            self.recipe,
+            declaration,
+            processes=self.backends.processes_available(),
+            priority=self._graph.depth_first().get(stage, 0.0),
+        )
+        persisted = task.persist_result
+        if persisted is None:
+            persisted = should_persist_result() or get_default_persist_setting_for_tasks()
+        if not engine.eligible(task, persisted=persisted, tagged=False):
+            self._ineligible.add(stage)
+        self._pools[stage] = rule.pool
+        return rule
+
+    def _level(self, stage: str) -> Record:
+        eligible = stage not in self._ineligible
+        wanted: Record | Literal["auto"] | None = self._declared[stage].record
+        if wanted is None:
+            planned = self.recipe.plan.stages.get(stage) if self.recipe.plan is not None else None
+            wanted = planned.record if planned is not None else self.recipe.record
+        if wanted == "auto":
+            return record_level(self.measure.submitted_items(stage), self.measure.mean_item_s(stage), eligible=eligible)
+        return wanted if eligible else "full"
+
+    def _seen(self, stage: str) -> StageSeen:
+        key, source = self._graph.key_of(stage)
+        pool = self._pools[stage]
+        if pool == THREAD:
+            return StageSeen(key, source, None, THREAD)
+        fallen = stage in self._fallen
+        return StageSeen(key, source, not fallen, THREAD if fallen else pool)
+
+    def _heard(self, invocation: Invocation) -> None:
+        self._invocations.append(invocation)
+        if self._director is not None:
+            try:
+                self._director.heard(invocation, self.run_id)
+            except Exception as error:
+                self._notice(f"Telemetry of this run is incomplete ({type(error).__name__}: {error}).")
+
+    def _notice(self, message: str, stage: str | None = None) -> None:
+        if stage is not None:
+            self._fallen.add(stage)
+        if message not in self._said:
+            self._said.add(message)
+            self._flow_context.copy().run(_log, message)
+
+    def _flush(self, buffer: list[tuple[str, Any, Call]]) -> None:
+        by_stage: dict[str, tuple[Any, list[Call]]] = {}
+        for stage, rule, call in buffer:
+            known, calls = by_stage.setdefault(stage, (rule, []))
+            calls.append(call)
+            by_stage[stage] = (known or rule, calls)
+        buffer.clear()
+        for stage, (rule, calls) in by_stage.items():
+            self.session.submit(stage, rule, calls)
+
+
+class _Gathering:
+    """Collects the calls of one ``.map``."""
+
+    def __init__(self, run: _Run) -> None:
+        self._run = run
+
+    def __enter__(self) -> None:
+        self._run._gathered.calls = []
+
+    def __exit__(self, *_: object) -> None:
+        buffer = self._run._gathered.calls
+        self._run._gathered.calls = None
+        self._run._flush(buffer)
+
+
+def _run_in_place(
+    task: Task[Any, Any],
+    parameters: dict[str, Any],
+    wait_for: list[Any] | None,
+    dependencies: dict[str, set[RunInput]] | None,
+) -> PrefectConcurrentFuture[Any]:
+    """A call submitted from inside a worker: run now, before this returns."""
+    task_run_id = uuid7()
+    future: Future[State[Any]] = Future()
+
+    def run() -> None:
+        result = engine.run_full(task, task_run_id, parameters=parameters, wait_for=wait_for, dependencies=dependencies)
+        if isinstance(result, Raised):
+            future.set_exception(result.error)
+        else:
+            future.set_result(result)
+
+    if task.isasync and _loop_is_running():
+        thread = threading.Thread(target=copy_context().run, args=(run,), name="prefect-slo-nested")
+        thread.start()
+        thread.join()
+    else:
+        run()
+    return PrefectConcurrentFuture(task_run_id=task_run_id, wrapped_future=future)
+
+
+def _loop_is_running() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _log(message: str) -> None:
+    get_run_logger(FlowRunContext.get()).warning(message)

@@ -1,0 +1,49 @@
+"""Importing the package costs about what importing Prefect costs, and nothing heavy comes along."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("pandas", "cvxpy", "boto3", "botocore", "scipy", "networkx", "sklearn", "pyarrow", "prefect.server")
+
+NEW_MODULES = """
+import sys
+{before}
+had = set(sys.modules)
+import prefect_slo
+print(*(set(sys.modules) - had), sep="\\n")
+"""
+
+CPU_SECONDS = """
+import time
+start = time.process_time()
+import {modules}
+print(time.process_time() - start)
+"""
+
+
+def fresh(code: str) -> str:
+    """What ``code`` prints in a new interpreter."""
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize("before", ["", "import prefect"])
+def test_heavy_libraries_are_imported_only_when_needed(before: str) -> None:
+    new = fresh(NEW_MODULES.format(before=before)).split()
+    assert "prefect_slo" in new
+    assert not [name for name in new if name.startswith(HEAVY)]
+
+
+@pytest.mark.slow
+def test_the_package_imports_in_115_percent_of_prefects_time() -> None:
+    """Medians of CPU time, the two taken in turn so that a busy machine slows both."""
+    pairs = [
+        [float(fresh(CPU_SECONDS.format(modules=modules))) for modules in ("prefect", "prefect, prefect_slo")]
+        for _ in range(7)
+    ]
+    prefect_s, ours_s = (statistics.median(column) for column in zip(*pairs, strict=True))
+    assert ours_s <= 1.15 * prefect_s

@@ -41,7 +41,7 @@ def fold(records: Iterable[RunRecord]) -> Observations:
     latencies = {
         record.run_id: record.latency_s
         for record in records
-        if record.status == "completed" and record.source == "run" and math.isfinite(record.latency_s)
+        if record.status == "completed" and record.own and math.isfinite(record.latency_s)
     }
     return Observations(table(stages), tuple(stage.key for stage in stages), latencies)
 
@@ -49,8 +49,9 @@ def fold(records: Iterable[RunRecord]) -> Observations:
 def table(stages: Sequence[StageRecord]) -> StageRuns:
     """Stage records as a stage-run table, knobs and features as extra columns (``None`` where a row has none)."""
     runs = StageRuns.of(stage.row for stage in stages)
-    names = sorted({name for stage in stages for name in stage.extra})
-    return StageRuns(runs.columns, {name: _column([stage.extra.get(name) for stage in stages]) for name in names})
+    extras = [{**stage.features, **stage.knobs} for stage in stages]
+    names = sorted({name for extra in extras for name in extra})
+    return StageRuns(runs.columns, {name: _column([extra.get(name) for extra in extras]) for name in names})
 
 
 def summarise(

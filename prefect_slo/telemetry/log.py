@@ -90,7 +90,13 @@ class RunLog:
         self._write({"t": "i", **compact(invocation)})
 
     def stage_run(
-        self, row: StageRun, key: StageKey, *, status: Status = "completed", extra: Mapping[str, Any] | None = None
+        self,
+        row: StageRun,
+        key: StageKey,
+        *,
+        status: Status = "completed",
+        knobs: Mapping[str, Any] | None = None,
+        features: Mapping[str, Any] | None = None,
     ) -> None:
         """Add what one stage took, and sync soon.
 
@@ -98,9 +104,11 @@ class RunLog:
             row: What was measured.
             key: What its model is kept under.
             status: Anything but ``completed`` is kept and never trains.
-            extra: Values of knobs and features of the input, JSON scalars by name.
+            knobs: Values of the task's knobs, JSON scalars by name.
+            features: What is known of the input (its size, …), JSON scalars by name.
         """
-        self._write({"t": "stage", **stage_document(StageRecord(row, key, status, plain(extra or {})))})
+        record = StageRecord(row, key, status, plain(knobs or {}), plain(features or {}))
+        self._write({"t": "stage", **stage_document(record)})
         self._urgent.set()
         self._dirty.set()
 

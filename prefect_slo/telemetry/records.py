@@ -47,13 +47,15 @@ class StageRecord:
         row: What was measured.
         key: What its model is kept under.
         status: How the stage ended; ``cached`` when any of its results came from a cache.
-        extra: Values of knobs and features of the input: JSON scalars by name.
+        knobs: Values of the task's knobs, JSON scalars by name.
+        features: What is known of the input (its size, …), JSON scalars by name.
     """
 
     row: StageRun
     key: StageKey
     status: Status = "completed"
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+    features: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_status(self.status)
@@ -73,8 +75,8 @@ class RunRecord:
         invocations: What ran on each worker; a sample of them where there were very many.
         workflow: The stage graph that the run showed, as a workflow document; ``None`` before the first call.
         facts: Everything else: objective, plan, prediction, mode, versions, machine.
-        source: ``run`` for runs of the flow itself; otherwise where the rows came from, and then its latency and its
-            branches say nothing about this flow.
+        source: ``run`` for a run by this package, ``history`` for one found in Prefect's own records; anything else
+            names another flow that the rows were taken from, and then latency and branches say nothing about this one.
     """
 
     flow: str
@@ -90,6 +92,11 @@ class RunRecord:
 
     def __post_init__(self) -> None:
         check_status(self.status)
+
+    @property
+    def own(self) -> bool:
+        """Whether it is a run of this flow, and not rows from elsewhere."""
+        return self.source in ("run", "history")
 
     @property
     def training(self) -> tuple[StageRecord, ...]:
@@ -158,15 +165,16 @@ def stage_document(stage: StageRecord) -> dict[str, Any]:
     document: dict[str, Any] = {"row": compact(stage.row), "key": [*stage.key.code, stage.key.hardware]}
     if stage.status != "completed":
         document["status"] = stage.status
-    if stage.extra:
-        document["extra"] = dict(stage.extra)
+    for name in ("knobs", "features"):
+        if content := getattr(stage, name):
+            document[name] = dict(content)
     return document
 
 
 def read_stage(document: Mapping[str, Any]) -> StageRecord:
     """The stage record that ``stage_document`` wrote."""
-    row = expand(StageRun, document["row"])
-    return StageRecord(row, StageKey(*document["key"]), document.get("status", "completed"), document.get("extra", {}))
+    rest = {name: document[name] for name in ("status", "knobs", "features") if name in document}
+    return StageRecord(expand(StageRun, document["row"]), StageKey(*document["key"]), **rest)
 
 
 def compact(value: Invocation | StageRun) -> dict[str, Any]:

@@ -23,7 +23,7 @@ KEY = StageKey("train", "1a2b3c4d")
 def test_a_closed_log_reads_back_as_it_was_written(tmp_path, invocation):
     log = RunLog("demo", "r1", tmp_path, facts={"mode": "observe"})
     log.invocation(invocation)
-    log.stage_run(ROW, KEY, extra={"resolution": 720})
+    log.stage_run(ROW, KEY, knobs={"resolution": 720}, features={"frames": 300})
     log.workflow({"name": "demo", "stages": [{"name": "train"}]})
     log.note(mode="enforce")
     log.end("completed", latency_s=3.25, driver_s=0.5)
@@ -35,7 +35,8 @@ def test_a_closed_log_reads_back_as_it_was_written(tmp_path, invocation):
     assert (record.status, record.latency_s) == ("completed", 3.25)
     assert record.invocations == (invocation,)
     (stage,) = record.stages
-    assert (stage.key, stage.status, stage.extra) == (KEY, "completed", {"resolution": 720})
+    assert (stage.key, stage.status) == (KEY, "completed")
+    assert (stage.knobs, stage.features) == ({"resolution": 720}, {"frames": 300})
     np.testing.assert_equal(vars(stage.row), vars(ROW))
     assert record.workflow["stages"] == [{"name": "train"}]
     assert (record.facts["mode"], record.facts["driver_s"]) == ("enforce", 0.5)

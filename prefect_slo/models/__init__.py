@@ -1,0 +1,7 @@
+"""How long and how dear stages and whole runs are: distributions learned from stage runs."""
+
+from prefect_slo.models.makespan import makespan
+from prefect_slo.models.tables import SampleTables, StageTable
+from prefect_slo.models.workflow_model import PlanPrediction, PlanSamples, StageTime, WorkflowModel
+
+__all__ = ["PlanPrediction", "PlanSamples", "SampleTables", "StageTable", "StageTime", "WorkflowModel", "makespan"]

@@ -2,7 +2,7 @@
 
 A worker has ⌈vCPUs⌉ cores of its own (where the system has affinity), native thread pools held to as many threads, and
 a cap on resident memory. A fraction of a vCPU is accounted for by the ledger but not enforced: a worker alone on its
-core may use all of it. It is ended when an item overruns, outgrows its memory or is cancelled, and it ends with its parent.
+core may use all of it. It is ended when an item overruns, outgrows its memory or is cancelled, and with its parent.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
+from prefect_slo.errors import InvalidValue
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.protocol import Bundle, Capabilities, Sink
+from prefect_slo.runner.local.keeping import PoolConfig
 from prefect_slo.runner.local.launch import StartMethod
 from prefect_slo.runner.local.ledger import Ledger
 from prefect_slo.runner.local.limits import HAS_AFFINITY, machine_memory_mb
 from prefect_slo.runner.local.member import Lease
-from prefect_slo.runner.local.pool import PoolConfig, WorkerPool
+from prefect_slo.runner.local.pool import WorkerPool
 from prefect_slo.runner.local.setup import Surroundings
 
+_KEPT = 256  # leases that are over and still known, before they are forgotten
 _owners = itertools.count(1)
 _pools_lock = threading.Lock()
 _pools: list[WorkerPool] = []
@@ -85,7 +88,7 @@ class ProcessBackend:
             config = _config(env, preload, idle_s, max_idle, grace_s, start, ledger)
             key = os.getpid(), config
             pool = _shared.get(key)
-            if pool is None or not pool.alive:
+            if pool is None:
                 pool = _shared[key] = WorkerPool(config, ledger)
                 _pools.append(pool)
         return cls(_pool=pool)
@@ -112,16 +115,18 @@ class ProcessBackend:
             lease, size, sink, self._owner, Surroundings.current(self._pool.config.overrides), time.monotonic()
         )
         with self._lock:
+            if len(self._leases) > _KEPT:
+                self._leases = {id_: known for id_, known in self._leases.items() if not known.done}
             self._leases[lease] = asked
         self._pool.open(asked)
 
     def submit(self, lease: int, bundle: Bundle) -> None:
         """Hand a bundle to an opened, idle lease. One that was lost meanwhile answers ``Lost``, all items untouched."""
-        self._pool.submit(self._leases[lease], bundle)
+        self._pool.submit(self._find(lease), bundle)
 
     def cancel(self, lease: int) -> None:
         """End what the lease runs, by SIGKILL to the worker and its process group."""
-        self._pool.cancel(self._leases[lease])
+        self._pool.cancel(self._find(lease))
 
     def close(self, lease: int) -> None:
         """Give the lease back; its worker stays warm for the next of its size."""
@@ -139,7 +144,13 @@ class ProcessBackend:
             return
         for lease in leases:
             self._pool.cancel(lease, "the backend was shut down")
-        self._pool.wait_for(leases, self._pool.config.grace_s + 30)
+        self._pool.settle(leases, self._pool.config.grace_s + 30)
+
+    def _find(self, lease: int) -> Lease:
+        try:
+            return self._leases[lease]
+        except KeyError:
+            raise InvalidValue("lease", lease, "a lease that was opened and not closed") from None
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -181,7 +192,7 @@ def _config(
 def _new_pool(config: PoolConfig, ledger: Ledger) -> WorkerPool:
     pool = WorkerPool(config, ledger)
     with _pools_lock:
-        _pools[:] = [known for known in _pools if known.alive]
+        _pools[:] = [known for known in _pools if not known.stopped]
         _pools.append(pool)
     return pool
 

@@ -52,8 +52,8 @@ class Launcher(Protocol):
         """Start a worker with these descriptors."""
         ...
 
-    def kill(self, token: int) -> None:
-        """End a worker and its process group at once. A notice follows."""
+    def kill(self, token: int) -> Notice | None:
+        """End a worker and its process group at once. A notice follows, or is returned where none was started yet."""
         ...
 
     def fileno(self) -> int: ...
@@ -98,10 +98,11 @@ class Spawner:
         # A thread each: the one way to wait that every system has.
         threading.Thread(target=self._wait, args=(token, process), name="prefect-slo-wait", daemon=True).start()
 
-    def kill(self, token: int) -> None:
+    def kill(self, token: int) -> Notice | None:
         with self._lock:
             if (process := self._processes.get(token)) is not None and process.returncode is None:
                 _end(process.pid)
+        return None
 
     def fileno(self) -> int:
         return self._ended.fileno()
@@ -173,9 +174,15 @@ class Forker:
         else:
             self._ask(request)
 
-    def kill(self, token: int) -> None:
+    def kill(self, token: int) -> Notice | None:
+        for request in self._waiting:
+            if request[0] == token:
+                self._waiting.remove(request)
+                _close(request)
+                return Ended(token, signal.SIGKILL)
         with contextlib.suppress(OSError):  # it is gone, and its workers with it
             self._control.send(pickle.dumps(("kill", token)))
+        return None
 
     def fileno(self) -> int:
         return self._control.fileno()
@@ -198,6 +205,9 @@ class Forker:
                     self._ask(request)
             case ("born", token, pid):
                 self._pids[token] = pid
+            case ("unborn", token, detail):
+                self._pids.pop(token, None)
+                return [Unstarted(token, detail)]
             case ("exit", token, status):
                 self._pids.pop(token, None)
                 return [Ended(token, status)]
@@ -206,6 +216,8 @@ class Forker:
     def close(self) -> None:
         self._refuse()
         self._control.close()
+        if self.reason is None:  # still importing: it has no workers yet, and would take its time to notice
+            self._process.kill()
         try:
             self._process.wait(_END_S)
         except subprocess.TimeoutExpired:
@@ -217,8 +229,7 @@ class Forker:
         self._pids[token] = 0
         with contextlib.suppress(OSError):  # it is gone: `receive` says so next
             socket.send_fds(self._control, [pickle.dumps(("spawn", token))], [socket_fd, page_fd])
-        os.close(socket_fd)
-        os.close(page_fd)
+        _close(request)
 
     def _gone(self) -> list[Notice]:
         self.reason = self.reason or "it ended"
@@ -229,10 +240,14 @@ class Forker:
     def _refuse(self) -> list[Notice]:
         """Answer the requests that it never got."""
         waiting, self._waiting = self._waiting, []
-        for _, socket_fd, page_fd in waiting:
-            os.close(socket_fd)
-            os.close(page_fd)
+        for request in waiting:
+            _close(request)
         return [Unstarted(token, self.reason or "closed") for token, _, _ in waiting]
+
+
+def _close(request: tuple[int, int, int]) -> None:
+    for fd in request[1:]:
+        os.close(fd)
 
 
 def _wait_status(returncode: int) -> int:

@@ -37,18 +37,21 @@ class Claim:
     """A share of the machine, granted or waited for.
 
     Attributes:
-        id: Its number in the book.
+        id: Its number in the book; from 1.
         vcpus: How much.
         cores: Cores granted; empty while it waits.
+        granted: Whether it is.
     """
 
     id: int
     vcpus: float
     cores: tuple[int, ...] = ()
+    granted: bool = False
 
-    @property
-    def granted(self) -> bool:
-        return bool(self.cores)
+    @classmethod
+    def unaccounted(cls, vcpus: float) -> Claim:
+        """A share that no book knows of."""
+        return cls(0, vcpus, granted=True)
 
 
 @dataclass
@@ -179,11 +182,13 @@ class Ledger:
 
     def release(self, claim: Claim) -> None:
         """Give a share back, or stop waiting for it."""
+        if not claim.id:
+            return
         with self._book.edit() as entries:
             mine = [claim.id, *_identity(os.getpid())]
             entries.held = [entry for entry in entries.held if entry[:3] != mine]
             entries.queue = [entry for entry in entries.queue if entry[:3] != mine]
-        claim.cores = ()
+        claim.cores, claim.granted = (), False
 
     def used(self) -> float:
         """vCPUs held now on the cores of this ledger, by processes that live."""
@@ -201,7 +206,7 @@ class Ledger:
         loads = self._loads(entries)
         if sum(loads.values()) + claim.vcpus > self.capacity + _SLACK:
             return False
-        claim.cores = place(loads, claim.vcpus)
+        claim.cores, claim.granted = place(loads, claim.vcpus), True
         entries.held.append([claim.id, *_identity(os.getpid()), claim.vcpus, list(claim.cores)])
         return True
 
@@ -227,7 +232,7 @@ def place(loads: Mapping[int, float], vcpus: float) -> tuple[int, ...]:
     cores, rest = by_load[:whole], by_load[whole:]
     if fraction > _SLACK:
         fitting = [core for core in rest if loads[core] + fraction <= 1 + _SLACK]
-        cores.append(fitting[-1] if fitting else rest[0])
+        cores.append(max(fitting, key=lambda core: (loads[core], -core)) if fitting else rest[0])
     return tuple(cores)
 
 

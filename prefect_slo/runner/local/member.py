@@ -86,7 +86,6 @@ class Worker:
         born: When it was asked for (monotonic).
         surroundings: What it stands in.
         cores: What it is bound to.
-        spawned: Whether it has an interpreter of its own rather than a fork of the zygote's.
         pid: Its process, once it has reported.
         resident_mb: Its memory when it reported.
         limit_mb: Memory it may hold.
@@ -108,7 +107,6 @@ class Worker:
     born: float
     surroundings: Surroundings
     cores: tuple[int, ...]
-    spawned: bool
     pid: int = 0
     resident_mb: float = 0.0
     limit_mb: float = 0.0
@@ -125,37 +123,47 @@ class Worker:
     backlog: Backlog = field(default_factory=Backlog)
     _programs: OrderedDict[str, None] = field(default_factory=OrderedDict)
 
+    @property
+    def idle(self) -> bool:
+        """Whether it waits for its next lease."""
+        return self.lease is None and self.pid > 0 and self.leaving is None and self.fate is None
+
+    @property
+    def engaged(self) -> bool:
+        """Whether ending its lease means ending it: it runs something, or hasn't started yet."""
+        return self.bundle is not None or not self.pid
+
     def send(self, message: object) -> bool:
         """Write a message as far as the socket takes it; ``True`` when all of it went."""
         self.backlog.extend(encode(message))
         return self.flush()
 
     def flush(self) -> bool:
-        """Write what is waiting as far as the socket takes it; ``True`` when nothing is left."""
+        """Write what is waiting as far as the socket takes it at once; ``True`` when nothing is left."""
         try:
-            while self.backlog:
+            if self.backlog:
                 self.backlog.send(self.sock)
         except BlockingIOError:
             return False
         except OSError:  # it has ended, which is noticed elsewhere
             self.backlog = Backlog()
-        return True
+        return not self.backlog
 
     def run(self, bundle: Bundle) -> bool:
         """Send a bundle, with its program where the worker doesn't have it."""
-        lease = self.lease
-        key = f"{lease.owner if lease else ''}:{bundle.program_key}"
+        key = f"{self.lease.owner if self.lease else ''}:{bundle.program_key}"
+        items = tuple((item, lift(payload)) for item, payload in bundle.items)
         known = key in self._programs
+        forget = () if known or len(self._programs) < _PROGRAMS else (next(iter(self._programs)),)
+        program = None if known else bundle.program
+        frame = encode(("run", self.serial + 1, key, program, forget, items))
         self._programs[key] = None
         self._programs.move_to_end(key)
-        forget = []
-        while len(self._programs) > _PROGRAMS:
-            forget.append(self._programs.popitem(last=False)[0])
-        self.serial += 1
-        self.bundle, self.peak_mb = bundle, 0.0
-        items = tuple((item, lift(payload)) for item, payload in bundle.items)
-        program = None if known else bundle.program
-        return self.send(("run", self.serial, key, program, tuple(forget), items))
+        for gone in forget:
+            del self._programs[gone]
+        self.serial, self.bundle, self.peak_mb = self.serial + 1, bundle, 0.0
+        self.backlog.extend(frame)
+        return self.flush()
 
     def reading(self) -> Reading:
         """How far its bundle is."""

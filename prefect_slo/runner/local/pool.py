@@ -6,79 +6,76 @@ is woken. Reports are posted by that thread alone, without the lock.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
-import selectors
 import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import Any
 
 from prefect_slo.errors import InvalidValue
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.protocol import Bundle, LossReason, Lost, Opened, Report, Sink
-from prefect_slo.runner.local.launch import Ended, Forker, Launcher, Notice, Spawner, StartMethod
+from prefect_slo.runner.local import keeping
+from prefect_slo.runner.local.keeping import PoolConfig
+from prefect_slo.runner.local.launch import Ended, Notice
 from prefect_slo.runner.local.ledger import Claim, Ledger
 from prefect_slo.runner.local.limits import machine_memory_mb, pin
+from prefect_slo.runner.local.line import Line
 from prefect_slo.runner.local.member import Fate, Lease, Worker
 from prefect_slo.runner.local.memory import MemoryWatch
+from prefect_slo.runner.local.nursery import Nursery
 from prefect_slo.runner.local.page import Page
-from prefect_slo.runner.local.setup import Birth, Surroundings
+from prefect_slo.runner.local.setup import Birth
 
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.02  # between two looks at the ledger while a lease waits
 _HEADROOM_MB = 64  # above what an idle worker holds, whatever its size says
-_ZYGOTES = 3  # lost ones before workers are started one by one
+_SHUT_DOWN = "the backend was shut down"
 
 
-@dataclass(frozen=True)
-class PoolConfig:
-    """How a pool starts and keeps its workers.
+class Session:
+    """What a pool has while it is awake: threads, a zygote, descriptors."""
 
-    Attributes:
-        env: Environment of workers beyond the parent's own, as sorted pairs.
-        preload: Modules that workers find imported.
-        start: ``zygote`` forks workers from one clean process (Linux), ``spawn`` starts an interpreter each,
-            ``auto`` takes the first where it works.
-        idle_s: A worker that nobody has used for this long is ended.
-        max_idle: Workers kept warm at once; the one used least recently goes first.
-        grace_s: How long workers may take to end when told to.
-        start_timeout_s: How long they may take to start.
-    """
+    def __init__(self, pool: WorkerPool, previous: Session | None) -> None:
+        self.line = Line()
+        self.nursery = Nursery(pool.config.start, pool.config.preload, self.line)
+        self.watch = MemoryWatch(pool.busy, pool.seen, pool.exceeded)
+        self.previous = previous
+        self.thread = threading.Thread(target=pool.serve, args=(self,), name="prefect-slo-io", daemon=True)
+        self.thread.start()
 
-    env: tuple[tuple[str, str], ...] = ()
-    preload: tuple[str, ...] = ()
-    start: StartMethod = "auto"
-    idle_s: float = 60.0
-    max_idle: int = 16
-    grace_s: float = 5.0
-    start_timeout_s: float = 60.0
-
-    @property
-    def overrides(self) -> dict[str, str]:
-        return dict(self.env)
+    def close(self) -> None:
+        self.watch.close()
+        self.nursery.close()
+        self.line.close()
 
 
 class WorkerPool:
     """Workers of one process, shared by its leases.
+
+    It wakes with its first lease, and rests when it has had neither leases nor workers for ``idle_s``.
 
     Args:
         config: How it keeps them.
         ledger: The machine's vCPUs.
 
     Attributes:
-        ledger: The same.
         sink_errors: Reports whose sink raised.
+        ledger_errors: How often the ledger could not be asked, and a lease went without a share.
     """
 
     def __init__(self, config: PoolConfig, ledger: Ledger) -> None:
-        self.config, self.ledger, self.sink_errors = config, ledger, 0
+        self.config, self.ledger = config, ledger
+        self.sink_errors = self.ledger_errors = 0
         self._lock = threading.RLock()
+        self._settled = threading.Condition(self._lock)
+        self._session: Session | None = None
+        self._awake = self._stopping = False
         self._opening: deque[Lease] = deque()
         self._leases: set[Lease] = set()
         self._workers: dict[int, Worker] = {}
@@ -87,30 +84,24 @@ class WorkerPool:
         self._kills: list[int] = []
         self._unsent: set[int] = set()
         self._reports: deque[tuple[Sink, Report]] = deque()
-        self._stopping: float | None = None
+        self._active = 0.0
         self._memory_mb = machine_memory_mb()
-        self._spawner: Spawner | None = None
-        self._forker: Forker | None = None
-        self._zygotes_left = 0 if config.start == "spawn" or not zygote_possible() else _ZYGOTES
-        self._selector = selectors.DefaultSelector()
-        self._woken, self._wake = socket.socketpair()
-        self._wake.setblocking(False)
-        self._woken.setblocking(False)
-        self._selector.register(self._woken, selectors.EVENT_READ, None)
-        self._watch = MemoryWatch(self._busy, self._seen, self._exceeded)
-        self._settled = threading.Condition(self._lock)
-        self._thread = threading.Thread(target=self._serve, name="prefect-slo-io", daemon=True)
-        self._thread.start()
 
     def open(self, lease: Lease) -> None:
         """Queue a lease for a share of the machine and a worker."""
         with self._lock:
+            if self._stopping:
+                self._post(lease, Lost(lease.id, "start", _SHUT_DOWN))
+                lease.done = True
+                threading.Thread(target=self._deliver, name="prefect-slo-io", daemon=True).start()
+                return
+            self._active = time.monotonic()
             self._leases.add(lease)
-            if self._stopping is not None:
-                self._lose(lease, "start", "the backend was shut down")
-            else:
-                self._opening.append(lease)
-        self.wake()
+            self._opening.append(lease)
+            if not self._awake:
+                self._awake = True
+                self._session = Session(self, self._session)
+            self._wake()
 
     def submit(self, lease: Lease, bundle: Bundle) -> None:
         """Send a bundle to the lease's worker, from the caller's thread as far as the socket takes it.
@@ -119,135 +110,139 @@ class WorkerPool:
             InvalidValue: The lease has no worker yet, or it runs a bundle already.
         """
         with self._lock:
-            worker = lease.worker
+            worker, session = lease.worker, self._session
             if lease.done:  # lost a moment ago: nothing of this bundle was started
                 untouched = tuple(item for item, _ in bundle.items)
                 self._post(lease, Lost(lease.id, "died", "the lease was lost before", None, untouched))
-                self.wake()
+                self._wake()
                 return
-            if worker is None or not worker.pid or worker.bundle is not None:
+            if worker is None or session is None or worker.engaged:
                 raise InvalidValue("lease", lease.id, "an opened lease that runs nothing")
-            if not worker.run(bundle):
+            sent = worker.run(bundle)
+            if not sent:
                 self._unsent.add(worker.token)
-                self.wake()
-            if bundle.timeout_s is not None:
-                self.wake()
-        self._watch.wake()
+            if not sent or bundle.timeout_s is not None:
+                self._wake()
+        session.watch.wake()
 
     def cancel(self, lease: Lease, detail: str = "cancelled") -> None:
         """End a lease, and by force what it runs. ``Lost`` follows."""
         with self._lock:
-            worker = lease.worker
-            if lease.done:
-                return
-            if worker is not None and (worker.bundle is not None or not worker.pid):
-                self._doom(worker, Fate("cancelled", detail))
-            else:
-                self._lose(lease, "cancelled", detail)
-        self.wake()
+            if not lease.done:
+                self._cut(lease, detail)
+                self._wake()
 
     def close(self, lease: Lease) -> None:
         """Give a lease back; a worker that runs nothing is kept."""
         with self._lock:
-            worker = lease.worker
             if lease.done:
                 return
-            if worker is not None and (worker.bundle is not None or not worker.pid):
-                self._doom(worker, Fate("cancelled", "closed"))
+            if lease.worker is not None and lease.worker.engaged:
+                self._doom(lease.worker, Fate("cancelled", "closed"))
             self._release(lease)
-        self.wake()
+            self._wake()
 
-    def wait_for(self, leases: Iterable[Lease], timeout_s: float) -> bool:
+    def settle(self, leases: Iterable[Lease], timeout_s: float) -> bool:
         """Wait until leases are done and their workers free or gone; ``False`` when that takes too long."""
         waited = list(leases)
-        if threading.current_thread() is self._thread:
-            return False
         with self._settled:
-            return self._settled.wait_for(
-                lambda: all(lease.done and (lease.worker is None or not self._dying(lease.worker)) for lease in waited),
-                timeout_s,
-            )
+            if self._session is None or threading.current_thread() is self._session.thread:
+                return False
+            return self._settled.wait_for(lambda: not any(self._unsettled(lease) for lease in waited), timeout_s)
 
     def stop(self) -> None:
         """End every worker and wait for it."""
         with self._lock:
-            if self._stopping is None:
-                self._stopping = time.monotonic() + self.config.grace_s
-        self.wake()
-        if threading.current_thread() is not self._thread:
-            self._thread.join(self.config.grace_s + 30)
-
-    def wake(self) -> None:
-        """Have the I/O thread look at what was noted."""
-        with contextlib.suppress(OSError):  # full: it is awake; closed: it has ended
-            self._wake.send(b"\0")
+            self._stopping, session = True, self._session
+            self._wake()
+        if session is not None and threading.current_thread() is not session.thread:
+            session.thread.join(self.config.grace_s + 30)
 
     @property
-    def alive(self) -> bool:
-        return self._thread.is_alive()
-
-    @property
-    def empty(self) -> bool:
-        """Whether it has neither workers nor leases."""
-        with self._lock:
-            return not self._workers and not self._leases
+    def stopped(self) -> bool:
+        return self._stopping
 
     def pids(self) -> tuple[int, ...]:
         """Processes of its workers."""
         with self._lock:
             return tuple(worker.pid for worker in self._workers.values() if worker.pid)
 
-    # What follows runs in the I/O thread, or under the lock.
+    # Called by the threads of a session.
 
-    def _serve(self) -> None:
+    def serve(self, session: Session) -> None:
+        """The I/O thread."""
+        if session.previous is not None:
+            session.previous.thread.join()
+            session.previous = None
         try:
-            while not self._finished():
-                timeout = self._step()
-                for key, events in self._selector.select(timeout):
-                    self._handle(key, events)
+            while not self._over():
+                for owner, readable, writable in session.line.wait(self._step(session)):
+                    self._handle(session, owner, readable, writable)
+        except Exception:
+            logger.exception("The worker pool failed; its leases are lost.")
+            self._abandon()
         finally:
-            self._end()
+            session.close()
+            self._give_back()
+            self._deliver()
 
-    def _step(self) -> float | None:
+    def busy(self) -> list[tuple[int, int, float]]:
+        """Workers whose memory is to be watched: ``(token, pid, limit in MB)``."""
+        with self._lock:
+            return [
+                (worker.token, worker.pid, worker.limit_mb)
+                for worker in self._workers.values()
+                if worker.bundle is not None and worker.fate is None
+            ]
+
+    def seen(self, token: int, used_mb: float) -> None:
+        """A worker and what it has started hold this much."""
+        with self._lock:
+            if (worker := self._workers.get(token)) is not None:
+                worker.peak_mb = max(worker.peak_mb, used_mb)
+
+    def exceeded(self, token: int, used_mb: float) -> None:
+        """A worker holds more than it may."""
+        with self._lock:
+            worker = self._workers.get(token)
+            if worker is not None and worker.bundle is not None:
+                self._doom(worker, Fate("memory", f"out of memory: {used_mb:.0f} MB used of {worker.limit_mb:.0f} MB"))
+                self._wake()
+
+    # The I/O thread's rounds.
+
+    def _step(self, session: Session) -> float | None:
         """Do what was noted and what is due; seconds until something else may be."""
         with self._lock:
             kills, self._kills = self._kills, []
-            freed, self._freed = self._freed, []
             for token in self._unsent:
                 if (worker := self._workers.get(token)) is not None and not worker.hung_up:
-                    self._selector.modify(worker.sock, selectors.EVENT_READ | selectors.EVENT_WRITE, worker)
+                    session.line.want_write(worker.sock, worker, True)
             self._unsent.clear()
         for token in kills:
-            self._kill(token)
-        for claim in freed:
-            self.ledger.release(claim)
-        due = min(self._admit(), self._keep_time())
+            self._kill(session, token)
+        self._give_back()
+        due = min(self._admit(session), self._keep_time())
         self._deliver()
         with self._lock:
-            if self._kills or self._freed or self._reports:
+            if self._kills or self._freed or self._reports or self._unsent:
                 return 0.0
         return None if due == math.inf else max(0.0, due - time.monotonic())
 
-    def _handle(self, key: selectors.SelectorKey, events: int) -> None:
-        owner = key.data
-        try:
-            if owner is None:
-                with contextlib.suppress(BlockingIOError):
-                    self._woken.recv(4096)
-            elif isinstance(owner, Worker):
-                self._exchange(owner, events)
-            else:
-                for notice in owner.receive():
-                    self._notice(notice)
-                if isinstance(owner, Forker) and not owner.alive:
-                    self._drop_forker(owner)
-        except Exception:
-            logger.exception("A worker's message could not be handled; the worker is ended.")
-            if isinstance(owner, Worker):
-                self._hang_up(owner)
+    def _handle(self, session: Session, owner: Any, readable: bool, writable: bool) -> None:
+        if not isinstance(owner, Worker):
+            for notice in session.nursery.receive(owner):
+                self._notice(session, notice)
+        elif not owner.hung_up:
+            if writable:
+                with self._lock:
+                    if owner.flush():
+                        session.line.want_write(owner.sock, owner, False)
+            if readable:
+                self._read(session, owner)
         self._deliver()
 
-    def _admit(self) -> float:
+    def _admit(self, session: Session) -> float:
         """Give leases their share of the machine, in turn; when to look again."""
         while True:
             with self._lock:
@@ -256,29 +251,55 @@ class WorkerPool:
                 lease = self._opening[0]
             try:
                 self._check(lease.size)
-                if lease.claim is None:
-                    claim = self.ledger.claim(lease.size.vcpus)
-                    with self._lock:
-                        lease.claim = claim
-                        if lease.done:
-                            self._freed.append(claim)
-                            continue
-                else:
-                    self.ledger.retry(lease.claim)
+                claim = self._claim(lease)
             except InvalidValue as error:
                 with self._lock:
                     self._lose(lease, "start", str(error))
                 continue
-            except OSError as error:
-                logger.warning("The vCPU ledger failed (%s); a lease goes without a share.", error)
-                lease.claim = Claim(-1, lease.size.vcpus, (-1,))
-            if not lease.claim.granted:
+            if not claim.granted:
                 return time.monotonic() + _POLL_S
             with self._lock:
-                if not lease.done:
-                    self._opening.popleft()
-                    lease.granted = time.monotonic()
-                    self._place(lease, tuple(core for core in lease.claim.cores if core >= 0))
+                if lease.done:
+                    self._freed.append(claim)
+                    continue
+                self._opening.popleft()
+                lease.granted = time.monotonic()
+                self._place(session, lease)
+
+    def _keep_time(self) -> float:
+        """End what has run too long, started too slowly or idled too long; when to look again."""
+        now, next_look = time.monotonic(), math.inf
+        with self._lock:
+            if self._stopping:
+                self._wind_up()
+            for worker in self._workers.values():
+                at, fate = keeping.due(worker, self.config, now)
+                if now < at:
+                    next_look = min(next_look, at)
+                elif fate is not None:
+                    self._doom(worker, fate)
+                else:
+                    self._dismiss(worker)
+                    next_look = min(next_look, now + self.config.grace_s)
+            warm = keeping.idle(self._workers.values())
+            for worker in warm[: max(0, len(warm) - self.config.max_idle)]:
+                self._dismiss(worker)
+            if self._workers or self._leases:
+                self._active = now
+            else:
+                next_look = min(next_look, self._active + self.config.idle_s)
+        return next_look
+
+    def _over(self) -> bool:
+        """Whether there is nothing left to do, for good or for now."""
+        with self._lock:
+            if self._workers or self._leases or self._reports:
+                return False
+            if self._stopping or time.monotonic() >= self._active + self.config.idle_s:
+                self._awake = False
+            return not self._awake
+
+    # Workers, from start to end.
 
     def _check(self, size: Size) -> None:
         if size.gpu or size.hardware != "cpu":
@@ -286,14 +307,31 @@ class WorkerPool:
         if size.memory_mb > self._memory_mb:
             raise InvalidValue("size.memory_mb", size.memory_mb, f"at most {self._memory_mb:.0f} MB, this machine's")
 
-    def _place(self, lease: Lease, cores: tuple[int, ...]) -> None:
+    def _claim(self, lease: Lease) -> Claim:
+        """The lease's share of the machine, asked for or asked again."""
+        try:
+            if lease.claim is None:
+                claim = self.ledger.claim(lease.size.vcpus)
+                with self._lock:
+                    lease.claim = claim
+            else:
+                self.ledger.retry(lease.claim)
+        except OSError as error:
+            self.ledger_errors += 1
+            logger.warning("The vCPU ledger could not be asked (%s); a lease goes without a share.", error)
+            lease.claim = Claim.unaccounted(lease.size.vcpus)
+        return lease.claim
+
+    def _place(self, session: Session, lease: Lease) -> None:
         """Give a lease the warm worker of its size that was used last, or start one."""
-        warm = [worker for worker in self._idle() if worker.size == lease.size]
+        cores = lease.claim.cores if lease.claim is not None else ()
+        warm = [worker for worker in keeping.idle(self._workers.values()) if worker.size == lease.size]
         if not warm:
-            self._make_room(lease.size)
-            self._start(lease, cores)
+            for worker in keeping.in_the_way(self._workers.values(), lease.size, self._memory_mb):
+                self._dismiss(worker)
+            self._start(session, lease, cores)
             return
-        worker = max(warm, key=lambda worker: worker.idle_since)
+        worker = warm[-1]
         worker.lease, lease.worker, worker.before = lease, worker, worker.serial
         surroundings = lease.surroundings.for_worker(lease.size.vcpus, self.config.overrides)
         if surroundings != worker.surroundings:
@@ -305,67 +343,30 @@ class WorkerPool:
             worker.cores = cores
         self._post(lease, Opened(lease.id, False, 0.0, lease.granted - lease.asked, worker.pid))
 
-    def _start(self, lease: Lease, cores: tuple[int, ...]) -> None:
+    def _start(self, session: Session, lease: Lease, cores: tuple[int, ...]) -> None:
         self._tokens += 1
         surroundings = lease.surroundings.for_worker(lease.size.vcpus, self.config.overrides)
-        birth = Birth(surroundings, lease.size.vcpus, cores, self.config.preload)
-        fds: list[int] = []
         try:
-            launcher = self._launcher(surroundings)
             ours, theirs = socket.socketpair()
             with theirs:
-                page_fd = Page.allocate()
-                fds.append(page_fd)
                 ours.setblocking(False)
+                page_fd = Page.allocate()
                 worker = Worker(
-                    token=self._tokens,
-                    size=lease.size,
-                    sock=ours,
-                    page=Page(page_fd),
-                    born=time.monotonic(),
-                    surroundings=surroundings,
-                    cores=cores,
-                    spawned=isinstance(launcher, Spawner),
-                    lease=lease,
+                    self._tokens, lease.size, ours, Page(page_fd), time.monotonic(), surroundings, cores, lease=lease
                 )
-                launcher.spawn(worker.token, theirs.fileno(), page_fd, surroundings)
+                try:
+                    session.nursery.start(worker.token, theirs.fileno(), page_fd, surroundings)
+                finally:
+                    os.close(page_fd)
         except OSError as error:
             self._lose(lease, "start", f"no process could be started: {error}")
             return
-        finally:
-            for fd in fds:
-                os.close(fd)
         lease.worker = self._workers[worker.token] = worker
-        self._selector.register(worker.sock, selectors.EVENT_READ, worker)
-        if not worker.send(birth):
+        session.line.add(worker.sock, worker)
+        if not worker.send(Birth(surroundings, lease.size.vcpus, cores, self.config.preload)):
             self._unsent.add(worker.token)
 
-    def _launcher(self, surroundings: Surroundings) -> Launcher:
-        if self._zygotes_left:
-            if self._forker is None:
-                self._forker = Forker(self.config.preload, surroundings)
-                self._selector.register(self._forker, selectors.EVENT_READ, self._forker)
-            return self._forker
-        if self._spawner is None:
-            self._spawner = Spawner()
-            self._selector.register(self._spawner, selectors.EVENT_READ, self._spawner)
-        return self._spawner
-
-    def _drop_forker(self, forker: Forker) -> None:
-        self._selector.unregister(forker)
-        forker.close()
-        self._forker = None
-        self._zygotes_left -= 1
-
-    def _exchange(self, worker: Worker, events: int) -> None:
-        if events & selectors.EVENT_WRITE:
-            with self._lock:
-                if worker.flush():
-                    self._selector.modify(worker.sock, selectors.EVENT_READ, worker)
-        if events & selectors.EVENT_READ:
-            self._read(worker)
-
-    def _read(self, worker: Worker) -> bool:
+    def _read(self, session: Session, worker: Worker) -> bool:
         """Take in what a worker has sent; ``False`` when there is no more for now."""
         try:
             frames = worker.decoder.receive(worker.sock)
@@ -373,23 +374,26 @@ class WorkerPool:
             return False
         except OSError:
             frames = None
+        except Exception:  # user code wrote to a descriptor that isn't its own
+            logger.exception("A worker sent what can't be read; it is ended.")
+            frames = None
         if frames is None:
-            self._hang_up(worker)
+            self._hang_up(session, worker)
             return False
         for records in frames:
             with self._lock:
                 self._take(worker, records)
         return True
 
-    def _take(self, worker: Worker, records: list[tuple[object, ...]]) -> None:
+    def _take(self, worker: Worker, records: list[tuple[Any, ...]]) -> None:
         lease = worker.lease
         for record in records:
             match record:
-                case ("hello", int(pid), float(resident_mb)):
+                case ("hello", pid, resident_mb):
                     self._welcome(worker, pid, resident_mb)
-                case ("broken", str(detail)):
+                case ("broken", detail):
                     worker.fate = worker.fate or Fate("died", f"its program raised\n{detail}")
-                case ("unopened", str(detail)):
+                case ("unopened", detail):
                     worker.fate = worker.fate or Fate("start", detail)
         if lease is None or lease.done:
             return
@@ -405,110 +409,40 @@ class WorkerPool:
         if lease is not None and not lease.done:
             self._post(lease, Opened(lease.id, True, now - worker.born, lease.granted - lease.asked, pid))
 
-    def _hang_up(self, worker: Worker) -> None:
+    def _hang_up(self, session: Session, worker: Worker) -> None:
         """A worker's socket is done with; one that isn't about to leave is ended."""
-        if not worker.hung_up:
-            worker.hung_up = True
-            self._selector.unregister(worker.sock)
+        worker.hung_up = True
+        session.line.remove(worker.sock)
         if worker.leaving is None:
-            self._kill(worker.token)
+            self._kill(session, worker.token)
 
-    def _kill(self, token: int) -> None:
-        if (worker := self._workers.get(token)) is not None:
-            launcher = self._spawner if worker.spawned else self._forker
-            if launcher is not None:
-                launcher.kill(token)
+    def _kill(self, session: Session, token: int) -> None:
+        notice = session.nursery.kill(token)
+        if notice is not None:
+            self._notice(session, notice)
 
-    def _notice(self, notice: Notice) -> None:
-        with self._lock:
-            worker = self._workers.get(notice.token)
+    def _notice(self, session: Session, notice: Notice) -> None:
+        """A worker has ended, or could not be started."""
+        worker = self._workers.get(notice.token)
         if worker is None:
             return
-        if isinstance(notice, Ended):
-            while not worker.hung_up and self._read(worker):
-                pass
-        lost_with_zygote = not isinstance(notice, Ended) or (notice.status is None and not worker.pid)
+        status = notice.status if isinstance(notice, Ended) else None
+        while not worker.hung_up and self._read(session, worker):
+            pass
         with self._lock:
-            del self._workers[worker.token]
+            if self._workers.pop(worker.token, None) is None:
+                return
             if not worker.hung_up:
-                self._selector.unregister(worker.sock)
+                session.line.remove(worker.sock)
             lease = worker.lease
             if lease is not None and not lease.done:
-                if lost_with_zygote and worker.fate is None:
-                    logger.info("No zygote (%s); the worker is started by itself.", getattr(notice, "detail", "ended"))
-                    self._zygotes_left = 0
-                    self._start(lease, worker.cores)
+                if status is None and not worker.pid and worker.fate is None:  # its zygote failed: another way
+                    self._start(session, lease, worker.cores)
                 else:
-                    self._post(lease, worker.loss(lease, notice.status if isinstance(notice, Ended) else None))
+                    self._post(lease, worker.loss(lease, status))
                     self._release(lease)
             worker.close()
             self._settled.notify_all()
-
-    def _keep_time(self) -> float:
-        """End what has run too long, started too slowly or idled too long; when to look again."""
-        now, due = time.monotonic(), math.inf
-        with self._lock:
-            if self._stopping is not None:
-                self._wind_up()
-            for worker in list(self._workers.values()):
-                due = min(due, self._keep_time_of(worker, now))
-            idle = sorted(self._idle(), key=lambda worker: worker.idle_since)
-            for worker in idle[: max(0, len(idle) - self.config.max_idle)]:
-                self._dismiss(worker)
-        return due
-
-    def _keep_time_of(self, worker: Worker, now: float) -> float:
-        config = self.config
-        if worker.fate is not None:
-            return math.inf
-        if worker.leaving is not None:
-            due, fate = worker.leaving, Fate("cancelled", "it did not leave when told to")
-        elif not worker.pid:
-            due = worker.born + config.start_timeout_s
-            fate = Fate("start", f"it had not reported after {config.start_timeout_s:g} s")
-        elif worker.bundle is not None:
-            timeout_s = worker.bundle.timeout_s
-            if timeout_s is None:
-                return math.inf
-            reading = worker.reading()
-            due = (reading.instant if reading.running else now) + timeout_s
-            fate = Fate("timeout", f"an item ran longer than {timeout_s:g} s", reading.started - 1)
-        elif worker.lease is None:
-            due = worker.idle_since + config.idle_s
-            if now >= due:
-                self._dismiss(worker)
-                return worker.leaving or now
-            return due
-        else:
-            return math.inf
-        if now >= due:
-            self._doom(worker, fate)
-            return now
-        return due
-
-    def _wind_up(self) -> None:
-        for lease in list(self._leases):
-            worker = lease.worker
-            if worker is None or (worker.pid and worker.bundle is None):
-                self._lose(lease, "cancelled", "the backend was shut down")
-            else:
-                self._doom(worker, Fate("cancelled", "the backend was shut down"))
-        for worker in self._idle():
-            self._dismiss(worker)
-
-    def _idle(self) -> list[Worker]:
-        return [
-            worker
-            for worker in self._workers.values()
-            if worker.lease is None and worker.pid and worker.leaving is None and worker.fate is None
-        ]
-
-    def _make_room(self, size: Size) -> None:
-        """Dismiss idle workers, the least recently used first, while memory would not suffice for one of ``size``."""
-        idle = sorted(self._idle(), key=lambda worker: worker.idle_since)
-        leased = sum(worker.limit_mb or worker.size.memory_mb for worker in self._workers.values() if worker.lease)
-        while idle and leased + sum(worker.resident_mb for worker in idle) + size.memory_mb > self._memory_mb:
-            self._dismiss(idle.pop(0))
 
     def _dismiss(self, worker: Worker) -> None:
         """Let an idle worker end in an orderly way."""
@@ -521,10 +455,19 @@ class WorkerPool:
             worker.fate = fate
             self._kills.append(worker.token)
 
+    # Leases, from open to over.
+
+    def _cut(self, lease: Lease, detail: str) -> None:
+        if lease.worker is not None and lease.worker.engaged:
+            self._doom(lease.worker, Fate("cancelled", detail))
+        else:
+            self._lose(lease, "cancelled", detail)
+
     def _lose(self, lease: Lease, reason: LossReason, detail: str) -> None:
         """A lease that runs nothing ends without its worker's end."""
-        self._post(lease, Lost(lease.id, reason, detail))
-        self._release(lease)
+        if not lease.done:
+            self._post(lease, Lost(lease.id, reason, detail))
+            self._release(lease)
 
     def _release(self, lease: Lease) -> None:
         """A lease is over: its share and, unless it is ending, its worker are free."""
@@ -538,13 +481,43 @@ class WorkerPool:
             worker.lease, worker.idle_since = None, time.monotonic()
         self._settled.notify_all()
 
-    def _dying(self, worker: Worker) -> bool:
-        return worker.fate is not None and worker.token in self._workers
+    def _give_back(self) -> None:
+        """Release the shares of leases that are over."""
+        with self._lock:
+            freed, self._freed = self._freed, []
+        for claim in freed:
+            try:
+                self.ledger.release(claim)
+            except OSError as error:
+                self.ledger_errors += 1
+                logger.warning("A share of the vCPU ledger could not be given back (%s).", error)
+
+    def _unsettled(self, lease: Lease) -> bool:
+        worker = lease.worker
+        return not lease.done or (worker is not None and worker.fate is not None and worker.token in self._workers)
+
+    def _wind_up(self) -> None:
+        for lease in list(self._leases):
+            self._cut(lease, _SHUT_DOWN)
+        for worker in keeping.idle(self._workers.values()):
+            self._dismiss(worker)
+
+    def _abandon(self) -> None:
+        """The I/O thread failed: whatever was under way is lost."""
+        with self._lock:
+            self._stopping, self._awake = True, False
+            for lease in list(self._leases):
+                self._lose(lease, "died", "the worker pool failed; see the log")
+            for worker in self._workers.values():
+                worker.close()
+            self._workers.clear()
+            self._settled.notify_all()
 
     def _post(self, lease: Lease, report: Report) -> None:
         self._reports.append((lease.sink, report))
 
     def _deliver(self) -> None:
+        """Post reports, in order, without the lock."""
         while True:
             with self._lock:
                 if not self._reports:
@@ -556,45 +529,6 @@ class WorkerPool:
                 self.sink_errors += 1
                 logger.exception("A sink raised on %s; the report is lost.", type(report).__name__)
 
-    def _busy(self) -> list[tuple[int, int, float]]:
-        with self._lock:
-            return [
-                (worker.token, worker.pid, worker.limit_mb)
-                for worker in self._workers.values()
-                if worker.bundle is not None and worker.fate is None
-            ]
-
-    def _seen(self, token: int, used_mb: float) -> None:
-        with self._lock:
-            if (worker := self._workers.get(token)) is not None:
-                worker.peak_mb = max(worker.peak_mb, used_mb)
-
-    def _exceeded(self, token: int, used_mb: float) -> None:
-        with self._lock:
-            worker = self._workers.get(token)
-            if worker is None or worker.bundle is None:
-                return
-            self._doom(worker, Fate("memory", f"out of memory: {used_mb:.0f} MB used of {worker.limit_mb:.0f} MB"))
-        self.wake()
-
-    def _finished(self) -> bool:
-        with self._lock:
-            return self._stopping is not None and not self._workers and not self._leases and not self._reports
-
-    def _end(self) -> None:
-        self._watch.close()
-        for launcher in (self._forker, self._spawner):
-            if launcher is not None:
-                launcher.close()
-        with self._lock:
-            freed, self._freed = self._freed, []
-        for claim in freed:
-            self.ledger.release(claim)
-        for sock in (self._woken, self._wake):
-            sock.close()
-        self._selector.close()
-
-
-def zygote_possible() -> bool:
-    """Whether this system lets a process fork another and pass descriptors in packets (Linux)."""
-    return hasattr(os, "fork") and hasattr(socket, "SOCK_SEQPACKET") and os.path.exists("/proc/self/task")
+    def _wake(self) -> None:
+        if self._session is not None and self._awake:
+            self._session.line.wake()

@@ -41,6 +41,8 @@ def main(socket_fd: int, page_fd: int, parent: int) -> None:
         parent: Process that must be the parent of this one, and ends it by ending.
     """
     die_with(parent)
+    for fd in (socket_fd, page_fd):  # not for processes that user code starts
+        os.set_inheritable(fd, False)
     sock = socket.socket(fileno=socket_fd)
     sock.setblocking(True)
     decoder, inbox = Decoder(), SimpleQueue[Any]()

@@ -28,6 +28,7 @@ _LARGEST = 64 * 1024
 
 def main(control_fd: int, parent: int, modules: tuple[str, ...]) -> None:
     """Serve ``parent`` until it closes the control socket or ends."""
+    os.set_inheritable(control_fd, False)
     zygote = Zygote(socket.socket(fileno=control_fd), parent)
     preload(modules)
     zygote.serve()
@@ -44,13 +45,15 @@ class Zygote:
     def __init__(self, control: socket.socket, parent: int) -> None:
         self._control, self._parent = control, parent
         self._tokens: dict[int, int] = {}  # pid -> token of every worker that isn't reaped
+        self._own_fds: list[int] = []  # that workers have no use for
 
     def serve(self) -> None:
         reason = unsafe_to_fork()
         gc.collect()
         gc.freeze()  # the collector would write to, and so copy, every page that workers share
         wake, children = os.pipe()
-        for fd in (wake, children):
+        self._own_fds += [wake, children]
+        for fd in self._own_fds:
             os.set_blocking(fd, False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(children, warn_on_full_buffer=False)
@@ -59,7 +62,8 @@ class Zygote:
         poll.register(wake, select.POLLIN)
         # The parent's children may hold its end of the socket, which then outlives it; its process can't be held.
         with contextlib.suppress(OSError, AttributeError):
-            poll.register(os.pidfd_open(self._parent), select.POLLIN)
+            self._own_fds.append(os.pidfd_open(self._parent))
+            poll.register(self._own_fds[-1], select.POLLIN)
         self._answer("ready", reason)
         while True:
             ready = {fd for fd, _ in poll.poll()}
@@ -94,17 +98,24 @@ class Zygote:
 
     def _fork(self, token: int, socket_fd: int, page_fd: int) -> None:
         zygote = os.getpid()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            pid = -1
+            self._answer("unborn", token, str(error))
         if pid:
             os.close(socket_fd)
             os.close(page_fd)
-            self._tokens[pid] = token
-            self._answer("born", token, pid)
+            if pid > 0:
+                self._tokens[pid] = token
+                self._answer("born", token, pid)
             return
         os.setsid()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._control.close()
+        for fd in self._own_fds:
+            os.close(fd)
         worker.main(socket_fd, page_fd, zygote)
         raise SystemExit(0)
 

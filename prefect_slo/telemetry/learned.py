@@ -60,14 +60,26 @@ def observations_of(ledger: Ledger, workflow: Workflow) -> Observations:
 
     A stage takes rows of the same code under another name, too (a stage was put before it, or the rows come from
     another flow); as long as these have fewer than ``ENOUGH_SETTINGS`` settings, those of its other places as well.
+    Latencies are of the runs that have a row for each stage that they ran; of others, the time outside their stages
+    would come out too long.
     """
     rows = [record for stage in workflow.stages for record in training_rows(ledger, stage.name, workflow)]
-    latencies = {run.order.run_id: run.latency_s for run in ledger.completed() if math.isfinite(run.latency_s)}
+    kept: dict[str, set[str]] = {}
+    for record in rows:
+        kept.setdefault(record.row.run_id, set()).add(record.row.stage)
+    latencies = {
+        run.order.run_id: run.latency_s
+        for run in ledger.completed()
+        if math.isfinite(run.latency_s) and {s for s in run.ran if s in workflow} == kept.get(run.order.run_id)
+    }
     return Observations(table(rows), tuple(record.key for record in rows), latencies)
 
 
 def training_rows(ledger: Ledger, stage: str, workflow: Workflow) -> tuple[StageRecord, ...]:
-    """The rows of one stage, oldest first, renamed to it where they were measured elsewhere."""
+    """The rows of one stage, oldest first.
+
+    Rows that were measured elsewhere are renamed to it, and their runs to ``<run>@<stage>``: runs of their own.
+    """
     code = current_code(ledger, stage)
     if code is None:
         return ()
@@ -75,7 +87,7 @@ def training_rows(ledger: Ledger, stage: str, workflow: Workflow) -> tuple[Stage
     free = [other for other in same if other.stage == stage or other.stage not in workflow]
     chosen = free if len({setting for other in free for setting in ledger.groups[other]}) >= ENOUGH_SETTINGS else same
     rows = sorted((r for c in chosen for m in ledger.groups[c].values() for r in m.rows), key=row_order)
-    return tuple(replace(record, row=replace(record.row, stage=stage)) for record in rows)
+    return tuple(record if record.row.stage == stage else _moved(record, stage) for record in rows)
 
 
 def coverage(ledger: Ledger, workflow: Workflow) -> Mapping[str, Coverage]:
@@ -99,6 +111,10 @@ def current_code(ledger: Ledger, stage: str) -> Code | None:
     """The newest version of a stage's code, ``None`` for a stage that never completed."""
     own = [code for code in ledger.groups if code.stage == stage]
     return max(own, key=lambda code: (ledger.newest(code), code), default=None)
+
+
+def _moved(record: StageRecord, stage: str) -> StageRecord:
+    return replace(record, row=replace(record.row, stage=stage, run_id=f"{record.row.run_id}@{record.row.stage}"))
 
 
 def _stage(ledger: Ledger, stage: str, stages: set[str], runs: list[frozenset[str]]) -> dict[str, Any]:

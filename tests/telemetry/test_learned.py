@@ -48,7 +48,16 @@ def test_observations_are_the_rows_of_the_newest_code_and_the_latencies_of_compl
     observations = observations_of(ledger, workflow_of(ledger, "demo"))
     assert list(observations.stage_runs["run_id"]) == ["run-0002", "run-0002"]
     assert {key.source_hash for key in observations.keys} == {"v2"}
-    assert observations.run_latency_s == pytest.approx({"run-0001": 2.1, "run-0002": 2.1})
+    assert observations.run_latency_s == pytest.approx({"run-0002": 2.1})
+
+
+def test_runs_that_lack_the_row_of_a_stage_say_nothing_about_latency(make_run):
+    ledger = Ledger(row_budget=6).absorb(make_run(n) for n in range(9))
+    observations = observations_of(ledger, workflow_of(ledger, "demo"))
+    assert sorted(observations.run_latency_s) == ["run-0006", "run-0007", "run-0008"]
+    cached = replace(make_run(20), stages=(make_run(20).stages[0], replace(make_run(20).stages[1], status="cached")))
+    ledger = Ledger().absorb([make_run(1), cached])
+    assert list(observations_of(ledger, workflow_of(ledger, "demo")).run_latency_s) == ["run-0001"]
 
 
 def test_a_stage_that_was_renamed_by_a_new_parent_keeps_its_rows(make_run):
@@ -61,6 +70,8 @@ def test_a_stage_that_was_renamed_by_a_new_parent_keeps_its_rows(make_run):
     known = coverage(ledger, workflow_of(ledger, "demo"))
     assert (known["train-2"].rows, known["train-2"].settings, known["train-2"].borrowed) == (6, 5, 5)
     assert {row.row.stage for row in training_rows(ledger, "train-2", workflow_of(ledger, "demo"))} == {"train-2"}
+    rows = observations_of(ledger, workflow_of(ledger, "demo")).stage_runs.of_stage("train-2")
+    assert sorted(rows["run_id"]) == [*(f"run-{n:04d}@train" for n in range(5)), "run-0300"]
 
 
 def test_a_task_used_a_second_time_learns_from_its_first_place_until_it_has_settings_of_its_own(make_run):

@@ -1,0 +1,26 @@
+"""Prefect blocks: what is known of a flow, and documents that flows share (menus, price lists)."""
+
+from __future__ import annotations
+
+from prefect_slo.blocks.documents import MenuBlock, PriceListBlock
+from prefect_slo.blocks.folding import (
+    Fit,
+    fold_in,
+    plan_from_history,
+    put_in_force,
+    rebuild_profile,
+    update_profile,
+)
+from prefect_slo.blocks.profile import SLOProfile
+
+__all__ = [
+    "Fit",
+    "MenuBlock",
+    "PriceListBlock",
+    "SLOProfile",
+    "fold_in",
+    "plan_from_history",
+    "put_in_force",
+    "rebuild_profile",
+    "update_profile",
+]

@@ -1,0 +1,91 @@
+"""Blocks that hold a document which several flows use: a menu, a price list."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+from prefect.blocks.core import Block
+from pydantic import Field, HttpUrl, field_validator
+
+from prefect_slo.pricing import PriceList
+from prefect_slo.resources import Menu
+from prefect_slo.workflow import Workflow
+
+DOCUMENTATION = HttpUrl("https://github.com/prefect-slo/prefect-slo/tree/main/docs")
+LOGO = HttpUrl("https://raw.githubusercontent.com/prefect-slo/prefect-slo/main/docs/assets/logo.png")
+
+
+class MenuBlock(Block):
+    """What the planner may choose from for a stage: worker counts, sizes, pools, batch sizes and prices.
+
+    Example:
+        Use a menu that is stored on the server:
+        ```python
+        from prefect_slo.blocks import MenuBlock
+
+        menu = MenuBlock.load("BLOCK_NAME").menu
+        ```
+    """
+
+    _block_type_name: ClassVar[str] = "SLO Menu"
+    _block_type_slug: ClassVar[str] = "slo-menu"
+    _logo_url: ClassVar[HttpUrl] = LOGO
+    _documentation_url: ClassVar[HttpUrl] = DOCUMENTATION
+
+    document: dict[str, Any] = Field(
+        description="The menu as the [menu] table of a workflow file: prices, workers, sizes, pools, batch, knobs."
+    )
+
+    @field_validator("document")
+    @classmethod
+    def _is_a_menu(cls, document: dict[str, Any]) -> dict[str, Any]:
+        _menu(document)
+        return document
+
+    @property
+    def menu(self) -> Menu:
+        """The menu as a value."""
+        return _menu(self.document)
+
+
+class PriceListBlock(Block):
+    """What a second of a worker costs: unit prices of one service in one region on one day.
+
+    Example:
+        Use a price list that is stored on the server:
+        ```python
+        from prefect_slo.blocks import PriceListBlock
+
+        prices = PriceListBlock.load("BLOCK_NAME").prices
+        ```
+    """
+
+    _block_type_name: ClassVar[str] = "SLO Price List"
+    _block_type_slug: ClassVar[str] = "slo-price-list"
+    _logo_url: ClassVar[HttpUrl] = LOGO
+    _documentation_url: ClassVar[HttpUrl] = DOCUMENTATION
+
+    document: dict[str, Any] = Field(
+        description="The price list as in a price file: name, vcpu_second, gb_second, gpu_second, as_of, region."
+    )
+
+    @field_validator("document")
+    @classmethod
+    def _is_a_price_list(cls, document: dict[str, Any]) -> dict[str, Any]:
+        PriceList.from_document(document)
+        return document
+
+    @classmethod
+    def of(cls, prices: PriceList) -> PriceListBlock:
+        """A block that holds this price list."""
+        return cls(document={name: value for name, value in asdict(prices).items() if value not in (None, "", {})})
+
+    @property
+    def prices(self) -> PriceList:
+        """The price list as a value."""
+        return PriceList.from_document(self.document)
+
+
+def _menu(document: dict[str, Any]) -> Menu:
+    return Workflow.from_document({"name": "menu", "menu": document, "stages": [{"name": "any"}]})["any"].menu

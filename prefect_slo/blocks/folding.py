@@ -1,0 +1,271 @@
+"""Learning: runs that the API holds are folded into the flow's profile, and the model is fitted again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactCreate
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterId
+from prefect.client.schemas.sorting import ArtifactSort
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+
+from prefect_slo.blocks.lease import profile_lease
+from prefect_slo.blocks.profile import HISTORY, MAX_BYTES, SLOProfile
+from prefect_slo.errors import InvalidPlan, SloError
+from prefect_slo.observation import StageRuns
+from prefect_slo.plan import Plan
+from prefect_slo.telemetry.ledger import Code, Ledger
+from prefect_slo.telemetry.packing import canonical, digest
+from prefect_slo.telemetry.records import RunRecord, StageRecord
+from prefect_slo.telemetry.store import Stored, publish, read_runs, slug
+from prefect_slo.workflow import Workflow
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+Fit = Callable[[Workflow, StageRuns, Mapping[str, float]], Mapping[str, Any]]
+"""Fits a workflow model: ``(workflow, stage runs, run latency by run id) -> its document``."""
+
+PAGE = 50
+ELSEWHERE = "flow:"
+_logger = logging.getLogger("prefect.slo")
+
+
+def fit_model(workflow: Workflow, stage_runs: StageRuns, run_latency_s: Mapping[str, float]) -> Mapping[str, Any]:
+    """The document of the package's own workflow model, fitted to these rows."""
+    from prefect_slo.models.workflow_model import WorkflowModel
+
+    return WorkflowModel(workflow).fit(stage_runs, run_latency_s=run_latency_s).to_document()
+
+
+def fold_in(
+    flow_name: str,
+    *,
+    fit: Fit = fit_model,
+    objective: Mapping[str, Any] | None = None,
+    menu: Mapping[str, Any] | None = None,
+    refit: bool = False,
+    timeout_s: float = 120.0,
+    client: SyncPrefectClient | None = None,
+) -> SLOProfile:
+    """Bring the flow's profile up to date with the runs that the API holds, and return it.
+
+    Under the lease: load the newest profile, absorb what it doesn't cover, take over rows of tasks that other flows
+    have profiled, fit, save. Any number of processes may call it at once; each run counts once.
+
+    Args:
+        flow_name: Name of the flow.
+        fit: Fits the workflow model.
+        objective: Replaces the stored objective.
+        menu: Replaces the stored menu of stages that declare none.
+        refit: Fit and save even when no run is new.
+        timeout_s: How long to wait for another writer.
+        client: Client for reading; one is made when missing.
+
+    Raises:
+        TimeoutError: Another writer took too long.
+        httpx.HTTPError: The API cannot be reached, or refuses.
+    """
+    with profile_lease(flow_name, timeout_s=timeout_s), ExitStack() as stack:
+        api = client or stack.enter_context(get_client(sync_client=True))
+        known = SLOProfile.of_flow(flow_name)
+        profile = known or SLOProfile(flow_name=flow_name)
+        changes = {"objective": objective, "menu": menu}
+        profile = profile.model_copy(update={n: dict(value) for n, value in changes.items() if value is not None})
+        stored = tuple(read_runs(flow_name, since=profile.since, client=api))
+        fresh = profile.new_among(stored)
+        if not fresh and not refit and known is not None and profile == known:
+            return known
+        if profile.ledger().lost(fresh):  # code that was in force earlier is back: its rows are still in the API
+            stored = tuple(read_runs(flow_name, client=api))
+            profile = _emptied(profile)
+        profile = _with_rows_from_elsewhere(profile, stored, api)
+        return _written(_fitted(profile, fit))
+
+
+def rebuild_profile(
+    flow_name: str, client: SyncPrefectClient | None = None, *, fit: Fit = fit_model, timeout_s: float = 120.0
+) -> SLOProfile:
+    """Learn everything anew from the API alone; the same runs give the same observations and the same model.
+
+    Objective, menu and plan are kept where a profile is stored.
+
+    Raises:
+        TimeoutError: Another writer took too long.
+        httpx.HTTPError: The API cannot be reached, or refuses.
+    """
+    with profile_lease(flow_name, timeout_s=timeout_s):
+        profile = _emptied(SLOProfile.of_flow(flow_name) or SLOProfile(flow_name=flow_name))
+        return _written(_fitted(profile.absorbed(read_runs(flow_name, client=client)), fit))
+
+
+def update_profile(
+    flow_name: str, change: Callable[[SLOProfile], SLOProfile], *, timeout_s: float = 120.0
+) -> SLOProfile:
+    """Change the newest profile under the lease, and save it; a new one is made where there is none.
+
+    Raises:
+        TimeoutError: Another writer took too long.
+        httpx.HTTPError: The API cannot be reached, or refuses.
+    """
+    with profile_lease(flow_name, timeout_s=timeout_s):
+        return _written(change(SLOProfile.of_flow(flow_name) or SLOProfile(flow_name=flow_name)))
+
+
+def put_in_force(flow_name: str, plan: Plan | None, reason: str, *, timeout_s: float = 120.0) -> SLOProfile:
+    """Make a plan the one that runs follow, or ``None`` to follow none; the history says when and why.
+
+    Raises:
+        TimeoutError: Another writer took too long.
+        httpx.HTTPError: The API cannot be reached, or refuses.
+    """
+
+    def change(profile: SLOProfile) -> SLOProfile:
+        document = plan.to_document() if plan is not None else None
+        entry = {"revision": profile.revision + 1, "reason": reason, "artifact": None, "digest": None}
+        if document is not None:
+            entry |= {"artifact": str(_keep_plan(flow_name, document, reason)), "digest": digest(document)}
+        history = [*profile.plan_history, entry][-HISTORY:]
+        return profile.model_copy(update={"plan": document, "plan_history": history})
+
+    return update_profile(flow_name, change, timeout_s=timeout_s)
+
+
+def plan_from_history(entry: Mapping[str, Any]) -> Plan | None:
+    """The plan of an entry of ``SLOProfile.plan_history``, to roll back to; ``None`` where no plan was in force.
+
+    Raises:
+        InvalidPlan: The artifact that held it is gone.
+    """
+    if not entry.get("artifact"):
+        return None
+    with get_client(sync_client=True) as client:
+        wanted = ArtifactFilter(id=ArtifactFilterId(any_=[UUID(entry["artifact"])]))
+        found = client.read_artifacts(artifact_filter=wanted, sort=ArtifactSort.ID_DESC, limit=1)
+    if not found:
+        raise InvalidPlan("plan_history.artifact", entry["artifact"], "an artifact that still exists")
+    return Plan.from_json(str(found[0].data))
+
+
+def _keep_plan(flow_name: str, document: Mapping[str, Any], reason: str) -> UUID:
+    key = f"slo-plan-history-{slug(flow_name)}"
+    request = ArtifactCreate(key=key, type="slo-plan", description=reason, data=canonical(document))
+    with get_client(sync_client=True) as client:
+        return client.create_artifact(request).id
+
+
+def _emptied(profile: SLOProfile) -> SLOProfile:
+    fields = ("flow_name", "revision", "objective", "menu", "plan", "plan_history")
+    return SLOProfile(**{name: getattr(profile, name) for name in fields})
+
+
+def _fitted(profile: SLOProfile, fit: Fit) -> SLOProfile:
+    """The profile with its model fitted again; what keeps it from fitting is noted, never raised."""
+    workflow, training = profile.workflow(), profile.training()
+    if workflow is None or training is None or not len(training.stage_runs):
+        return profile.with_model(None, "no completed run yet")
+    try:
+        return profile.with_model(fit(workflow, training.stage_runs, training.run_latency_s))
+    except SloError as error:
+        return profile.with_model(None, str(error))
+    except Exception as error:
+        _logger.warning("The model of %s could not be fitted (%s: %s).", profile.flow_name, type(error).__name__, error)
+        return profile.with_model(None, f"{type(error).__name__}: {error}")
+
+
+def _written(profile: SLOProfile) -> SLOProfile:
+    """Save the next revision, within the size that a block may have."""
+    profile = _within_size(profile.model_copy(update={"revision": profile.revision + 1}))
+    try:
+        profile.store()
+    except ObjectAlreadyExists:  # another flow's first profile has registered the block type meanwhile
+        profile.store()
+    return profile
+
+
+def _within_size(profile: SLOProfile) -> SLOProfile:
+    """A profile of at most ``MAX_BYTES``: without its model, which can be fitted again, then with fewer rows."""
+    if profile.size_bytes > MAX_BYTES and profile.model:
+        profile = profile.with_model(None, "too large to store: fit it to the rows")
+    while profile.size_bytes > MAX_BYTES and (rows := profile.ledger().row_budget) > 1:
+        profile = profile.with_row_budget(rows // 2)
+    return profile
+
+
+def _with_rows_from_elsewhere(profile: SLOProfile, stored: tuple[Stored, ...], api: SyncPrefectClient) -> SLOProfile:
+    """Absorb the runs and, for code that is new to this flow, what other flows' profiles know of it.
+
+    The rows are appended to this flow's own artifacts first, so that a rebuild finds them.
+    """
+    before = set(_codes(profile.ledger()))
+    profile = profile.absorbed(stored)
+    fresh = set(_codes(profile.ledger())) - before
+    rows = known_elsewhere(profile.flow_name, fresh, api) if fresh else ()
+    new = profile.new_among([Stored(created=_latest(profile), records=rows)]) if rows else ()
+    if not new:
+        return profile
+    publish(profile.flow_name, new, api)
+    return profile.absorbed(read_runs(profile.flow_name, since=profile.since, client=api))
+
+
+def known_elsewhere(
+    flow_name: str, codes: Iterable[tuple[str, str]], client: SyncPrefectClient
+) -> tuple[RunRecord, ...]:
+    """Rows of these tasks, at these versions of their code, in the profiles of other flows.
+
+    Args:
+        flow_name: The flow that asks.
+        codes: Pairs of task key and source hash.
+        client: Client for reading.
+    """
+    wanted, records = set(codes), []
+    for other, ledger in _other_ledgers(flow_name, client):
+        for code, group in ledger.groups.items():
+            if code[1:] in wanted and not code.stage.startswith(ELSEWHERE):
+                rows = [row for measured in group.values() for row in measured.rows]
+                records += [_lent(flow_name, other, code, row) for row in rows]
+    return tuple(records)
+
+
+def _lent(flow_name: str, other: str, code: Code, stage: StageRecord) -> RunRecord:
+    """One row as a record of its own, under the name of the flow that it was measured in."""
+    place = f"{ELSEWHERE}{other}/{code.stage}"
+    return RunRecord(
+        flow=flow_name,
+        run_id=f"{stage.row.run_id}@{place}",
+        status="completed",
+        started_at=stage.row.started_at,
+        stages=(replace(stage, row=replace(stage.row, stage=place)),),
+        source=f"{ELSEWHERE}{other}",
+    )
+
+
+def _other_ledgers(flow_name: str, client: SyncPrefectClient) -> Iterable[tuple[str, Ledger]]:
+    offset = 0
+    while True:
+        try:
+            page = client.read_block_documents_by_type(SLOProfile.get_block_type_slug(), offset=offset, limit=PAGE)
+        except ObjectNotFound:  # no profile was ever stored
+            return
+        for document in page:
+            profile = SLOProfile(**document.data)
+            if profile.flow_name != flow_name:
+                yield profile.flow_name, profile.ledger()
+        offset += len(page)
+        if len(page) < PAGE:
+            return
+
+
+def _codes(ledger: Ledger) -> set[tuple[str, str]]:
+    return {(code.task_key, code.source_hash) for code in ledger.groups}
+
+
+def _latest(profile: SLOProfile) -> datetime:
+    return datetime.fromisoformat(profile.cursor) if profile.cursor else datetime.fromtimestamp(0, UTC)

@@ -1,23 +1,22 @@
 """Running one call: by Prefect's task engine (level ``full``), or bare with one record at the end, or bare with none.
 
 ``full`` gives whatever Prefect gives: states, retries, caching, timeouts, hooks, logs. ``summary`` and ``bare`` call
-the task's function and are only for tasks that ask for none of these (``eligible``); ``summary`` then emits a single
-terminal event that carries the measured start and end.
+the task's function and are only for tasks that ask for none of these (``eligible``); at ``summary`` the flow's process
+then emits a single terminal event that carries the measured start and end (``record``).
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Mapping
 from contextlib import ExitStack
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from prefect import Task, tags
 from prefect.client.schemas.objects import RunInput, State, StateDetails
-from prefect.context import FlowRunContext
+from prefect.context import FlowRunContext, TagsContext
 from prefect.logging import get_run_logger
 from prefect.results import ResultRecord, ResultRecordMetadata  # type: ignore[attr-defined]
 from prefect.states import Completed, Failed, Pending, format_exception
@@ -31,7 +30,6 @@ from prefect.utilities.callables import parameters_to_args_kwargs
 from prefect.utilities.collections import visit_collection
 from prefect.utilities.engine import emit_task_run_state_change_event, resolve_to_final_result
 
-from prefect_slo.plan import Record
 from prefect_slo.runner.calls import Raised, Returned
 
 
@@ -90,19 +88,19 @@ def run_bare(
     parameters: dict[str, Any],
     wait_for: list[Any] | None,
     dependencies: dict[str, set[RunInput]] | None,
-    record: Record,
     resolve: bool,
     runner: asyncio.Runner | None = None,
 ) -> State[Any] | Returned | Raised:
-    """Call the task's function, and at level ``summary`` emit its one event.
+    """Call the task's function and nothing else; the flow's process writes down what is written down.
 
-    A value comes back as it is (``Returned``); a failure, or upstream work that failed, takes Prefect's engine
-    (``run_full``) or its states, so that it looks the same at every level.
+    A value comes back as it is (``Returned``). A failure comes back as Prefect's failed state, and where an upstream
+    failed, Prefect's engine says so (``run_full``), so that both look the same at every level.
     """
+    values = parameters
     if wait_for or resolve:
         try:
             values = _resolved(parameters, wait_for)
-        except Exception:  # an upstream failed: the engine says so in Prefect's own way
+        except Exception:
             return run_full(
                 task,
                 task_run_id,
@@ -111,24 +109,12 @@ def run_bare(
                 dependencies=dependencies,
                 runner=runner,
             )
-    else:
-        values = parameters
-    started, begun = datetime.now(UTC), time.monotonic()
     try:
-        result = _call(task, values, runner)
+        return Returned(_call(task, values, runner))
     except Exception as error:
-        state = _failed(error, task)
-        _finish(state, task_run_id)
-        _emit(task, task_run_id, state, parameters, wait_for, dependencies, started, time.monotonic() - begun)
-        return state
+        return _finish(_failed(error, task), task_run_id)
     except BaseException as error:
         return Raised(error)
-    if record == "summary" or isinstance(result, State):
-        state = completed(result, task_run_id)
-        _emit(task, task_run_id, state, parameters, wait_for, dependencies, started, time.monotonic() - begun)
-        if isinstance(result, State):
-            return state
-    return Returned(result)
 
 
 def completed(value: Any, task_run_id: UUID, flow_run_id: UUID | None = None) -> State[Any]:
@@ -144,16 +130,53 @@ def completed(value: Any, task_run_id: UUID, flow_run_id: UUID | None = None) ->
     return _finish(state, task_run_id, flow_run_id)
 
 
-def record_ending(
-    task: Task[Any, Any],
-    task_run_id: UUID,
-    state: State[Any],
-    *,
-    parameters: Mapping[str, Any],
-    dependencies: dict[str, set[RunInput]] | None,
-) -> None:
-    """Emit the final state of a call that no engine could end: its worker is gone."""
-    _emit(task, task_run_id, _finish(state, task_run_id), dict(parameters), None, dependencies, None, 0.0)
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A call that ended outside Prefect's engine, with what its record needs.
+
+    Attributes:
+        task: The task.
+        task_run_id: Its id.
+        state: Its final state.
+        names: Names of its parameters.
+        dependencies: Upstream runs by parameter name.
+        wait_for: What it waited for.
+        tags: Tags at submission.
+        started: When it started, or ``None`` where it never did.
+        elapsed_s: How long it ran.
+    """
+
+    task: Task[Any, Any]
+    task_run_id: UUID
+    state: State[Any]
+    names: tuple[str, ...]
+    dependencies: dict[str, set[RunInput]] | None
+    wait_for: list[Any] | None
+    tags: frozenset[str]
+    started: datetime | None = None
+    elapsed_s: float = 0.0
+
+
+def record(ended: Ended) -> None:
+    """Emit one terminal event whose task run carries the measured start and end."""
+    with under_tags(ended.tags - frozenset(TagsContext.get().current_tags)):
+        task_run = _create_task_run_locally(
+            ended.task,
+            id=ended.task_run_id,
+            parameters=dict.fromkeys(ended.names),
+            wait_for=ended.wait_for,
+            extra_task_inputs={k: v for k, v in (ended.dependencies or {}).items() if k in ended.names} or None,
+        )
+    state = _finish(ended.state.model_copy(), ended.task_run_id)
+    begun: State[Any] = Pending()
+    if ended.started is not None:
+        took = timedelta(seconds=ended.elapsed_s)
+        state.timestamp = ended.started + took  # type: ignore[assignment]
+        task_run.start_time, task_run.end_time = ended.started, state.timestamp  # type: ignore[assignment]
+        task_run.expected_start_time = ended.started  # type: ignore[assignment]
+        task_run.total_run_time, task_run.run_count = took, 1
+    task_run.state, task_run.state_type, task_run.state_name = state, state.type, state.name
+    emit_task_run_state_change_event(task_run=task_run, initial_state=begun, validated_state=state)
 
 
 _METADATA = ResultRecordMetadata()
@@ -204,35 +227,6 @@ def _finish(state: State[Any], task_run_id: UUID, flow_run_id: UUID | None = Non
         **{**StateDetails().__dict__, "task_run_id": task_run_id, "flow_run_id": flow_run_id}
     )
     return state
-
-
-def _emit(
-    task: Task[Any, Any],
-    task_run_id: UUID,
-    state: State[Any],
-    parameters: dict[str, Any],
-    wait_for: list[Any] | None,
-    dependencies: dict[str, set[RunInput]] | None,
-    started: datetime | None,
-    elapsed_s: float,
-) -> None:
-    """One terminal event whose task run carries the measured start and end."""
-    task_run = _create_task_run_locally(
-        task,
-        id=task_run_id,
-        parameters=parameters,
-        wait_for=wait_for,
-        extra_task_inputs={k: v for k, v in (dependencies or {}).items() if k in parameters} or None,
-    )
-    state.timestamp = (started or datetime.now(UTC)) + timedelta(seconds=elapsed_s)  # type: ignore[assignment]
-    if started is not None:
-        task_run.start_time = started  # type: ignore[assignment]
-        task_run.end_time = state.timestamp
-        task_run.total_run_time = timedelta(seconds=elapsed_s)
-        task_run.run_count = 1
-    pending: State[Any] = Pending()
-    task_run.state, task_run.state_type, task_run.state_name = state, state.type, state.name
-    emit_task_run_state_change_event(task_run=task_run, initial_state=pending, validated_state=state)
 
 
 def under_tags(names: frozenset[str]) -> ExitStack:

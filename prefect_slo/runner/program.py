@@ -65,7 +65,6 @@ class ThreadProgram:
                 parameters=call.parameters,
                 wait_for=call.wait_for,
                 dependencies=call.dependencies,
-                record=record,
                 resolve=call.has_inputs,
             )
 
@@ -175,7 +174,7 @@ def _run_pickled(task: Task[Any, Any], payload: bytes, loop: asyncio.Runner) -> 
         if record == "full":
             result = engine.run_full(task, task_run_id, **call)
         else:
-            result = engine.run_bare(task, task_run_id, record=record, resolve=has_inputs, **call)
+            result = engine.run_bare(task, task_run_id, resolve=has_inputs, **call)
     _forget_results()
     ran = time.perf_counter()
     failed = _is_failure(result)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from contextvars import Context
+from datetime import UTC, datetime, timedelta
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -33,6 +34,7 @@ from prefect_slo.runner.backends.protocol import Backend, Bundle
 from prefect_slo.runner.calls import Call, Raised, Returned
 from prefect_slo.runner.measure import Measure
 from prefect_slo.runner.payloads import importable_by_workers
+from prefect_slo.runner.write_behind import WriteBehind
 
 GRACE_S = 1.0
 """A task's own timeout has this long to take effect inside the worker before the worker is killed."""
@@ -66,7 +68,9 @@ class Session:
         self._scheduler = Scheduler(capacity)
         self._inbox: SimpleQueue[Any] = SimpleQueue()
         self._calls: dict[int, Call] = {}
-        self._outcomes: dict[int, protocol.Outcome] = {}
+        self._reports: dict[int, protocol.ItemReport] = {}
+        self._records: dict[int, Record] = {}
+        self._writer = WriteBehind(context.copy())
         self._rules: dict[str, StageRule] = {}
         self._pool_of: dict[int, str] = {}
         self._loss: protocol.Lost | None = None
@@ -90,6 +94,7 @@ class Session:
         self._inbox.put(control.Closed(now=at_once))
         self._drained.wait()
         self._thread.join(timeout=5)
+        self._writer.close()
 
     # ---- the loop ---------------------------------------------------------------------------------------------------
 
@@ -188,13 +193,13 @@ class Session:
             if report.outcome.unpicklable:
                 stuck.append(report)
                 continue
-            self._outcomes[report.item] = report.outcome
+            self._reports[report.item] = report
             self._measure.item(lease, report, ready=call.ready)
             done.append(report.item)
         events: list[control.Event] = [control.ItemDone(lease, tuple(done))] if done else []
         for report in stuck:
             get_logger("slo").debug("Item of lease %s is stuck: %s", lease, report.outcome.unpicklable)
-            self._outcomes[report.item] = report.outcome
+            self._reports[report.item] = report
             events.append(control.Rejected(lease, (report.item,), ran=not report.outcome.failed))
         return events
 
@@ -234,7 +239,7 @@ class Session:
             try:
                 items.append((call.item, self._payload(call, record, isolated=isolated)))
             except Exception as error:
-                self._outcomes[call.item] = protocol.Outcome(b"", True, f"{type(error).__name__}: {error}")
+                self._reports[call.item] = _stuck(call.item, error)
                 rejected.append(call.item)
         opened: Any = None
         if items:
@@ -242,7 +247,7 @@ class Session:
                 opened = self._program(action.stage, calls[0], pool, isolated=isolated)
             except Exception as error:
                 for item, _ in items:
-                    self._outcomes[item] = protocol.Outcome(b"", True, f"{type(error).__name__}: {error}")
+                    self._reports[item] = _stuck(item, error)
                 rejected, items = list(action.items), []
         if rejected:
             self._inbox.put(control.Rejected(action.lease, tuple(rejected), ran=False))
@@ -257,6 +262,8 @@ class Session:
             tuple(items),
             timeout_s=timeout + GRACE_S if timeout and backend.capabilities().hard_timeouts else None,
         )
+        if record == "summary":
+            self._records.update(dict.fromkeys(action.items, record))
         self._measure.dispatched(action.lease, action.bundle, begun, min(call.ready for call in calls))
         backend.submit(action.lease, bundle)
 
@@ -293,21 +300,23 @@ class Session:
         call = self._calls.pop(item, None)
         if call is None:
             return
-        outcome = self._outcomes.pop(item, None)
-        if ending == "done" and outcome is not None:
-            self._complete(call, outcome)
+        report = self._reports.pop(item, None)
+        record = self._records.pop(item, None)
+        if ending == "done" and report is not None:
+            self._complete(call, report, record)
             return
         if ending == "cancelled" and (self._loss is None or item in self._loss.untouched):
             call.future.cancel()
             call.future.set_running_or_notify_cancel()
             self._measure.failed(call.stage)
             return
-        error = self._error(call, ending, attempts, outcome)
+        error = self._error(call, ending, attempts, report)
         self._end(call, _final_state(ending, error))
 
-    def _complete(self, call: Call, outcome: protocol.Outcome) -> None:
-        result = outcome.payload
-        if isinstance(result, bytes):
+    def _complete(self, call: Call, report: protocol.ItemReport, record: Record | None) -> None:
+        result = report.outcome.payload
+        travelled = isinstance(result, bytes)
+        if travelled:
             try:
                 result = program.load_result(result)
             except Exception as error:
@@ -322,8 +331,10 @@ class Session:
             self._context.run(link_state_to_task_run_result, state, result.value)
         else:
             state = result
-            if isinstance(outcome.payload, bytes) and state.is_completed():
+            if travelled and state.is_completed():
                 self._context.run(_link, state)
+        if record == "summary":
+            self._writer.add(_ended(call, state, report))
         if not state.is_completed():
             self._measure.failed(call.stage)
         call.future.set_result(state)
@@ -333,7 +344,7 @@ class Session:
         call: Call,
         ending: control.Ending,
         attempts: int,
-        outcome: protocol.Outcome | None,
+        report: protocol.ItemReport | None,
     ) -> SloError:
         loss = self._loss
         match ending:
@@ -342,8 +353,8 @@ class Session:
             case "timeout":
                 return TaskTimedOut(call.stage, float(call.task.timeout_seconds or 0), attempts)
             case "unpicklable":
-                reason = outcome.unpicklable if outcome is not None else ""
-                return Unpicklable(call.stage, "argument" if outcome and outcome.failed else "result", reason)
+                outcome = report.outcome if report is not None else protocol.Outcome(b"")
+                return Unpicklable(call.stage, "argument" if outcome.failed else "result", outcome.unpicklable)
             case "start":
                 return WorkerLost(call.stage, f"no worker started: {loss.detail if loss else 'unknown'}", attempts)
             case _:
@@ -352,17 +363,7 @@ class Session:
     def _end(self, call: Call, state: State[Any]) -> None:
         """End a call that no engine has ended, in Prefect's records too."""
         self._measure.failed(call.stage)
-        try:
-            self._context.run(
-                engine.record_ending,
-                call.task,
-                call.task_run_id,
-                state,
-                parameters=call.parameters,
-                dependencies=call.dependencies,
-            )
-        except Exception:
-            get_logger("slo").warning("The end of task run %s could not be recorded.", call.task_run_id, exc_info=True)
+        self._writer.add(_ended(call, state, None))
         call.future.set_result(state)
 
     def _abandon(self, error: BaseException) -> None:
@@ -372,6 +373,29 @@ class Session:
         self._calls.clear()
         for lease, pool in self._pool_of.items():
             self._backends[pool].cancel(lease)
+
+
+def _stuck(item: int, error: Exception) -> protocol.ItemReport:
+    """Stands for the report of an item that never left."""
+    return protocol.ItemReport(item, protocol.Outcome(b"", True, f"{type(error).__name__}: {error}"), 0.0, 0.0)
+
+
+def _ended(call: Call, state: State[Any], report: protocol.ItemReport | None) -> engine.Ended:
+    started, elapsed_s = None, 0.0
+    if report is not None:
+        started = datetime.now(UTC) - timedelta(seconds=time.monotonic() - report.started)
+        elapsed_s = report.ended - report.started
+    return engine.Ended(
+        call.task,
+        call.task_run_id,
+        state,
+        tuple(call.parameters),
+        call.dependencies,
+        call.wait_for,
+        call.tags,
+        started,
+        elapsed_s,
+    )
 
 
 def _final_state(ending: control.Ending, error: SloError) -> State[Any]:

@@ -1,122 +1,276 @@
-"""Good plans fast: a sweep over prices of a second, then moves of one stage at a time.
+"""Good plans fast: dual ascent on a typical run, then moves of one or two stages.
 
-At a price *p* every stage takes the option of least ``mean cost + p · φ_i · latency``, where φ_i is how often the
-stage lies on the longest path of the plan before. Sweeping *p* walks the cost/latency trade-off from the cheapest plan
-to the fastest, so the same sweep starts the search for every goal and seeds the Pareto front.
+The multipliers of a *typical* scenario under bounds from loose to tight walk the cost/latency trade-off from the
+cheapest plan to the fastest. All bounds ascend together, as columns, and every plan that a step picks is a candidate,
+so the same sweep starts the search for every goal and seeds the Pareto front.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
 from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prefect_slo.planner.multipliers import Network
-from prefect_slo.planner.problem import Choice, Goal, Problem, percentile
+from prefect_slo.planner.batch import admitted, latencies, mean_costs, rows_of
+from prefect_slo.planner.multipliers import Network, ascend
+from prefect_slo.planner.problem import Choice, CompiledStage, Goal, Problem, percentile
 
 Floats = NDArray[np.floating]
 
-PRICES = 25
-"""Prices in a sweep; each costs one evaluation of a plan."""
+COLUMNS = 24
+"""Bounds in a sweep."""
+
+SAMPLES = 512
+"""Samples on which candidates and moves are compared before the best are judged on all."""
+
+MOVES = 96
+"""Moves judged at once."""
+
+PATIENCE = 3
+"""Batches of moves without success before a plan counts as polished."""
 
 
-def sweep(problem: Problem, typical: Sequence[Floats] | None = None, prices: int = PRICES) -> list[Choice]:
-    """Plans from cheapest to fastest, duplicates removed; those that break structural limits are left out.
+@dataclass(frozen=True)
+class Start:
+    """Where a search starts.
+
+    Attributes:
+        plan: The best plan found that keeps every bound; ``None`` when none was found.
+        reference: The plan, or else the one nearest to the bounds; ``None`` when nothing on the menu fits.
+    """
+
+    plan: Choice | None
+    reference: Choice | None
+
+
+def sweep(problem: Problem, reference: Choice | None = None) -> list[Choice]:
+    """Plans from cheapest to fastest, duplicates and those that break structural limits left out.
 
     Args:
         problem: What is planned.
-        typical: Latency that stands for each option, ``(n_upstream, n_options)`` by stage; the mean by default.
-        prices: How many prices to try between free and priceless seconds.
+        reference: A plan that says how many workers feed each stage; the cheapest options by default.
     """
-    typical = typical or [stage.latency.mean(axis=2) for stage in problem.stages]
-    network = Network.of(problem.stages)
-    dollars = sum(
-        float(np.ptp(stage.mean_cost[:, mask])) for stage, mask in zip(problem.stages, problem.allowed, strict=True)
+    typical = [stage.latency.mean(axis=2) for stage in problem.stages]
+    start = reference or _greedy(problem, [stage.mean_cost for stage in problem.stages])
+    if start is None:
+        return []
+    found: dict[Choice, None] = dict.fromkeys([start])
+    for times in ([stage.mean_cost for stage in problem.stages], typical):
+        if (plan := _greedy(problem, times)) is not None:
+            found[plan] = None
+    fastest = _greedy(problem, typical) or start
+    rows = [problem.upstream_row(i, start) for i in range(len(problem.stages))]
+    slow, fast = (float(problem.latency(plan).mean()) for plan in (start, fastest))
+    bounds = np.geomspace(0.9 * min(fast, slow), 1.1 * max(fast, slow), COLUMNS).astype(np.float32)
+    flat = replace(
+        problem,
+        stages=tuple(_flat(stage, times) for stage, times in zip(problem.stages, typical, strict=True)),
+        driver=np.float32(problem.driver.mean()) + bounds[0] - bounds,
     )
-    seconds = sum(float(np.ptp(t[:, mask])) for t, mask in zip(typical, problem.allowed, strict=True))
-    rate = max(dollars, 1e-12) / max(seconds, 1e-12)
-    shares = np.ones(len(problem.stages))
-    found: dict[Choice, None] = {}
-    for price in (0.0, *(rate * np.geomspace(1e-3, 1e3, prices)), inf):
-        for _ in range(2):
-            choice = _at_price(problem, typical, shares, price)
-            if choice is None:
-                break
-            shares = np.maximum(_on_path(problem, network, typical, choice), 0.02)
-        if choice is not None and problem.admits(choice):
-            found[choice] = None
+    picks: list[NDArray[np.intp]] = []
+    ascend(flat, Goal(latency_bound_s=float(bounds[0])), rows, picks=picks)
+    choices = np.unique(np.concatenate(picks, axis=1).T, axis=0)
+    for choice in choices[admitted(problem, choices)]:
+        found[tuple(choice.tolist())] = None
     return list(found)
 
 
-def incumbent(problem: Problem, goal: Goal) -> tuple[Choice | None, Choice | None]:
-    """The best plan that a sweep and single moves reach, and the one nearest to keeping the bounds.
+def begin(problem: Problem, goal: Goal, extra: Sequence[Choice] = ()) -> Start:
+    """The best plan that a sweep and moves of one or two stages reach.
 
-    Returns:
-        ``(plan, reference)``: ``plan`` is ``None`` when none was found that keeps the bounds; ``reference`` is the
-        plan, or else the fastest of the sweep (the cheapest where only cost is bounded), ``None`` when nothing fits.
+    Args:
+        problem: What is planned.
+        goal: Objective and bounds.
+        extra: Further plans to start from.
     """
-    candidates = sweep(problem)
+    candidates = [*dict.fromkeys([*extra, *sweep(problem)])]
     if not candidates:
-        return None, None
-    for _ in range(2):
-        scores = [problem.score(choice, goal) for choice in candidates]
-        best = candidates[int(np.argmin(scores))] if min(scores) < inf else None
-        middle = best or _nearest(problem, goal, candidates)
-        slow = np.argsort(problem.latency(middle), kind="stable")[-max(1, problem.n_samples // 10) :]
-        candidates += sweep(problem, [stage.latency[:, :, slow].mean(axis=2) for stage in problem.stages])
-    scores = [problem.score(choice, goal) for choice in candidates]
-    at = int(np.argmin(scores))
-    if scores[at] == inf:
-        return None, _nearest(problem, goal, candidates)
-    best = polish(problem, goal, candidates[at], scores[at])
-    return best, best
+        return Start(None, None)
+    best, score = _best(problem, goal, candidates)
+    if best is not None:
+        candidates = [best, *sweep(problem, best)]
+        best, score = _best(problem, goal, candidates)
+    if best is None:
+        return Start(None, _nearest(problem, goal, candidates))
+    best, _ = polish(problem, goal, best, score)
+    return Start(best, best)
 
 
-def polish(problem: Problem, goal: Goal, choice: Choice, score: float, sweeps: int = 4) -> Choice:
-    """Change one stage at a time as long as that improves the score."""
-    for _ in range(sweeps):
-        before = choice
-        for i in range(len(problem.stages)):
-            for option in np.flatnonzero(problem.allowed[i]):
-                trial = (*choice[:i], int(option), *choice[i + 1 :])
-                if option == choice[i] or goal.cost_weight * problem.mean_cost(trial) >= score:
-                    continue
-                value = problem.score(trial, goal)
-                if value < score:
-                    choice, score = trial, value
-        if choice == before:
+def polish(problem: Problem, goal: Goal, choice: Choice, score: float, rounds: int = 40) -> tuple[Choice, float]:
+    """Change one or two stages at a time as long as that improves the score.
+
+    Moves of one or two stages are ranked by the objective that they promise, latency being linear in the stages' times
+    at the samples near the percentile; only those that promise to keep the bounds are judged. When they bring nothing
+    more, every stage in turn takes its best option given the others, which finds what is not linear (stages off the
+    longest path).
+    """
+    choice, score = _walk(problem, goal, choice, score, rounds)
+    settled, value = _settle(problem, goal, choice, score)
+    return _walk(problem, goal, settled, value, rounds) if value < score else (choice, score)
+
+
+def _walk(problem: Problem, goal: Goal, choice: Choice, score: float, rounds: int) -> tuple[Choice, float]:
+    for _ in range(rounds):
+        better = _move(problem, goal, choice, score)
+        if better is None:
             break
-    return choice
+        choice, score = better
+    return choice, score
+
+
+def _settle(problem: Problem, goal: Goal, choice: Choice, score: float) -> tuple[Choice, float]:
+    for i in range(len(problem.stages)):
+        options = np.flatnonzero(problem.allowed[i])
+        trials = np.tile(np.array(choice, dtype=np.intp), (len(options), 1))
+        trials[:, i] = options
+        trials = trials[options != choice[i]]
+        rows = rows_of(problem, trials)
+        if not goal.latency_weight:
+            cheaper = mean_costs(problem, trials, rows) * goal.cost_weight < score
+            trials, rows = trials[cheaper], rows[cheaper]
+        keep = admitted(problem, trials)
+        for trial in _promising(problem, goal, trials[keep], rows[keep]) if keep.any() else ():
+            value = problem.score(trial, goal)
+            if value < score:
+                choice, score = trial, value
+                break
+    return choice, score
+
+
+def _move(problem: Problem, goal: Goal, choice: Choice, score: float) -> tuple[Choice, float] | None:
+    gains, slower = _promises(problem, goal, choice)
+    latency = problem.latency(choice)
+    slack = goal.latency_bound_s - percentile(latency, goal.allowed(problem.n_samples))
+    trials = _trials(problem, goal, choice, gains, slower, slack)
+    for at in range(0, min(len(trials), PATIENCE * MOVES), MOVES):
+        some = trials[at : at + MOVES]
+        some = some[admitted(problem, some)]
+        rows = rows_of(problem, some)
+        if not goal.latency_weight:
+            cheaper = mean_costs(problem, some, rows) * goal.cost_weight < score
+            some, rows = some[cheaper], rows[cheaper]
+        if not len(some):
+            continue
+        for trial in _promising(problem, goal, some, rows):
+            value = problem.score(trial, goal)
+            if value < score * (1 - 1e-9):
+                return trial, value
+    return None
+
+
+def _promises(problem: Problem, goal: Goal, choice: Choice) -> tuple[list[Floats], list[Floats]]:
+    """By stage and option: change of mean cost, and of latency at the percentile to first order."""
+    latency = problem.latency(choice)
+    n = len(latency)
+    rank = n - 1 - goal.allowed(n)
+    near = np.argsort(latency, kind="stable")[max(0, rank - n // 40) : rank + n // 40 + 1]
+    rows = [problem.upstream_row(i, choice) for i in range(len(problem.stages))]
+    own = [stage.latency[rows[i], choice[i]][near] for i, stage in enumerate(problem.stages)]
+    pieces = [time * stage.piece[choice[i]] for i, (time, stage) in enumerate(zip(own, problem.stages, strict=True))]
+    network = Network.of(problem.stages)
+    _, on = network.longest(own, pieces)
+    gains, slower = [], []
+    for i, stage in enumerate(problem.stages):
+        into = network.into[i]
+        through = on[into["full"][0]].astype(np.float32)
+        wave = on[[*into["piece"], *into["tail"]]].sum(axis=0).astype(np.float32)
+        times = stage.latency[rows[i]][:, near]
+        weight = through + stage.piece[:, None] * wave
+        slower.append((weight * times).mean(axis=1) - (weight[choice[i]] * times[choice[i]]).mean())
+        gains.append(stage.mean_cost[rows[i]] - stage.mean_cost[rows[i], choice[i]])
+    return gains, slower
+
+
+def _trials(
+    problem: Problem, goal: Goal, choice: Choice, gains: list[Floats], slower: list[Floats], slack: float
+) -> NDArray[np.intp]:
+    """Choices one or two moves away that promise to improve and to keep the bounds, the best promise first."""
+    room = slack + 0.02 * goal.latency_bound_s if goal.latency_bound_s < inf else inf
+    value = [goal.cost_weight * g + goal.latency_weight * s for g, s in zip(gains, slower, strict=True)]
+    useful = [np.flatnonzero(mask) for mask in problem.allowed]
+    keep = [
+        options[np.lexsort((slower[i][options], value[i][options]))][:_width(len(problem.stages))]
+        for i, options in enumerate(useful)
+    ]  # fmt: skip
+    moves: list[tuple[Floats, NDArray[np.intp], tuple[int, ...]]] = []
+    for i, options in enumerate(useful):
+        good = options[(value[i][options] < 0) & (slower[i][options] <= room)]
+        moves.append((value[i][good], good[:, None], (i,)))
+    for i, j in combinations(range(len(problem.stages)), 2):
+        a, b = useful[i] if len(problem.stages) <= 12 else keep[i], useful[j] if len(problem.stages) <= 12 else keep[j]
+        total = value[i][a][:, None] + value[j][b]
+        fits = (total < 0) & (slower[i][a][:, None] + slower[j][b] <= room)
+        fits &= (a[:, None] != choice[i]) & (b != choice[j])
+        at, bt = np.nonzero(fits)
+        moves.append((total[at, bt], np.stack([a[at], b[bt]], axis=1), (i, j)))
+    values = np.concatenate([value for value, _, _ in moves])
+    order = np.argsort(values, kind="stable")[: PATIENCE * MOVES]
+    owner = np.repeat(np.arange(len(moves)), [len(value) for value, _, _ in moves])
+    first = np.cumsum([0, *(len(value) for value, _, _ in moves)])
+    trials = np.tile(np.array(choice, dtype=np.intp), (len(order), 1))
+    for row, at in enumerate(order):
+        _, options, stages = moves[owner[at]]
+        trials[row, list(stages)] = options[at - first[owner[at]]]
+    return trials
+
+
+def _width(n_stages: int) -> int:
+    """Options per stage that pairs of moves are made of: all on small graphs, fewer on large ones."""
+    return 54 if n_stages <= 12 else 12
+
+
+def _promising(problem: Problem, goal: Goal, choices: NDArray[np.intp], rows: NDArray[np.intp]) -> list[Choice]:
+    """Choices that look good on some of the samples, best first."""
+    some = problem.sample(SAMPLES)
+    cost = mean_costs(problem, choices, rows)
+    latency = latencies(some, choices, rows)
+    allowed = goal.allowed(some.n_samples)
+    value = goal.cost_weight * cost
+    if goal.latency_weight:
+        rank = some.n_samples - 1 - allowed
+        value = value + goal.latency_weight * np.partition(latency, rank, axis=1)[:, rank]
+    over = np.count_nonzero(latency > goal.latency_bound_s, axis=1) if goal.latency_bound_s < inf else 0
+    doubtful = over > allowed + 3 * np.sqrt(allowed + 1)
+    order = np.argsort(np.where(doubtful, inf, value), kind="stable")
+    return [tuple(choices[at].tolist()) for at in order if not np.broadcast_to(doubtful, value.shape)[at]][:12]
+
+
+def _best(problem: Problem, goal: Goal, candidates: list[Choice]) -> tuple[Choice | None, float]:
+    choices = np.array(candidates, dtype=np.intp)
+    best, score = None, inf
+    for at in range(0, len(choices), MOVES):
+        some = choices[at : at + MOVES]
+        for choice in _promising(problem, goal, some, rows_of(problem, some)):
+            if (value := problem.score(choice, goal)) < score:
+                best, score = choice, value
+    return best, score
 
 
 def _nearest(problem: Problem, goal: Goal, candidates: Sequence[Choice]) -> Choice:
-    allowed = goal.allowed(problem.n_samples)
     if goal.latency_bound_s < inf:
-        return min(candidates, key=lambda choice: percentile(problem.latency(choice), allowed))
+        some = problem.sample(SAMPLES)
+        allowed = goal.allowed(some.n_samples)
+        return min(candidates, key=lambda choice: percentile(some.latency(choice), allowed))
     return min(candidates, key=problem.mean_cost)
 
 
-def _at_price(problem: Problem, typical: Sequence[Floats], shares: Floats, price: float) -> Choice | None:
+def _greedy(problem: Problem, value: Sequence[Floats]) -> Choice | None:
+    """The option of least value for every stage in turn, given those before it; ``None`` when nothing is left."""
     choice: list[int] = []
-    for i, stage in enumerate(problem.stages):
-        row = problem.upstream_row(i, choice)
+    for i in range(len(problem.stages)):
         options = np.flatnonzero(problem.open_options(i, choice))
         if not options.size:
             return None
-        time, cost = typical[i][row, options], stage.mean_cost[row, options]
-        value = time + 1e-9 * cost if price == inf else cost + price * shares[i] * time
-        choice.append(int(options[value.argmin()]))
-    return tuple(choice)
+        choice.append(int(options[value[i][problem.upstream_row(i, choice), options].argmin()]))
+    return tuple(choice) if problem.admits(choice) else None
 
 
-def _on_path(problem: Problem, network: Network, typical: Sequence[Floats], choice: Choice) -> Floats:
-    """How often each stage lies on the longest path, over a thousand samples at most."""
-    some = slice(None, 1000)
-    latency, piece = [], []
-    for i, stage in enumerate(problem.stages):
-        latency.append(stage.latency[problem.upstream_row(i, choice), choice[i], some])
-        piece.append(latency[-1] * stage.piece[choice[i]])
-    _, on = network.longest(latency, piece)
-    return np.array([on[[*into["full"], *into["piece"]]].any(axis=0).mean() for into in network.into])
+def _flat(stage: CompiledStage, typical: Floats) -> CompiledStage:
+    """A stage whose every sample is the typical one."""
+    shape = (*typical.shape, COLUMNS)
+    latency = np.broadcast_to(typical.astype(np.float32)[:, :, None], shape)
+    return replace(stage, latency=latency, cost=latency)

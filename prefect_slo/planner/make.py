@@ -15,7 +15,7 @@ from prefect_slo.planner.bundles import bundled
 from prefect_slo.planner.certify import CERTIFY_SAMPLES, SEARCH_SHARE, Verdict, judge
 from prefect_slo.planner.explain import criticality
 from prefect_slo.planner.goals import Balanced, PlanObjective, goal_of
-from prefect_slo.planner.incumbent import incumbent
+from prefect_slo.planner.incumbent import begin
 from prefect_slo.planner.problem import Choice, Goal, Problem, percentile
 from prefect_slo.planner.sampling import Sampler, TableSource
 from prefect_slo.planner.search import NODE_LIMIT, Found, search
@@ -86,8 +86,8 @@ class Winner:
 
     problem: Problem
     choice: Choice
-    latency: NDArray[np.float32]
-    cost: NDArray[np.float32]
+    latency: NDArray[np.floating]
+    cost: NDArray[np.floating]
     certificate: Certificate | None
 
 
@@ -112,11 +112,9 @@ def predict(latency: NDArray[np.floating], cost: NDArray[np.floating], at: float
 
 
 def solve(problem: Problem, goal: Goal, node_limit: int = NODE_LIMIT, start: Choice | None = None) -> Found:
-    """Incumbent by sweep and moves, then branch-and-bound."""
-    plan, reference = incumbent(problem, goal)
-    starts = [choice for choice in (plan, start) if choice is not None]
-    best = min(starts, key=lambda choice: problem.score(choice, goal), default=None)
-    return search(problem, goal, incumbent=best, node_limit=node_limit, reference=best or reference)
+    """A good plan by sweep and moves, then branch-and-bound."""
+    first = begin(problem, goal, () if start is None else (start,))
+    return search(problem, goal, incumbent=first.plan, node_limit=node_limit, reference=first.reference)
 
 
 def _certified(sampler: Sampler, problem: Problem, goal: Goal, slo: Slo | None, node_limit: int) -> Winner:
@@ -142,7 +140,7 @@ def _certified(sampler: Sampler, problem: Problem, goal: Goal, slo: Slo | None, 
 
 
 def _bounds(
-    goal: Goal, latency: NDArray[np.float32], cost: NDArray[np.float32]
+    goal: Goal, latency: NDArray[np.floating], cost: NDArray[np.floating]
 ) -> list[tuple[NDArray[np.floating], float]]:
     pairs: list[tuple[NDArray[np.floating], float]] = [(latency, goal.latency_bound_s), (cost, goal.cost_bound_usd)]
     return [(values, bound) for values, bound in pairs if bound < inf]

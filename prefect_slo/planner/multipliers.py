@@ -196,7 +196,13 @@ class Multipliers:
         return np.asarray(value)
 
 
-def ascend(problem: Problem, goal: Goal, rows: list[int], steps: int = ASCENT_STEPS) -> Multipliers:
+def ascend(
+    problem: Problem,
+    goal: Goal,
+    rows: list[int],
+    steps: int = ASCENT_STEPS,
+    picks: list[NDArray[np.intp]] | None = None,
+) -> Multipliers:
     """Multipliers that raise each scenario's own bound, by dual ascent.
 
     The prices move by factors that halve whenever the sign of the violation turns; the flow is the running average
@@ -208,6 +214,7 @@ def ascend(problem: Problem, goal: Goal, rows: list[int], steps: int = ASCENT_ST
         goal: Objective and bounds.
         rows: By stage, the row of its table.
         steps: Number of steps.
+        picks: Where to put what each step picks, ``(n_stages, n_columns)`` option indices.
     """
     network = Network.of(problem.stages)
     columns = problem.n_samples
@@ -235,7 +242,7 @@ def ascend(problem: Problem, goal: Goal, rows: list[int], steps: int = ASCENT_ST
         size = goal.latency_weight + price
         trial = Multipliers(network, share * size, price, dearness)
         value = trial.constant(problem, goal)
-        latency, piece, spent = [], [], np.zeros(columns, dtype=np.float32)
+        latency, piece, picked, spent = [], [], [], np.zeros(columns, dtype=np.float32)
         for i, (own, cost, mean, pieces) in enumerate(tables):
             wave = trial.wave(i)
             terms = (trial.full(i) + pieces[:, None] * wave if wave.any() else trial.full(i)) * own
@@ -244,11 +251,14 @@ def ascend(problem: Problem, goal: Goal, rows: list[int], steps: int = ASCENT_ST
             if budgeted:
                 terms += dearness * cost
             pick = terms.argmin(axis=0)
+            picked.append(open_rows[i][pick])
             value = value + terms[pick, at]
             latency.append(own[pick, at])
             piece.append(latency[-1] * pieces[pick])
             if budgeted:
                 spent += cost[pick, at]
+        if picks is not None:
+            picks.append(np.stack(picked))
         better = value > best
         best = np.where(better, value, best)
         for keep, new in zip(kept, (share, price, dearness), strict=True):

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from math import floor, inf
@@ -113,6 +113,7 @@ class Problem:
     rules: Mapping[tuple[int, int], NDArray[np.bool_]]
     allowed: tuple[NDArray[np.bool_], ...]
     antichains: Antichains
+    _small: Problem | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, tables: SampleTables, pins: Mapping[str, Mapping[str, object]] | None = None) -> Problem:
@@ -174,7 +175,16 @@ class Problem:
             )
             for stage in self.stages
         )
-        return replace(self, stages=stages, driver=self.driver[index])
+        return replace(self, stages=stages, driver=self.driver[index], _small=None)
+
+    def sample(self, size: int) -> Problem:
+        """The same problem on ``size`` of its samples, the first ones; mean costs stay those of all."""
+        if size >= self.n_samples:
+            return self
+        if self._small is None or self._small.n_samples != size:
+            object.__setattr__(self, "_small", self.columns(np.arange(size)))
+        assert self._small is not None
+        return self._small
 
     def upstream_row(self, at: int, choice: Sequence[int]) -> int:
         """Row of a stage's tables, given the choices of its parents."""

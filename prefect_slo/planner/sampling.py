@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -21,6 +21,30 @@ LEAST_SAMPLES = 500
 """Samples that the search gets however large the menu is: 25 of them may break a bound at P95."""
 
 
+class PlanSamples(Protocol):
+    """Draws of runs of one plan, ``(n_samples,)`` each."""
+
+    @property
+    def latency_s(self) -> NDArray[np.floating]:
+        """Latency of the runs."""
+        ...
+
+    @property
+    def cost_usd(self) -> NDArray[np.floating]:
+        """Cost of the runs."""
+        ...
+
+    @property
+    def stage_latency_s(self) -> Mapping[str, NDArray[np.floating]]:
+        """Latency by stage."""
+        ...
+
+    @property
+    def stage_cost_usd(self) -> Mapping[str, NDArray[np.floating]]:
+        """Cost by stage."""
+        ...
+
+
 class TableSource(Protocol):
     """A model of a workflow, as the planner sees it."""
 
@@ -29,23 +53,14 @@ class TableSource(Protocol):
         """What it models."""
         ...
 
-    def tables(
-        self,
-        n_samples: int,
-        rng: np.random.Generator,
-        *,
-        cold: bool = False,
-        choices: Mapping[str, Sequence[Option]] | None = None,
-    ) -> SampleTables:
-        """Draw ``n_samples`` runs.
+    def tables(self, n_samples: int, rng: np.random.Generator, *, cold: bool = False) -> SampleTables:
+        """Draws of every menu option."""
+        ...
 
-        Args:
-            n_samples: Number of runs.
-            rng: Source of every draw.
-            cold: Every worker starts cold.
-            choices: Options to draw for, by stage name; a stage that is missing gets its whole menu. One option per
-                stage gives the samples of one plan, and such an option may lie off the menu.
-        """
+    def sample_plan(
+        self, plan: Mapping[str, Option], n_samples: int, rng: np.random.Generator, *, cold: bool = False
+    ) -> PlanSamples:
+        """Draws of runs of one plan, whose options may lie off the menu."""
         ...
 
 
@@ -77,13 +92,11 @@ class Sampler:
 
     def fresh(
         self, problem: Problem, choice: Choice, attempt: int = 0
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
         """Latency and cost of a plan in samples that no search has seen, ``(fresh_samples,)`` each."""
-        choices = {name: (option,) for name, option in problem.option(choice).items()}
-        tables = self.model.tables(self.fresh_samples, self._stream(1, attempt), cold=self.cold, choices=choices)
-        single = Problem.of(tables)
-        only = (0,) * len(single.stages)
-        return single.latency(only), single.cost(only)
+        options = problem.option(choice)
+        drawn = self.model.sample_plan(options, self.fresh_samples, self._stream(1, attempt), cold=self.cold)
+        return np.asarray(drawn.latency_s), np.asarray(drawn.cost_usd)
 
     def _stream(self, use: int, attempt: int) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence([self.seed, use, attempt]))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from prefect_slo.models.makespan import makespan
 from prefect_slo.models.tables import SampleTables, StageTable
 from prefect_slo.resources import Capacity, Menu, Option, Size
 from prefect_slo.workflow import Edge, Stage, Workflow
@@ -63,6 +65,21 @@ class SyntheticModel:
             )
         driver = (self.driver * (1 + 0.1 * rng.random(n_samples))).astype(np.float32)
         return SampleTables(self.workflow, stages, driver, ran)
+
+    def sample_plan(
+        self, plan: Mapping[str, Option], n_samples: int, rng: np.random.Generator, *, cold: bool = False
+    ) -> SimpleNamespace:
+        tables = self.tables(n_samples, rng, cold=cold, choices={name: (option,) for name, option in plan.items()})
+        latency = {name: table.latency_s[0, 0] for name, table in tables.stages.items()}
+        cost = {name: table.cost_usd[0, 0] for name, table in tables.stages.items()}
+        waves = {name: float(table.waves[0]) for name, table in tables.stages.items()}
+        return SimpleNamespace(
+            latency_s=makespan(self.workflow, latency, waves=waves, driver_s=tables.driver_s),
+            cost_usd=sum(cost.values()),
+            stage_latency_s=latency,
+            stage_cost_usd=cost,
+            ran=tables.ran,
+        )
 
 
 def graph(shape: str, n: int, rng: np.random.Generator, item: float = 0.0) -> list[list[tuple[int, str]]]:

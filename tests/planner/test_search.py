@@ -5,7 +5,7 @@ from math import inf
 import numpy as np
 import pytest
 
-from prefect_slo.planner.incumbent import incumbent
+from prefect_slo.planner.incumbent import begin
 from prefect_slo.planner.problem import ROUNDING, Goal, Problem, percentile
 from prefect_slo.planner.search import search
 from prefect_slo.resources import Capacity
@@ -55,9 +55,9 @@ def goals(problem: Problem, rng: np.random.Generator) -> tuple[list[Goal], list[
 def test_search_equals_brute_force_for_every_kind_of_goal(model_of, seed):
     problem = instance(model_of, seed)
     for goal, best in zip(*goals(problem, np.random.default_rng(seed)), strict=True):
-        start, reference = incumbent(problem, goal)
+        first = begin(problem, goal)
         for found in (
-            search(problem, goal, incumbent=start, reference=reference, node_limit=100_000),
+            search(problem, goal, incumbent=first.plan, reference=first.reference, node_limit=100_000),
             search(problem, goal, node_limit=100_000),
         ):
             assert found.complete

@@ -15,7 +15,7 @@ VALUES = {
     "errors", "units", "slo", "pricing", "resources", "constraint", "workflow", "workflow_document", "plan",
     "plan_document", "columns", "observation",
 }  # fmt: skip
-CORE = {"models", "planner", "transform", "control", "serving", "simulate"}
+CORE = {"models", "planner", "transform", "control", "serving", "simulate", "attainment", "evaluation"}
 LIBRARIES = {"numpy", "scipy", "networkx", "cvxpy"}
 IMPURE = {"logging", "time", "random", "threading", "multiprocessing", "subprocess", "socket", "asyncio", "os"}
 

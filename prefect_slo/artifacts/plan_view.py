@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import networkx as nx
 
 from prefect_slo.artifacts.forecast import StageForecast
-from prefect_slo.artifacts.text import cell_text, dollars_text, seconds_text, share_text
+from prefect_slo.artifacts.text import cell_text, dollars_text, seconds_text, share_text, size_text
 from prefect_slo.attainment import runs_for_claim
-from prefect_slo.plan import Certificate, Plan, StagePlan
+from prefect_slo.plan import Certificate, Plan, Prediction, StagePlan
 from prefect_slo.workflow import Edge, Workflow
 
 _CRITICAL = 0.5  # a stage that is more likely than not on the longest path is drawn as critical
@@ -22,7 +22,7 @@ def plan_table(plan: Plan, forecasts: Mapping[str, StageForecast] | None = None)
     """One row per stage: what the plan chose for it, and what it predicts where ``forecasts`` are given."""
     rows: list[dict[str, object]] = []
     for name, stage in plan.stages.items():
-        row: dict[str, object] = {"stage": name, "workers": stage.workers, "each worker": str(stage.size)}
+        row: dict[str, object] = {"stage": name, "workers": stage.workers, "each worker": size_text(stage.size)}
         if any(other.pool != "default" for other in plan.stages.values()):
             row["pool"] = stage.pool
         if any(other.batch > 1 for other in plan.stages.values()):
@@ -46,12 +46,8 @@ def plan_markdown(plan: Plan, workflow: Workflow, forecasts: Mapping[str, StageF
     if plan.objective is not None:
         lines.append(f"- **Asked**: {_objective(plan)} in {share_text(plan.objective.percentile)} of runs.")
     if plan.predicted is not None:
-        latency, cost = plan.predicted.latency_s, plan.predicted.cost_usd
-        lines.append(
-            f"- **Predicted**: latency {seconds_text(latency.mean)} on average, p95 {seconds_text(latency.p95)}, "
-            f"p99 {seconds_text(latency.p99)}; cost {dollars_text(cost.mean)} on average, p95 {dollars_text(cost.p95)}."
-        )
-    lines.append(f"- **Certified**: {_certificate(plan)}")
+        lines.append(f"- **Predicted**: {prediction_text(plan.predicted)}")
+    lines.append(f"- **Certified**: {certificate_text(plan)}")
     lines += ["", "```mermaid", graph_mermaid(workflow, plan, forecasts), "```", ""]
     if forecasts and any(forecast.critical >= _CRITICAL for forecast in forecasts.values()):
         lines.append(
@@ -99,7 +95,17 @@ def _objective(plan: Plan) -> str:
     return " and ".join(bounds)
 
 
-def _certificate(plan: Plan) -> str:
+def prediction_text(predicted: Prediction) -> str:
+    """Predicted latency and cost in words."""
+    latency, cost = predicted.latency_s, predicted.cost_usd
+    return (
+        f"latency {seconds_text(latency.mean)} on average, p95 {seconds_text(latency.p95)}, "
+        f"p99 {seconds_text(latency.p99)}; cost {dollars_text(cost.mean)} on average, p95 {dollars_text(cost.p95)}."
+    )
+
+
+def certificate_text(plan: Plan) -> str:
+    """What is certified about a plan in words: under the model, and in your runs."""
     certificate = plan.certificate
     if certificate is None or plan.objective is None:
         return "nothing; this plan was not checked against a bound."
@@ -130,7 +136,7 @@ def _size_line(stage: StagePlan) -> str:
     gpu = f", {stage.size.gpu:g} {stage.size.hardware}" if stage.size.gpu else ""
     pool = f" on {stage.pool}" if stage.pool != "default" else ""
     batch = f", batches of {stage.batch}" if stage.batch > 1 else ""
-    return f"{stage.workers} × {stage.size.vcpus:g} vCPU{gpu}{pool}{batch}"
+    return f"{stage.workers} × {stage.size.vcpus:.3g} vCPU{gpu}{pool}{batch}"
 
 
 def _edge(parent: str, child: str, edge: Edge, probability: float) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from prefect_slo.resources import Size
+
 
 def seconds_text(value: float) -> str:
     """Three significant digits with a unit: ``"84 ms"``, ``"5.21 s"``, ``"2 m 5 s"``; a dash for ``nan``."""
@@ -36,6 +38,12 @@ def share_text(value: float) -> str:
     if 0 < value < 0.0005:
         return "< 0.1 %"
     return f"{100 * value:.1f}".removesuffix(".0") + " %"
+
+
+def size_text(size: Size) -> str:
+    """A worker's size: ``"0.579 vCPU, 1024 MB"``."""
+    gpu = f", {size.gpu:g} {size.hardware}" if size.gpu else ""
+    return f"{size.vcpus:.3g} vCPU, {size.memory_mb} MB{gpu}"
 
 
 def cell_text(text: str) -> str:

@@ -20,7 +20,7 @@ def test_the_table_has_a_row_per_stage_with_choices_and_forecasts(
     assert rows[1] == {
         "stage": "train",
         "workers": 2,
-        "each worker": "1 vCPU / 1024 MB",
+        "each worker": "1 vCPU, 1024 MB",
         "record": "summary",
         "mean": "1.55 s",
         "p95": "1.71 s",

@@ -1,0 +1,1 @@
+"""Commands, one module per group; see ``prefect_slo.cli``."""

@@ -1,0 +1,174 @@
+"""What commands take: the workflow file, the stage-run table, bounds, pins; read and turned into values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from prefect_slo.cli.output import working
+from prefect_slo.errors import InvalidObservation, InvalidPlan, InvalidValue
+from prefect_slo.units import whole
+
+if TYPE_CHECKING:
+    from prefect_slo.models import WorkflowModel
+    from prefect_slo.plan import Plan
+    from prefect_slo.slo import Slo
+    from prefect_slo.workflow import Workflow
+
+AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON document instead of tables.")]
+
+
+def _check_seed(_type: object, seed: int) -> None:
+    whole(seed, "seed", least=0)
+
+
+Seed = Annotated[
+    int, Parameter(validator=_check_seed, help="Seed of every sample; the same input and seed give the same result.")
+]
+Cold = Annotated[bool, Parameter(negative="", help="Every worker has to start first.")]
+PlanFile = Annotated[Path, Parameter(name="--plan", help="Plan file (.json).")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from."""
+
+    workflow: Annotated[Path, Parameter(name=["--workflow", "-w"], help="Workflow file (.toml or .json).")]
+    runs: Annotated[
+        Path,
+        Parameter(
+            name=["--runs", "-r"],
+            help="Stage-run table (.csv, .parquet or .jsonl), or a model that 'prefect-slo fit -o' wrote (.json).",
+        ),
+    ]
+
+    def read(self) -> Workflow:
+        """The workflow."""
+        from prefect_slo.workflow import Workflow
+
+        return Workflow.load(self.workflow)
+
+    def model(self) -> WorkflowModel:
+        """The model of the workflow: read where ``runs`` is one, else fitted to the table."""
+        from prefect_slo.models import WorkflowModel
+
+        workflow = self.read()
+        if self.runs.suffix == ".json":
+            try:
+                return WorkflowModel.from_document(workflow, _read_json(self.runs, "runs"))
+            except (KeyError, TypeError, AttributeError) as error:
+                expected = f"a model that 'prefect-slo fit -o' wrote ({type(error).__name__}: {error})"
+                raise InvalidObservation("runs", str(self.runs), expected) from None
+        table = read_table(self.runs)
+        with working(f"Fitting {len(table):,} rows"):
+            return WorkflowModel(workflow).fit(table)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Bound:
+    """What is promised."""
+
+    latency: Annotated[str | None, Parameter(help="Bound on latency, e.g. 30s or 1m30s: the cheapest plan.")] = None
+    budget: Annotated[str | None, Parameter(help="Bound on cost in US dollars, e.g. 0.02: the fastest plan.")] = None
+    percentile: Annotated[float, Parameter(help="Fraction of runs that keep the bound.")] = 0.95
+    confidence: Annotated[float, Parameter(help="How sure the plan is that they do.")] = 0.99
+
+    def slo(self) -> Slo:
+        """The objective.
+
+        Raises:
+            InvalidValue: Neither bound is given, or both are, or one of them is none.
+        """
+        from prefect_slo.slo import Budget, Latency, Slo
+
+        if self.latency is not None and self.budget is not None:
+            raise InvalidValue("budget", self.budget, f"to be left out, --latency {self.latency} being given")
+        if self.latency is not None:
+            return Slo(Latency(self.latency, self.percentile, self.confidence))
+        if self.budget is not None:
+            return Slo(budget=Budget(self.budget, self.percentile, self.confidence))
+        raise InvalidValue("latency", None, "a bound: --latency 30s, or --budget 0.02")
+
+
+def read_table(path: Path) -> Any:
+    """A stage-run table as pandas reads it.
+
+    Raises:
+        InvalidObservation: Missing, of an unknown kind, or not what its suffix says.
+    """
+    import pandas as pd
+
+    kinds = {
+        ".csv": pd.read_csv,
+        ".parquet": pd.read_parquet,
+        ".jsonl": lambda file: pd.read_json(file, lines=True, dtype=False),
+    }
+    if path.suffix not in kinds:
+        raise InvalidObservation("runs", str(path), f"a file that ends in {', '.join(kinds)}")
+    try:
+        return kinds[path.suffix](path)
+    except (OSError, ValueError, ImportError) as error:
+        raise InvalidObservation("runs", str(path), f"a readable {path.suffix} file ({error})") from None
+
+
+def read_plan(path: Path, *, field: str = "plan") -> Plan:
+    """A plan file.
+
+    Raises:
+        InvalidPlan: Missing, or no plan.
+    """
+    from prefect_slo.plan import Plan
+
+    return Plan.from_document(_read_json(path, field))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that the user named.
+
+    Raises:
+        InvalidValue: It can't be written.
+    """
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InvalidValue("output", str(path), f"a path that can be written ({error.strerror})") from None
+
+
+def read_pins(pins: Sequence[str]) -> dict[str, dict[str, object]]:
+    """``["train.workers=8"]`` as ``{"train": {"workers": 8}}``; the stage may hold dots, the choice may not.
+
+    Raises:
+        InvalidValue: Text of another form.
+    """
+    choices: dict[str, dict[str, object]] = {}
+    for pin in pins:
+        left, equals, value = pin.partition("=")
+        stage, dot, choice = left.rpartition(".")
+        if not (equals and dot and stage and choice and value):
+            raise InvalidValue("pin", pin, "<stage>.<choice>=<value>, such as train.workers=8")
+        choices.setdefault(stage, {})[choice.strip()] = _literal(value.strip())
+    return choices
+
+
+def _literal(text: str) -> object:
+    """The number that ``text`` writes, else the text."""
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return int(number) if number.is_integer() else number
+
+
+def _read_json(path: Path, field: str) -> Any:
+    kind = InvalidObservation if field == "runs" else InvalidPlan
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise kind(field, str(path), f"a readable .json file ({error})") from None

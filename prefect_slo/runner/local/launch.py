@@ -36,10 +36,11 @@ class Ended:
 
 @dataclass(frozen=True)
 class Unstarted:
-    """A worker could not be started."""
+    """A worker could not be started; ``elsewhere`` it may."""
 
     token: int
     detail: str
+    elsewhere: bool
 
 
 Notice = Ended | Unstarted
@@ -82,6 +83,7 @@ class Spawner:
 
     def __init__(self) -> None:
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._waiters: dict[int, threading.Thread] = {}
         self._ended, self._notify = socket.socketpair()
         self._ended.setblocking(False)
         self._lock = threading.Lock()  # an id may be signalled only until it is reaped
@@ -96,7 +98,9 @@ class Spawner:
         )
         self._processes[token] = process
         # A thread each: the one way to wait that every system has.
-        threading.Thread(target=self._wait, args=(token, process), name="prefect-slo-wait", daemon=True).start()
+        waiter = threading.Thread(target=self._wait, args=(token, process), name="prefect-slo-wait", daemon=True)
+        self._waiters[token] = waiter
+        waiter.start()
 
     def kill(self, token: int) -> Notice | None:
         with self._lock:
@@ -113,14 +117,15 @@ class Spawner:
             while data := self._ended.recv(16):
                 for at in range(0, len(data), 8):
                     token = int.from_bytes(data[at : at + 8], "little")
+                    self._waiters.pop(token).join()
                     notices.append(Ended(token, _wait_status(self._processes.pop(token).returncode)))
         return notices
 
     def close(self) -> None:
         for token in list(self._processes):
             self.kill(token)
-        for process in list(self._processes.values()):
-            process.wait(_END_S)
+        for waiter in self._waiters.values():
+            waiter.join(_END_S)
         self._notify.close()
         self._ended.close()
 
@@ -146,11 +151,13 @@ class Forker:
         surroundings: Where it starts.
 
     Attributes:
+        modules: The same.
         reason: Why it can't fork; empty when it can, ``None`` until it has said so.
         alive: Whether its process was there when last heard of.
     """
 
     def __init__(self, modules: tuple[str, ...], surroundings: Surroundings) -> None:
+        self.modules = modules
         self.reason: str | None = None
         self.alive = True
         self._waiting: list[tuple[int, int, int]] = []
@@ -207,7 +214,7 @@ class Forker:
                 self._pids[token] = pid
             case ("unborn", token, detail):
                 self._pids.pop(token, None)
-                return [Unstarted(token, detail)]
+                return [Unstarted(token, detail, elsewhere=False)]
             case ("exit", token, status):
                 self._pids.pop(token, None)
                 return [Ended(token, status)]
@@ -242,7 +249,7 @@ class Forker:
         waiting, self._waiting = self._waiting, []
         for request in waiting:
             _close(request)
-        return [Unstarted(token, self.reason or "closed") for token, _, _ in waiting]
+        return [Unstarted(token, self.reason or "closed", elsewhere=True) for token, _, _ in waiting]
 
 
 def _close(request: tuple[int, int, int]) -> None:

@@ -1,4 +1,4 @@
-"""Where workers come from: the zygote while there is one to be had, else an interpreter each."""
+"""Where workers come from: a zygote that has imported what they need, else a bare one, else an interpreter each."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 
-from prefect_slo.runner.local.launch import Ended, Forker, Launcher, Notice, Spawner, StartMethod, Unstarted
+from prefect_slo.runner.local.launch import Forker, Launcher, Notice, Spawner, StartMethod
 from prefect_slo.runner.local.line import Line
 from prefect_slo.runner.local.setup import Surroundings
 
@@ -19,13 +19,14 @@ class Nursery:
     """Starts workers, ends them, and says how they ended.
 
     Args:
-        start: ``zygote``, ``spawn`` or ``auto``; the zygote falls back to spawning where it can't fork.
+        start: ``zygote``, ``spawn`` or ``auto``. A zygote that can't fork, as what it imported started threads, makes
+            room for one that imports nothing; where there can be none, each worker is an interpreter of its own.
         preload: Modules that workers find imported.
         line: Where launchers are waited for.
     """
 
     def __init__(self, start: StartMethod, preload: tuple[str, ...], line: Line) -> None:
-        self._preload, self._line = preload, line
+        self._modules, self._line = preload, line
         self._zygotes_left = 0 if start == "spawn" or not zygote_possible() else _ZYGOTES
         self._forker: Forker | None = None
         self._spawner: Spawner | None = None
@@ -51,14 +52,8 @@ class Nursery:
         notices = launcher.receive()
         for notice in notices:
             self._launchers.pop(notice.token, None)
-            if isinstance(notice, Unstarted):
-                logger.info("Workers can't be forked from a zygote (%s); each starts by itself.", notice.detail)
-                self._zygotes_left = 0
-        if isinstance(launcher, Forker) and not launcher.alive:
-            self._line.remove(launcher)
-            launcher.close()
-            self._forker = None
-            self._zygotes_left = max(0, self._zygotes_left - 1)
+        if isinstance(launcher, Forker) and (launcher.reason or not launcher.alive):
+            self._replace(launcher)
         return notices
 
     def close(self) -> None:
@@ -69,10 +64,21 @@ class Nursery:
                 launcher.close()
         self._forker = self._spawner = None
 
+    def _replace(self, forker: Forker) -> None:
+        """A zygote ended or can't fork: the next one imports nothing, where that was why."""
+        logger.info("Workers can't be forked from this zygote: %s.", forker.reason)
+        self._line.remove(forker)
+        forker.close()
+        self._forker = None
+        if forker.alive and forker.modules:
+            self._modules = ()
+        else:
+            self._zygotes_left = 0 if forker.alive else self._zygotes_left - 1
+
     def _launcher(self, surroundings: Surroundings) -> Launcher:
         if self._zygotes_left:
             if self._forker is None:
-                self._forker = Forker(self._preload, surroundings)
+                self._forker = Forker(self._modules, surroundings)
                 self._line.add(self._forker, self._forker)
             return self._forker
         if self._spawner is None:
@@ -84,6 +90,3 @@ class Nursery:
 def zygote_possible() -> bool:
     """Whether this system lets a process fork another and pass descriptors in packets (Linux)."""
     return hasattr(os, "fork") and hasattr(socket, "SOCK_SEQPACKET") and os.path.exists("/proc/self/task")
-
-
-__all__ = ["Ended", "Notice", "Nursery", "Unstarted", "zygote_possible"]

@@ -21,7 +21,7 @@ from prefect_slo.resources import Size
 from prefect_slo.runner.backends.protocol import Bundle, LossReason, Lost, Opened, Report, Sink
 from prefect_slo.runner.local import keeping
 from prefect_slo.runner.local.keeping import PoolConfig
-from prefect_slo.runner.local.launch import Ended, Notice
+from prefect_slo.runner.local.launch import Ended, Notice, Unstarted
 from prefect_slo.runner.local.ledger import Claim, Ledger
 from prefect_slo.runner.local.limits import machine_memory_mb, pin
 from prefect_slo.runner.local.line import Line
@@ -436,6 +436,8 @@ class WorkerPool:
                 session.line.remove(worker.sock)
             lease = worker.lease
             if lease is not None and not lease.done:
+                if isinstance(notice, Unstarted) and not notice.elsewhere:
+                    worker.fate = worker.fate or Fate("start", notice.detail)
                 if status is None and not worker.pid and worker.fate is None:  # its zygote failed: another way
                     self._start(session, lease, worker.cores)
                 else:

@@ -13,6 +13,7 @@ import faulthandler
 import os
 import pickle
 import resource
+import select
 import signal
 import socket
 import sys
@@ -24,11 +25,12 @@ from queue import SimpleQueue
 from typing import Any
 
 from prefect_slo.runner.local.page import Page
-from prefect_slo.runner.local.setup import Birth, die_with
+from prefect_slo.runner.local.setup import Birth
 from prefect_slo.runner.local.wire import Decoder, encode, lift, send_all
 
 _GATHER_S = 0.003  # records of this long travel together
 _GATHER_BYTES = 256 * 1024
+_LOOK_S = 1.0  # between two looks at the parent's process
 _BYE_S = 5.0  # exit handlers of user code may take this long
 
 
@@ -38,9 +40,8 @@ def main(socket_fd: int, page_fd: int, parent: int) -> None:
     Args:
         socket_fd: Stream to the process that uses this one.
         page_fd: Page shared with it.
-        parent: Process that must be the parent of this one, and ends it by ending.
+        parent: Process that is the parent of this one, and ends it by ending.
     """
-    die_with(parent)
     for fd in (socket_fd, page_fd):  # not for processes that user code starts
         os.set_inheritable(fd, False)
     sock = socket.socket(fileno=socket_fd)
@@ -53,7 +54,9 @@ def main(socket_fd: int, page_fd: int, parent: int) -> None:
     page = Page(page_fd)
     os.close(page_fd)
     outbox = Outbox(sock)
-    threading.Thread(target=_listen, args=(sock, decoder, inbox), name="prefect-slo-reader", daemon=True).start()
+    threading.Thread(
+        target=_listen, args=(sock, decoder, inbox, parent), name="prefect-slo-reader", daemon=True
+    ).start()
     outbox.post(("hello", os.getpid(), resident_mb()), now=True)
     code = 1
     try:
@@ -207,11 +210,18 @@ def _first(sock: socket.socket, decoder: Decoder, inbox: SimpleQueue[Any]) -> Bi
             return birth
 
 
-def _listen(sock: socket.socket, decoder: Decoder, inbox: SimpleQueue[Any]) -> None:
-    """Reader thread: hands messages to the main thread; the end of the stream is the parent's end, hence ours."""
-    leaving = False
+def _listen(sock: socket.socket, decoder: Decoder, inbox: SimpleQueue[Any], parent: int) -> None:
+    """Reader thread: hands messages to the main thread; the end of the stream is the parent's end, hence ours.
+
+    A fork of the parent may keep the stream open, so its process is looked at too.
+    """
+    leaving, poll = False, select.poll()
+    poll.register(sock, select.POLLIN)
     while True:
         try:
+            while not poll.poll(1000 * _LOOK_S):
+                if os.getppid() != parent:
+                    end_group()
             messages = decoder.receive(sock)
         except OSError:
             messages = None

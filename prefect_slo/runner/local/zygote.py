@@ -21,7 +21,7 @@ import socket
 import threading
 
 from prefect_slo.runner.local import worker
-from prefect_slo.runner.local.setup import preload
+from prefect_slo.runner.local.setup import die_with, preload
 
 _LARGEST = 64 * 1024
 
@@ -110,6 +110,7 @@ class Zygote:
                 self._tokens[pid] = token
                 self._answer("born", token, pid)
             return
+        die_with(zygote)
         os.setsid()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)

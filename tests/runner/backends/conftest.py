@@ -150,6 +150,11 @@ def desk_on() -> Iterator[Callable[[ProcessBackend], Desk]]:
 
 
 @pytest.fixture
+def desk_of() -> type[Desk]:
+    return Desk
+
+
+@pytest.fixture
 def eventually() -> Callable[[Callable[[], bool]], None]:
     """Waits for something that no event tells of, e.g. the end of a process that isn't ours."""
 

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import cloudpickle
 import pytest
@@ -473,4 +474,6 @@ def test_a_module_that_starts_threads_rules_the_zygote_out_and_not_the_work(desk
     monkeypatch.syspath_prepend(str(tmp_path))
     desk = desk_on(ProcessBackend(ledger=ledger, preload=("restless",), start="zygote"))
     for lease in (desk.open(), desk.open()):
-        assert desk.run(lease, lambda payload: os.getppid()) == [os.getpid()]
+        loaded, parent = desk.run(lease, lambda payload: ("restless" in sys.modules, os.getppid()))[0]
+        assert loaded
+        assert "restless" not in Path(f"/proc/{parent}/cmdline").read_text()

@@ -2,4 +2,43 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prefect_slo.declaration import slo_task as slo_task
+    from prefect_slo.models import WorkflowModel as WorkflowModel
+    from prefect_slo.plan import Plan as Plan
+    from prefect_slo.planner import make_plan as make_plan
+    from prefect_slo.runner.task_runner import SLOTaskRunner as SLOTaskRunner
+    from prefect_slo.slo import Budget as Budget
+    from prefect_slo.slo import Latency as Latency
+    from prefect_slo.slo import Slo as Slo
+    from prefect_slo.workflow import Workflow as Workflow
+
 __version__ = "0.1.0"
+
+_HOME = {
+    "Budget": "slo",
+    "Latency": "slo",
+    "Plan": "plan",
+    "SLOTaskRunner": "runner.task_runner",
+    "Slo": "slo",
+    "Workflow": "workflow",
+    "WorkflowModel": "models",
+    "make_plan": "planner",
+    "slo_task": "declaration",
+}
+"""Public names and the modules that they are imported from when first asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

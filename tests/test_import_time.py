@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+import prefect_slo
+
 HEAVY = ("pandas", "cvxpy", "boto3", "botocore", "scipy", "networkx", "sklearn", "pyarrow", "prefect.server")
 
 NEW_MODULES = """
@@ -47,3 +49,11 @@ def test_the_package_imports_in_115_percent_of_prefects_time() -> None:
     ]
     prefect_s, ours_s = (statistics.median(column) for column in zip(*pairs, strict=True))
     assert ours_s <= 1.15 * prefect_s
+
+
+def test_every_public_name_can_be_had_from_the_package() -> None:
+    for name in prefect_slo._HOME:
+        assert name in dir(prefect_slo)
+        assert getattr(prefect_slo, name).__name__ == name
+    with pytest.raises(AttributeError, match="has no attribute 'moon'"):
+        prefect_slo.moon  # noqa: B018

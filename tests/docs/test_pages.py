@@ -20,7 +20,11 @@ def name(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=name)
-def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_of_a_page_runs(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    if "from prefect import" in page.read_text(encoding="utf-8"):
+        request.getfixturevalue("prefect_server")
     monkeypatch.chdir(tmp_path)
     scope: dict[str, object] = {"__name__": "__page__"}
     for block in BLOCK.finditer(page.read_text(encoding="utf-8")):

@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 from prefect_slo.blocks.documents import MenuBlock, PriceListBlock
-from prefect_slo.blocks.folding import (
-    Fit,
-    fold_in,
-    plan_from_history,
-    put_in_force,
-    rebuild_profile,
-    update_profile,
-)
+from prefect_slo.blocks.folding import Fit, fold_in, rebuild_profile, update_profile
+from prefect_slo.blocks.plans import plan_from_history, put_in_force
 from prefect_slo.blocks.profile import SLOProfile
 
 __all__ = [

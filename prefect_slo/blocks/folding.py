@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import ArtifactCreate
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterId
-from prefect.client.schemas.sorting import ArtifactSort
-from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.exceptions import ObjectAlreadyExists
 
+from prefect_slo.blocks.elsewhere import known_elsewhere
 from prefect_slo.blocks.lease import profile_lease
-from prefect_slo.blocks.profile import HISTORY, MAX_BYTES, SLOProfile
-from prefect_slo.errors import InvalidPlan, SloError
+from prefect_slo.blocks.profile import MAX_BYTES, SLOProfile
+from prefect_slo.errors import SloError
 from prefect_slo.observation import StageRuns
-from prefect_slo.plan import Plan
-from prefect_slo.telemetry.ledger import Code, Ledger
-from prefect_slo.telemetry.packing import canonical, digest
-from prefect_slo.telemetry.records import RunRecord, StageRecord
-from prefect_slo.telemetry.store import Stored, publish, read_runs, slug
+from prefect_slo.telemetry.ledger import Ledger
+from prefect_slo.telemetry.store import Stored, publish, read_runs
 from prefect_slo.workflow import Workflow
 
 if TYPE_CHECKING:
@@ -33,8 +26,6 @@ if TYPE_CHECKING:
 Fit = Callable[[Workflow, StageRuns, Mapping[str, float]], Mapping[str, Any]]
 """Fits a workflow model: ``(workflow, stage runs, run latency by run id) -> its document``."""
 
-PAGE = 50
-ELSEWHERE = "flow:"
 _logger = logging.getLogger("prefect.slo")
 
 
@@ -119,48 +110,6 @@ def update_profile(
         return _written(change(SLOProfile.of_flow(flow_name) or SLOProfile(flow_name=flow_name)))
 
 
-def put_in_force(flow_name: str, plan: Plan | None, reason: str, *, timeout_s: float = 120.0) -> SLOProfile:
-    """Make a plan the one that runs follow, or ``None`` to follow none; the history says when and why.
-
-    Raises:
-        TimeoutError: Another writer took too long.
-        httpx.HTTPError: The API cannot be reached, or refuses.
-    """
-
-    def change(profile: SLOProfile) -> SLOProfile:
-        document = plan.to_document() if plan is not None else None
-        entry = {"revision": profile.revision + 1, "reason": reason, "artifact": None, "digest": None}
-        if document is not None:
-            entry |= {"artifact": str(_keep_plan(flow_name, document, reason)), "digest": digest(document)}
-        history = [*profile.plan_history, entry][-HISTORY:]
-        return profile.model_copy(update={"plan": document, "plan_history": history})
-
-    return update_profile(flow_name, change, timeout_s=timeout_s)
-
-
-def plan_from_history(entry: Mapping[str, Any]) -> Plan | None:
-    """The plan of an entry of ``SLOProfile.plan_history``, to roll back to; ``None`` where no plan was in force.
-
-    Raises:
-        InvalidPlan: The artifact that held it is gone.
-    """
-    if not entry.get("artifact"):
-        return None
-    with get_client(sync_client=True) as client:
-        wanted = ArtifactFilter(id=ArtifactFilterId(any_=[UUID(entry["artifact"])]))
-        found = client.read_artifacts(artifact_filter=wanted, sort=ArtifactSort.ID_DESC, limit=1)
-    if not found:
-        raise InvalidPlan("plan_history.artifact", entry["artifact"], "an artifact that still exists")
-    return Plan.from_json(str(found[0].data))
-
-
-def _keep_plan(flow_name: str, document: Mapping[str, Any], reason: str) -> UUID:
-    key = f"slo-plan-history-{slug(flow_name)}"
-    request = ArtifactCreate(key=key, type="slo-plan", description=reason, data=canonical(document))
-    with get_client(sync_client=True) as client:
-        return client.create_artifact(request).id
-
-
 def _emptied(profile: SLOProfile) -> SLOProfile:
     fields = ("flow_name", "revision", "objective", "menu", "plan", "plan_history")
     return SLOProfile(**{name: getattr(profile, name) for name in fields})
@@ -213,54 +162,6 @@ def _with_rows_from_elsewhere(profile: SLOProfile, stored: tuple[Stored, ...], a
         return profile
     publish(profile.flow_name, new, api)
     return profile.absorbed(read_runs(profile.flow_name, since=profile.since, client=api))
-
-
-def known_elsewhere(
-    flow_name: str, codes: Iterable[tuple[str, str]], client: SyncPrefectClient
-) -> tuple[RunRecord, ...]:
-    """Rows of these tasks, at these versions of their code, in the profiles of other flows.
-
-    Args:
-        flow_name: The flow that asks.
-        codes: Pairs of task key and source hash.
-        client: Client for reading.
-    """
-    wanted, records = set(codes), []
-    for other, ledger in _other_ledgers(flow_name, client):
-        for code, group in ledger.groups.items():
-            if code[1:] in wanted and not code.stage.startswith(ELSEWHERE):
-                rows = [row for measured in group.values() for row in measured.rows]
-                records += [_lent(flow_name, other, code, row) for row in rows]
-    return tuple(records)
-
-
-def _lent(flow_name: str, other: str, code: Code, stage: StageRecord) -> RunRecord:
-    """One row as a record of its own, under the name of the flow that it was measured in."""
-    place = f"{ELSEWHERE}{other}/{code.stage}"
-    return RunRecord(
-        flow=flow_name,
-        run_id=f"{stage.row.run_id}@{place}",
-        status="completed",
-        started_at=stage.row.started_at,
-        stages=(replace(stage, row=replace(stage.row, stage=place)),),
-        source=f"{ELSEWHERE}{other}",
-    )
-
-
-def _other_ledgers(flow_name: str, client: SyncPrefectClient) -> Iterable[tuple[str, Ledger]]:
-    offset = 0
-    while True:
-        try:
-            page = client.read_block_documents_by_type(SLOProfile.get_block_type_slug(), offset=offset, limit=PAGE)
-        except ObjectNotFound:  # no profile was ever stored
-            return
-        for document in page:
-            profile = SLOProfile(**document.data)
-            if profile.flow_name != flow_name:
-                yield profile.flow_name, profile.ledger()
-        offset += len(page)
-        if len(page) < PAGE:
-            return
 
 
 def _codes(ledger: Ledger) -> set[tuple[str, str]]:

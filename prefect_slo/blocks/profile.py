@@ -153,13 +153,13 @@ class SLOProfile(Block):
     def absorbed(self, stored: Iterable[Stored]) -> Self:
         """A copy that covers these runs, too; its model is that of before."""
         stored = tuple(stored)
+        if not stored:
+            return self
         ledger = self.ledger().absorb(self.new_among(stored))
         books = self._bookkeeping()
         seen = {_name(record): entry.created.timestamp() for entry in stored for record in entry.records}
         covered = {**seen, **books["covered"]}
-        newest = max(
-            [entry.created for entry in stored] + ([datetime.fromisoformat(self.cursor)] if self.cursor else [])
-        )
+        newest = max([entry.created for entry in stored] + [datetime.fromisoformat(at) for at in (self.cursor,) if at])
         horizon = (newest - 2 * WINDOW).timestamp()
         by_age = sorted(covered, key=lambda name: (covered[name], name))
         keep = {name: int(covered[name]) for name in by_age if covered[name] >= horizon}

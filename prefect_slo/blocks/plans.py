@@ -1,0 +1,61 @@
+"""Which plan is in force, and which ones were: each is kept as an artifact, so that there is a way back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactCreate
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterId
+from prefect.client.schemas.sorting import ArtifactSort
+
+from prefect_slo.blocks.folding import update_profile
+from prefect_slo.blocks.profile import HISTORY, SLOProfile
+from prefect_slo.errors import InvalidPlan
+from prefect_slo.plan import Plan
+from prefect_slo.telemetry.packing import canonical, digest
+from prefect_slo.telemetry.store import slug
+
+
+def put_in_force(flow_name: str, plan: Plan | None, reason: str, *, timeout_s: float = 120.0) -> SLOProfile:
+    """Make a plan the one that runs follow, or ``None`` to follow none; the history says when and why.
+
+    Raises:
+        TimeoutError: Another writer took too long.
+        httpx.HTTPError: The API cannot be reached, or refuses.
+    """
+
+    def change(profile: SLOProfile) -> SLOProfile:
+        document = plan.to_document() if plan is not None else None
+        entry = {"revision": profile.revision + 1, "reason": reason, "artifact": None, "digest": None}
+        if document is not None:
+            entry |= {"artifact": str(_keep_plan(flow_name, document, reason)), "digest": digest(document)}
+        history = [*profile.plan_history, entry][-HISTORY:]
+        return profile.model_copy(update={"plan": document, "plan_history": history})
+
+    return update_profile(flow_name, change, timeout_s=timeout_s)
+
+
+def plan_from_history(entry: Mapping[str, Any]) -> Plan | None:
+    """The plan of an entry of ``SLOProfile.plan_history``, to roll back to; ``None`` where no plan was in force.
+
+    Raises:
+        InvalidPlan: The artifact that held it is gone.
+    """
+    if not entry.get("artifact"):
+        return None
+    with get_client(sync_client=True) as client:
+        wanted = ArtifactFilter(id=ArtifactFilterId(any_=[UUID(entry["artifact"])]))
+        found = client.read_artifacts(artifact_filter=wanted, sort=ArtifactSort.ID_DESC, limit=1)
+    if not found:
+        raise InvalidPlan("plan_history.artifact", entry["artifact"], "an artifact that still exists")
+    return Plan.from_json(str(found[0].data))
+
+
+def _keep_plan(flow_name: str, document: Mapping[str, Any], reason: str) -> UUID:
+    key = f"slo-plan-history-{slug(flow_name)}"
+    request = ArtifactCreate(key=key, type="slo-plan", description=reason, data=canonical(document))
+    with get_client(sync_client=True) as client:
+        return client.create_artifact(request).id

@@ -1,0 +1,61 @@
+"""Settings, as Prefect's own: ``PREFECT_INTEGRATIONS_SLO_*``, ``prefect.toml``, ``pyproject.toml`` or a profile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from prefect.settings import PREFECT_HOME
+from prefect.settings.base import PrefectBaseSettings, build_settings_config
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from prefect_slo.resources import Capacity
+
+Mode = Literal["observe", "advise", "enforce"]
+
+
+class SLOSettings(PrefectBaseSettings):
+    """What holds for every flow of this environment. Make one where it is needed; it reads the environment then.
+
+    Example:
+        ``PREFECT_INTEGRATIONS_SLO_ENABLED=false`` turns everything off: flows run as if they were not decorated.
+    """
+
+    model_config: ClassVar[SettingsConfigDict] = build_settings_config(("integrations", "slo"))
+
+    enabled: bool = Field(default=True, description="Whether decorated flows are observed, planned and sized at all.")
+    mode: Mode | None = Field(
+        default=None, description="Mode of every flow, above what its decorator says: observe, advise or enforce."
+    )
+    telemetry: bool = Field(default=True, description="Whether runs are recorded, and learned from.")
+    home: Path | None = Field(
+        default=None, description="Folder for logs of runs under way; PREFECT_HOME/slo where it isn't set."
+    )
+    capacity_vcpus: float | None = Field(
+        default=None, gt=0, description="vCPUs that all runs on this machine may use together; all where it isn't set."
+    )
+    capacity_memory_mb: float | None = Field(
+        default=None, gt=0, description="Memory that all runs on this machine may use together, in MB."
+    )
+    capacity_workers: int | None = Field(
+        default=None, gt=0, description="Worker processes that may run on this machine at once."
+    )
+    fold_timeout_s: float = Field(
+        default=120.0, gt=0, description="How long a run waits for another one that is writing the same profile."
+    )
+
+    @property
+    def directory(self) -> Path:
+        """Folder for logs of runs under way."""
+        return (self.home or PREFECT_HOME.value() / "slo").expanduser()
+
+    @property
+    def telemetry_directory(self) -> Path:
+        """Where ``RunLog`` writes and ``sweep_orphans`` looks."""
+        return self.directory / "telemetry"
+
+    @property
+    def capacity(self) -> Capacity:
+        """The limits that are set; what isn't has no limit here."""
+        return Capacity(self.capacity_vcpus, self.capacity_memory_mb, self.capacity_workers)

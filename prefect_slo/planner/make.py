@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, floor, inf, log10
 
@@ -15,7 +15,8 @@ from prefect_slo.planner.bundles import bundled
 from prefect_slo.planner.certify import CERTIFY_SAMPLES, SEARCH_SHARE, Verdict, judge
 from prefect_slo.planner.explain import criticality
 from prefect_slo.planner.goals import Balanced, PlanObjective, goal_of
-from prefect_slo.planner.incumbent import begin
+from prefect_slo.planner.incumbent import begin, polish
+from prefect_slo.planner.paths import path_bound
 from prefect_slo.planner.problem import Choice, Goal, Problem, percentile
 from prefect_slo.planner.sampling import Sampler, TableSource
 from prefect_slo.planner.search import NODE_LIMIT, Found, search
@@ -26,10 +27,15 @@ SEARCH_SAMPLES = 4000
 """Samples of the search; more change the plan's cost by less than its price of certainty."""
 
 ATTEMPTS = 4
-"""Tests before the objective is called infeasible; attempt r spends 1/2ʳ of the error budget."""
+"""Tests before the objective is called infeasible; test r spends 1/2ʳ of the error budget, and each failure tightens
+the next search by as much as the fresh samples showed to be missing."""
 
-NOMINAL_NODES = 150
+
+NOMINAL_NODES = 60
 """Nodes of the search at the nominal percentile, from which the price of certainty follows."""
+
+GOOD_GAP = 0.01
+"""A search gap above this is worth a second bound, path by path."""
 
 
 def make_plan(
@@ -111,21 +117,34 @@ def predict(latency: NDArray[np.floating], cost: NDArray[np.floating], at: float
     return Prediction(_quantiles(latency), _quantiles(cost), _at(latency, at), _at(cost, at))
 
 
+def uncertified(sampler: Sampler, problem: Problem, choice: Sequence[int], slo: Slo | None) -> Plan:
+    """A plan with its prediction and no certificate, for baselines and defaults."""
+    latency, cost = sampler.fresh(problem, tuple(choice))
+    return Plan(
+        workflow=problem.workflow.name,
+        objective=slo,
+        stages=stage_plans(problem, tuple(choice)),
+        predicted=predict(latency, cost, slo.percentile if slo else 0.95),
+        seed=sampler.seed,
+    )
+
+
 def solve(problem: Problem, goal: Goal, node_limit: int = NODE_LIMIT, start: Choice | None = None) -> Found:
-    """A good plan by sweep and moves, then branch-and-bound."""
+    """A good plan by sweep and moves, then branch-and-bound; on graphs with branches, the better of two bounds."""
     first = begin(problem, goal, () if start is None else (start,))
-    return search(problem, goal, incumbent=first.plan, node_limit=node_limit, reference=first.reference)
+    found = search(problem, goal, incumbent=first.plan, node_limit=node_limit, reference=first.reference)
+    if found.choice is None or found.gap <= GOOD_GAP:
+        return found
+    return replace(found, lower_bound=max(found.lower_bound, path_bound(problem, goal, found.choice)))
 
 
 def _certified(sampler: Sampler, problem: Problem, goal: Goal, slo: Slo | None, node_limit: int) -> Winner:
     error = 1 - (slo.confidence if slo else 0.99)
     risk = 1 - goal.percentile
+    share = SEARCH_SHARE
     for attempt in range(ATTEMPTS):
-        if attempt:
-            problem = sampler.problem(attempt)
-        strict = goal.at(1 - SEARCH_SHARE * risk)
-        found = solve(problem, strict, node_limit)
-        if found.choice is None:
+        found = solve(problem, goal.at(1 - share * risk), node_limit)
+        if found.choice is None and attempt == 0:
             found = solve(problem, goal, node_limit)
         if found.choice is None:
             break
@@ -136,6 +155,7 @@ def _certified(sampler: Sampler, problem: Problem, goal: Goal, slo: Slo | None, 
         if verdict.passed:
             certificate = _certificate(problem, goal, found, verdict, slo.confidence)
             return Winner(problem, found.choice, latency, cost, certificate)
+        share *= min(0.97, 0.98 * verdict.allowed / verdict.violations)
     raise _infeasible(sampler, problem, goal, slo, node_limit)
 
 
@@ -147,11 +167,12 @@ def _bounds(
 
 
 def _certificate(problem: Problem, goal: Goal, found: Found, verdict: Verdict, confidence: float) -> Certificate:
-    """The certificate of a plan that passed; the price of certainty is against the nominal percentile."""
+    """The certificate of a plan that passed; the price of certainty is against a search at the nominal percentile."""
     assert found.choice is not None
-    nominal = search(problem, goal, incumbent=found.choice, node_limit=NOMINAL_NODES)
     own = problem.score(found.choice, goal)
-    price = max(0.0, own / nominal.score - 1) if 0 < nominal.score < inf and own < inf else 0.0
+    start = polish(problem, goal, found.choice, own)[0] if own < inf else found.choice
+    nominal = search(problem, goal, incumbent=start, node_limit=NOMINAL_NODES).score
+    price = own / nominal - 1 if 0 < nominal < inf else 0.0
     return Certificate(
         lower_bound=_rounded(found.lower_bound),
         gap=_rounded(found.gap),

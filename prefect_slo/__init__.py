@@ -6,27 +6,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prefect_slo.blocks import SLOProfile as SLOProfile
     from prefect_slo.declaration import slo_task as slo_task
+    from prefect_slo.decorators import slo as slo
     from prefect_slo.models import WorkflowModel as WorkflowModel
+    from prefect_slo.objective import Budget as Budget
+    from prefect_slo.objective import Latency as Latency
+    from prefect_slo.objective import Slo as Slo
     from prefect_slo.plan import Plan as Plan
     from prefect_slo.planner import make_plan as make_plan
     from prefect_slo.runner.task_runner import SLOTaskRunner as SLOTaskRunner
-    from prefect_slo.slo import Budget as Budget
-    from prefect_slo.slo import Latency as Latency
-    from prefect_slo.slo import Slo as Slo
     from prefect_slo.workflow import Workflow as Workflow
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Budget": "slo",
-    "Latency": "slo",
+    "Budget": "objective",
+    "InfeasibleSlo": "errors",
+    "Latency": "objective",
+    "MenuBlock": "blocks",
     "Plan": "plan",
+    "PriceListBlock": "blocks",
+    "SLOProfile": "blocks",
     "SLOTaskRunner": "runner.task_runner",
-    "Slo": "slo",
+    "Slo": "objective",
+    "SloError": "errors",
     "Workflow": "workflow",
     "WorkflowModel": "models",
     "make_plan": "planner",
+    "slo": "decorators",
     "slo_task": "declaration",
 }
 """Public names and the modules that they are imported from when first asked for."""

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from prefect_slo.attainment import Attainment
 from prefect_slo.errors import InvalidPlan, UnknownStage
+from prefect_slo.objective import Budget, Latency, Objective, Slo
 from prefect_slo.plan import Plan
 from prefect_slo.planner.sampling import TableSource
 from prefect_slo.resources import Option
-from prefect_slo.slo import Budget, Latency, Objective, Slo
 from prefect_slo.units import fraction, whole
 
 Samples = NDArray[np.floating]

@@ -16,8 +16,9 @@ from prefect_slo.units import whole
 
 if TYPE_CHECKING:
     from prefect_slo.models import WorkflowModel
+    from prefect_slo.objective import Slo
+    from prefect_slo.observation import StageRuns
     from prefect_slo.plan import Plan
-    from prefect_slo.slo import Slo
     from prefect_slo.workflow import Workflow
 
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON document instead of tables.")]
@@ -31,6 +32,10 @@ Seed = Annotated[
     int, Parameter(validator=_check_seed, help="Seed of every sample; the same input and seed give the same result.")
 ]
 Cold = Annotated[bool, Parameter(negative="", help="Every worker has to start first.")]
+Pins = Annotated[
+    tuple[str, ...],
+    Parameter(negative="", show_default=False, help="Hold a choice: train.workers=8. May be repeated."),
+]
 PlanFile = Annotated[Path, Parameter(name="--plan", help="Plan file (.json).")]
 
 
@@ -61,13 +66,21 @@ class Source:
         workflow = self.read()
         if self.runs.suffix == ".json":
             try:
-                return WorkflowModel.from_document(workflow, _read_json(self.runs, "runs"))
+                return WorkflowModel.from_document(workflow, _read_json(self.runs, "model"))
             except (KeyError, TypeError, AttributeError) as error:
                 expected = f"a model that 'prefect-slo fit -o' wrote ({type(error).__name__}: {error})"
-                raise InvalidObservation("runs", str(self.runs), expected) from None
-        table = read_table(self.runs)
-        with working(f"Fitting {len(table):,} rows"):
-            return WorkflowModel(workflow).fit(table)
+                raise InvalidObservation("model", str(self.runs), expected) from None
+        rows = self.rows(workflow)
+        with working(f"Fitting {len(rows):,} rows"):
+            return WorkflowModel(workflow).fit(rows)
+
+    def rows(self, workflow: Workflow) -> StageRuns:
+        """The stage-run table; memory and vCPUs are tied by the workflow's price list where it has only one of them."""
+        from prefect_slo.pricing import price_list
+        from prefect_slo.tables import read_table
+
+        tie = price_list(workflow.stages[0].menu.prices).mb_per_vcpu
+        return read_table(self.runs) if tie is None else read_table(self.runs, mb_per_vcpu=tie)
 
 
 @Parameter(name="*")
@@ -86,7 +99,7 @@ class Bound:
         Raises:
             InvalidValue: Neither bound is given, or both are, or one of them is none.
         """
-        from prefect_slo.slo import Budget, Latency, Slo
+        from prefect_slo.objective import Budget, Latency, Slo
 
         if self.latency is not None and self.budget is not None:
             raise InvalidValue("budget", self.budget, f"to be left out, --latency {self.latency} being given")
@@ -95,27 +108,6 @@ class Bound:
         if self.budget is not None:
             return Slo(budget=Budget(self.budget, self.percentile, self.confidence))
         raise InvalidValue("latency", None, "a bound: --latency 30s, or --budget 0.02")
-
-
-def read_table(path: Path) -> Any:
-    """A stage-run table as pandas reads it.
-
-    Raises:
-        InvalidObservation: Missing, of an unknown kind, or not what its suffix says.
-    """
-    import pandas as pd
-
-    kinds = {
-        ".csv": pd.read_csv,
-        ".parquet": pd.read_parquet,
-        ".jsonl": lambda file: pd.read_json(file, lines=True, dtype=False),
-    }
-    if path.suffix not in kinds:
-        raise InvalidObservation("runs", str(path), f"a file that ends in {', '.join(kinds)}")
-    try:
-        return kinds[path.suffix](path)
-    except (OSError, ValueError, ImportError) as error:
-        raise InvalidObservation("runs", str(path), f"a readable {path.suffix} file ({error})") from None
 
 
 def read_plan(path: Path, *, field: str = "plan") -> Plan:
@@ -141,18 +133,18 @@ def write_text(path: Path, text: str) -> None:
         raise InvalidValue("output", str(path), f"a path that can be written ({error.strerror})") from None
 
 
-def read_pins(pins: Sequence[str]) -> dict[str, dict[str, object]]:
+def read_pins(pins: Sequence[str], *, field: str = "pin") -> dict[str, dict[str, Any]]:
     """``["train.workers=8"]`` as ``{"train": {"workers": 8}}``; the stage may hold dots, the choice may not.
 
     Raises:
         InvalidValue: Text of another form.
     """
-    choices: dict[str, dict[str, object]] = {}
+    choices: dict[str, dict[str, Any]] = {}
     for pin in pins:
         left, equals, value = pin.partition("=")
         stage, dot, choice = left.rpartition(".")
         if not (equals and dot and stage and choice and value):
-            raise InvalidValue("pin", pin, "<stage>.<choice>=<value>, such as train.workers=8")
+            raise InvalidValue(field, pin, "<stage>.<choice>=<value>, such as train.workers=8")
         choices.setdefault(stage, {})[choice.strip()] = _literal(value.strip())
     return choices
 
@@ -167,7 +159,7 @@ def _literal(text: str) -> object:
 
 
 def _read_json(path: Path, field: str) -> Any:
-    kind = InvalidObservation if field == "runs" else InvalidPlan
+    kind = InvalidObservation if field == "model" else InvalidPlan
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

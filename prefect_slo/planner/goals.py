@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from math import inf
 
 from prefect_slo.errors import InvalidValue
+from prefect_slo.objective import Budget, Latency, Slo
 from prefect_slo.planner.problem import Goal
-from prefect_slo.slo import Budget, Latency, Slo
 from prefect_slo.units import finite, positive
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefect_slo.errors import InfeasibleSlo, Nearest
+from prefect_slo.objective import Slo
 from prefect_slo.plan import Certificate, Plan, Prediction, Quantiles, StagePlan
 from prefect_slo.planner.bundles import bundled
 from prefect_slo.planner.certify import CERTIFY_SAMPLES, SEARCH_SHARE, Verdict, judge
@@ -20,7 +21,6 @@ from prefect_slo.planner.paths import path_bound
 from prefect_slo.planner.problem import Choice, Goal, Problem, percentile
 from prefect_slo.planner.sampling import Sampler, TableSource
 from prefect_slo.planner.search import NODE_LIMIT, Found, search
-from prefect_slo.slo import Slo
 from prefect_slo.units import whole
 
 SEARCH_SAMPLES = 4000

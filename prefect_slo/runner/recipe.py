@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from prefect_slo.declaration import Declaration
 from prefect_slo.observation import Invocation, StageRun
 from prefect_slo.plan import Plan, Record
 from prefect_slo.pricing import PriceList, price_list
@@ -80,6 +81,7 @@ class ObservedRun:
         clean: Whether everything ended well: other runs never train a model.
         started_at: Unix time.
         parameters: The flow's parameters.
+        declarations: What was declared of the tasks, by stage name.
     """
 
     run_id: str
@@ -94,6 +96,7 @@ class ObservedRun:
     clean: bool
     started_at: float
     parameters: Mapping[str, Any]
+    declarations: Mapping[str, Declaration] = field(default_factory=dict)
 
 
 class Director(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -60,6 +61,8 @@ def stage_rule(
             )
         pool = THREAD
     size = planned.size if planned is not None else Size(1, _all_memory_mb())
+    if pool == THREAD:  # threads share the interpreter: their times are no measure of a worker process
+        size = replace(size, hardware=THREAD)
     workers = planned.workers if planned is not None else recipe.workers
     if workers is None and pool == PROCESS:
         workers = os.cpu_count() or 1

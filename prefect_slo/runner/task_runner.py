@@ -36,6 +36,7 @@ from prefect_slo.runner.measure import Measure
 from prefect_slo.runner.recipe import Director, Isolation, ObservedRun, Recipe, StageSeen
 from prefect_slo.runner.rules import PROCESS, THREAD, stage_rule
 from prefect_slo.runner.session import Session
+from prefect_slo.settings import SLOSettings
 
 FLUSH = 256
 """Items of a ``.map`` handed over at a time: enough to bundle, soon enough to start."""
@@ -97,13 +98,17 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
         self.recipe = Recipe(plan, isolation, max_workers, record, bundle)
         self.stages = {name: Declaration.of(value) for name, value in (stages or {}).items()}
         self.director = director
+        self.stock: TaskRunner[Any] | None = None
         self.clock = FlowClock()
         self._run: _Run | None = None
         self._lock = threading.Lock()
 
     def duplicate(self) -> Self:
+        """A runner for one flow run; where the package is switched off, the one that the flow had before."""
+        if self.stock is not None and not SLOSettings().enabled:
+            return self.stock.duplicate()  # type: ignore[return-value]
         copy = type(self)(stages=self.stages, director=self.director)
-        copy.recipe = self.recipe
+        copy.recipe, copy.stock = self.recipe, self.stock
         return copy
 
     def submit(  # type: ignore[override]
@@ -163,11 +168,11 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
         return id(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"recipe": self.recipe, "stages": self.stages, "director": self.director}
+        return {"recipe": self.recipe, "stages": self.stages, "director": self.director, "stock": self.stock}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(stages=state["stages"], director=state["director"])  # type: ignore[misc]
-        self.recipe = state["recipe"]
+        self.recipe, self.stock = state["recipe"], state["stock"]
 
     def _running(self) -> _Run:
         with self._lock:
@@ -288,6 +293,7 @@ class _Run:
             clean=not failed and self.measure.clean,
             started_at=self.started_at,
             parameters=self.parameters,
+            declarations=dict(self._declared),
         )
         try:
             self._flow_context.run(self._director.observed, observed)

@@ -16,7 +16,7 @@ from prefect_slo.models import WorkflowModel
 from prefect_slo.observation import StageRuns
 from prefect_slo.plan import Plan, StagePlan
 from prefect_slo.resources import Menu, Option, Size
-from prefect_slo.slo import Latency, Slo
+from prefect_slo.objective import Latency, Slo
 from prefect_slo.workflow import Edge, Stage, Workflow, chain
 
 Build = Callable[..., dict[str, list[object]]]

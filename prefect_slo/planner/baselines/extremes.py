@@ -7,12 +7,12 @@ from collections.abc import Callable
 import numpy as np
 
 from prefect_slo.errors import InfeasibleSlo
+from prefect_slo.objective import Objective, Slo
 from prefect_slo.plan import Plan
 from prefect_slo.planner.make import uncertified
 from prefect_slo.planner.problem import Problem
 from prefect_slo.planner.sampling import Sampler, TableSource
 from prefect_slo.resources import Option
-from prefect_slo.slo import Objective, Slo
 
 SAMPLES = 200
 """Samples of the table: the choice needs the menu alone, so a few do."""

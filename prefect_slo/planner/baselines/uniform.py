@@ -5,13 +5,13 @@ from __future__ import annotations
 from math import inf
 
 from prefect_slo.errors import InfeasibleSlo
+from prefect_slo.objective import Objective, Slo
 from prefect_slo.plan import Plan
 from prefect_slo.planner.goals import goal_of
 from prefect_slo.planner.make import uncertified
 from prefect_slo.planner.problem import Choice, Problem, percentile
 from prefect_slo.planner.sampling import Sampler, TableSource
 from prefect_slo.resources import Option
-from prefect_slo.slo import Objective, Slo
 
 
 def uniform(model: TableSource, objective: Objective, *, seed: int = 0, samples: int = 2000) -> Plan:

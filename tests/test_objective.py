@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_slo.errors import InvalidValue
-from prefect_slo.slo import Budget, Latency, Slo
+from prefect_slo.objective import Budget, Latency, Slo
 
 
 def test_a_bound_is_95_percent_at_99_percent_confidence_unless_said_otherwise() -> None:

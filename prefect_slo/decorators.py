@@ -1,0 +1,203 @@
+"""``@slo``: what a user puts above an existing flow."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from prefect import Flow
+from prefect.context import FlowRunContext
+from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
+
+from prefect_slo.declaration import Declaration
+from prefect_slo.errors import InvalidValue, UnsupportedTaskRunner
+from prefect_slo.loop.director import Features, LoopDirector, Mode
+from prefect_slo.loop.menus import MenuSettings
+from prefect_slo.objective import Budget, Latency, Slo
+from prefect_slo.runner.recipe import Isolation
+from prefect_slo.runner.task_runner import FlowClock, SLOTaskRunner
+from prefect_slo.units import fraction
+
+AnyFlow = TypeVar("AnyFlow", bound=Flow[Any, Any])
+SUPPORTED = ("ThreadPoolTaskRunner", "ProcessPoolTaskRunner", "SLOTaskRunner")
+TIMED = "__slo_timed__"
+
+
+def slo(
+    latency: float | str | timedelta | None = None,
+    *,
+    budget_usd: float | str | None = None,
+    percentile: float = 0.95,
+    confidence: float = 0.99,
+    mode: Mode | None = None,
+    stages: Mapping[str, Declaration | Mapping[str, Any]] | None = None,
+    menu: Mapping[str, Any] | MenuSettings | None = None,
+    features: Features | str | tuple[str, ...] | None = None,
+    explore: float = 0.0,
+    seed: int = 0,
+) -> Callable[[AnyFlow], AnyFlow]:
+    """Give a flow a deadline, a budget, or both; it sizes itself.
+
+    The flow stays a Prefect flow: name, parameters, hooks, ``serve`` and ``deploy`` are what they were. Until its tasks
+    have been measured it runs as it would without the decorator, and is observed.
+
+    Args:
+        latency: Bound on the percentile of a run's latency: seconds, ``"30s"``, ``"2m"`` or a ``timedelta``.
+        budget_usd: Bound on the percentile of a run's cost, in US dollars.
+        percentile: Fraction of runs that must keep the bound.
+        confidence: How sure a plan must be that they do.
+        mode: ``observe`` changes nothing; ``advise`` plans and shows; ``enforce`` runs by the plan. By default observe
+            until the flow's tasks have been measured well enough, then enforce.
+        stages: Declarations by task name, as an alternative to ``slo_task``.
+        menu: What may be chosen for every stage: ``workers``, ``vcpus``, ``memory_mb``, ``batch``, ``prices``; by
+            default what this machine has.
+        features: Size of a run's input from its parameters: a function of the parameters, or names of numeric ones.
+        explore: Fraction of runs that may try a setting that was never measured, as long as the bound holds under
+            the model.
+        seed: Of every draw; the same observations and seed give the same plan.
+
+    Raises:
+        InvalidValue: A value that an argument may not hold, or something that is not a flow.
+        UnsupportedTaskRunner: The flow has a task runner of its own that has no matching backend.
+
+    Example:
+        ```python
+        from prefect import flow, task
+        from prefect_slo import slo
+
+        @task
+        def square(x: int) -> int:
+            return x * x
+
+        @slo(latency="30s")
+        @flow
+        def squares(n: int = 10) -> int:
+            return sum(square.map(range(n)).result())
+        ```
+    """
+    if callable(latency) or isinstance(latency, Flow):
+        raise InvalidValue("slo", latency, "to be called with a bound: @slo(latency='30s')")
+    objective = Slo(
+        Latency(latency, percentile, confidence) if latency is not None else None,
+        Budget(budget_usd, percentile, confidence) if budget_usd is not None else None,
+    )
+    if mode not in (None, "observe", "advise", "enforce"):
+        raise InvalidValue("mode", mode, "'observe', 'advise' or 'enforce'")
+    declarations = {name: Declaration.of(value) for name, value in (stages or {}).items()}
+    settings = MenuSettings.of(menu)
+    explored = 0.0 if explore == 0 else fraction(explore, "explore")
+
+    def decorate(flow: AnyFlow) -> AnyFlow:
+        if not isinstance(flow, Flow):
+            raise InvalidValue("slo", flow, "a Prefect flow: put @slo(...) above @flow")
+        isolation, workers, declared = _stands_for(flow.task_runner)
+        director = LoopDirector(
+            slo=objective,
+            mode=mode,
+            isolation=isolation,
+            workers=workers,
+            menu=settings,
+            stages={**declared, **declarations},
+            features=_features(features),
+            explore=explored,
+            seed=seed,
+        )
+        runner = SLOTaskRunner(stages=director.stages, director=director)
+        runner.stock = flow.task_runner if not isinstance(flow.task_runner, SLOTaskRunner) else None
+        decorated = flow.with_options(task_runner=runner)
+        decorated.fn = timed(flow.fn)
+        return decorated
+
+    return decorate
+
+
+def director_of(flow: Flow[Any, Any]) -> LoopDirector:
+    """The director of a flow decorated with ``@slo``.
+
+    Raises:
+        InvalidValue: The flow isn't decorated.
+    """
+    director = getattr(flow.task_runner, "director", None)
+    if not isinstance(director, LoopDirector):
+        raise InvalidValue("flow", flow.name, "a flow decorated with @slo(...)")
+    return director
+
+
+def timed(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """A flow function that tells the task runner when it was entered and left; of the same kind as ``fn``."""
+    if getattr(fn, TIMED, False):
+        return fn
+    wrapper: Callable[..., Any]
+    if inspect.isasyncgenfunction(fn):
+
+        async def wrapper(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+            with _Timing():
+                async for value in fn(*args, **kwargs):
+                    yield value
+
+    elif inspect.iscoroutinefunction(fn):
+
+        async def wrapper(*args: Any, **kwargs: Any) -> Any:
+            with _Timing():
+                return await fn(*args, **kwargs)
+
+    elif inspect.isgeneratorfunction(fn):
+
+        def wrapper(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            with _Timing():
+                return (yield from fn(*args, **kwargs))
+
+    else:
+
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            with _Timing():
+                return fn(*args, **kwargs)
+
+    wrapper = functools.wraps(fn)(wrapper)
+    setattr(wrapper, TIMED, True)
+    return wrapper
+
+
+class _Timing:
+    """Notes entry and exit on the clock of the running flow's task runner."""
+
+    def __enter__(self) -> None:
+        context = FlowRunContext.get()
+        runner = context.task_runner if context is not None else None
+        self._clock = runner.clock if isinstance(runner, SLOTaskRunner) else FlowClock()
+        self._clock.entered = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._clock.returned = time.monotonic()
+
+
+def _stands_for(runner: TaskRunner[Any]) -> tuple[Isolation, int | None, Mapping[str, Declaration]]:
+    """What a flow's own task runner means for runs that change nothing.
+
+    Raises:
+        UnsupportedTaskRunner: It has no matching backend.
+    """
+    if isinstance(runner, SLOTaskRunner):
+        return runner.recipe.isolation, runner.recipe.workers, runner.stages
+    if type(runner) is ThreadPoolTaskRunner:
+        limit = runner._max_workers
+        return "thread", limit if limit < sys.maxsize else None, {}
+    if type(runner) is ProcessPoolTaskRunner:
+        return "process", runner._max_workers, {}
+    raise UnsupportedTaskRunner(type(runner).__name__, SUPPORTED)
+
+
+def _features(features: Features | str | tuple[str, ...] | None) -> Features | None:
+    if features is None or callable(features):
+        return features
+    names = (features,) if isinstance(features, str) else tuple(features)
+    return functools.partial(_parameters, names)
+
+
+def _parameters(names: tuple[str, ...], parameters: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(parameters[name]) for name in names}

@@ -1,0 +1,177 @@
+"""The director of a decorated flow: decides how each run is run, keeps what it shows, and learns from it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from prefect.logging import get_logger
+
+from prefect_slo.declaration import Declaration
+from prefect_slo.loop.knowledge import knowledge
+from prefect_slo.loop.learning import Learner
+from prefect_slo.loop.menus import MenuSettings
+from prefect_slo.loop.planning import Decision, decide
+from prefect_slo.objective import Slo
+from prefect_slo.observation import Invocation
+from prefect_slo.plan import Plan
+from prefect_slo.pricing import price_list
+from prefect_slo.runner.recipe import Isolation, ObservedRun, Recipe
+from prefect_slo.settings import SLOSettings
+from prefect_slo.telemetry import RunLog
+
+Mode = Literal["observe", "advise", "enforce"]
+Features = Callable[[Mapping[str, Any]], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Following:
+    """Plans that runs are told to follow, whatever is known: how a sweep measures settings.
+
+    Attributes:
+        plan: The plan; ``None`` runs by ``recipe``.
+        recipe: In place of a plan.
+        heard: Gets what each run shows.
+        learn: Whether the runs are folded into the profile as they end.
+    """
+
+    plan: Plan | None = None
+    recipe: Recipe | None = None
+    heard: Callable[[ObservedRun], None] | None = None
+    learn: bool = False
+    mode: str = "profile"
+
+
+_FOLLOWING: ContextVar[Following | None] = ContextVar("prefect_slo_following", default=None)
+
+
+@contextmanager
+def following(told: Following) -> Iterator[None]:
+    """Inside, decorated flows of this context run as told."""
+    token = _FOLLOWING.set(told)
+    try:
+        yield
+    finally:
+        _FOLLOWING.reset(token)
+
+
+@dataclass
+class _Active:
+    """A run under way."""
+
+    log: RunLog | None
+    decision: Decision
+    told: Following | None
+
+
+@dataclass(eq=False)
+class LoopDirector:
+    """Decides about the runs of one decorated flow. Picklable; what is under way stays in its process.
+
+    Attributes:
+        slo: What is asked.
+        mode: ``None``: enforce once the models are identified, observe before.
+        isolation: What the flow's own task runner stands for, in runs that change nothing.
+        workers: Its number of workers.
+        menu: What the decorator says of menus.
+        stages: Declarations by task name.
+        features: Input size from the flow's parameters.
+        explore: Fraction of runs that may try something unmeasured, within the bound.
+        seed: Of every draw.
+    """
+
+    slo: Slo
+    mode: Mode | None = None
+    isolation: Isolation = "thread"
+    workers: int | None = None
+    menu: MenuSettings = field(default_factory=MenuSettings)
+    stages: Mapping[str, Declaration] = field(default_factory=dict)
+    features: Features | None = None
+    explore: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self._active: dict[str, _Active] = {}
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.__post_init__()
+
+    # ---- Director ---------------------------------------------------------------------------------------------------
+
+    def recipe(self, flow_name: str, run_id: str, parameters: Mapping[str, Any]) -> Recipe:
+        """How to run the run that starts now; see ``runner.recipe.Director``."""
+        told = _FOLLOWING.get()
+        decision = Decision(told.plan, told.mode) if told is not None else self._decide(flow_name, run_id)
+        settings = SLOSettings()
+        log = None
+        if settings.telemetry:
+            log = RunLog(flow_name, run_id, settings.telemetry_directory, facts=self._facts(decision))
+        with self._lock:
+            self._active[run_id] = _Active(log, decision, told)
+        if decision.note:
+            get_logger("slo").info("%s: %s", flow_name, decision.note)
+        if told is not None and told.recipe is not None:
+            return told.recipe
+        if decision.plan is None or decision.mode == "advise":
+            return Recipe(isolation=self.isolation, workers=self.workers, record="full", prices=self._prices())
+        return Recipe(
+            plan=decision.plan,
+            on_threads=decision.on_threads,
+            ladders=decision.ladders,
+            prices=self._prices(),
+        )
+
+    def heard(self, invocation: Invocation, run_id: str) -> None:
+        """Write down one bundle."""
+        active = self._active.get(run_id)
+        if active is not None and active.log is not None:
+            active.log.invocation(invocation)
+
+    def observed(self, run: ObservedRun) -> None:
+        """Write down the run, compare it with its plan, and learn when it is time."""
+        with self._lock:
+            active = self._active.pop(run.run_id, None)
+        if active is None:
+            return
+        Learner(self, active.decision).take(run, active.log, learn=active.told is None or active.told.learn)
+        if active.told is not None and active.told.heard is not None:
+            active.told.heard(run)
+
+    # ---- private ----------------------------------------------------------------------------------------------------
+
+    def _decide(self, flow_name: str, run_id: str) -> Decision:
+        """Never raises: what can't be decided is observed, and the reason said."""
+        mode = SLOSettings().mode or self.mode
+        try:
+            known = knowledge(flow_name)
+            rng = np.random.default_rng([self.seed, *run_id.encode()])
+            return decide(known, self.slo, mode=mode, seed=self.seed, explore=self.explore, rng=rng)
+        except Exception as error:
+            return Decision(None, "observe", f"runs as it is: no plan ({type(error).__name__}: {error})")
+
+    def _facts(self, decision: Decision) -> dict[str, Any]:
+        slo = self.slo
+        facts: dict[str, Any] = {
+            "mode": decision.mode,
+            "bound_s": slo.latency.bound_s if slo.latency else None,
+            "bound_usd": slo.budget.bound_usd if slo.budget else None,
+            "plan_digest": decision.digest,
+            "predicted_s": None,
+        }
+        if decision.plan is not None and decision.plan.predicted is not None:
+            facts["predicted_s"] = decision.plan.predicted.latency_s.mean
+            facts["predicted_at_percentile_s"] = decision.plan.predicted.latency_at_percentile_s
+        return facts
+
+    def _prices(self) -> Any:
+        return price_list(self.menu.prices)

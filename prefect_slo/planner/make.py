@@ -14,7 +14,7 @@ from prefect_slo.objective import Slo
 from prefect_slo.plan import Certificate, Plan, Prediction, Quantiles, StagePlan
 from prefect_slo.planner.bundles import bundled
 from prefect_slo.planner.certify import CERTIFY_SAMPLES, SEARCH_SHARE, Verdict, judge
-from prefect_slo.planner.explain import criticality
+from prefect_slo.planner.criticality import criticality
 from prefect_slo.planner.goals import Balanced, PlanObjective, goal_of
 from prefect_slo.planner.incumbent import begin, polish
 from prefect_slo.planner.paths import path_bound

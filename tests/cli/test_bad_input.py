@@ -85,7 +85,7 @@ TABLES = {
     "a word": (lambda t: t.assign(wall_s=t.wall_s.astype(object).mask(t.index == 5, "long")), "is 'long'"),
     "half a worker": (lambda t: t.assign(workers=t.workers.mask(t.index == 5, 0.5)), "is 0.5"),
     "an unknown stage": (lambda t: t.assign(stage=t.stage.mask(t.index == 5, "merge")), "stage is 'merge'"),
-    "no rows": (lambda t: t.iloc[:0], "0"),
+    "no rows": (lambda t: t.iloc[:0], "at least one row"),
     "one setting": (lambda t: t[t.workers.eq(1) & t.vcpus.eq(1) & t.run_id.str.startswith("w1")], "menu offers"),
 }
 
@@ -105,7 +105,7 @@ def test_a_table_that_cannot_be_read_is_refused(run, folder: Path, file: str, co
     if content is not None:
         (folder / file).write_text(content)
     workflow = ["--workflow", folder / "workflow.toml"]
-    _refused(run("plan", *workflow, "--runs", folder / file, "--latency", "6s"), "runs is", file)
+    _refused(run("plan", *workflow, "--runs", folder / file, "--latency", "6s"), "table is", file)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "3", '{"schema": 0}', "{}", None])

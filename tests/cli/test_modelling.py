@@ -1,10 +1,8 @@
-"""``fit``, ``evaluate`` and ``predict`` on files."""
+"""``fit`` and ``evaluate`` on files."""
 
 from __future__ import annotations
 
 from pathlib import Path
-
-import pytest
 
 
 def test_fit_tells_what_is_known_of_each_stage(run, source) -> None:
@@ -31,25 +29,6 @@ def test_a_saved_model_stands_for_its_table(run, source, folder: Path, plan_file
     saved = ["--workflow", folder / "workflow.toml", "--runs", folder / "model.json"]
     assert run("plan", *saved, "--latency", "6s", "-o", folder / "same.json").code == 0
     assert (folder / "same.json").read_bytes() == plan_file.read_bytes()
-
-
-def test_predict_gives_the_distribution_of_the_run_and_its_stages(run, source, plan_file: Path) -> None:
-    answer = run("predict", *source, "--plan", plan_file, "--json").document
-    latency = answer["latency_s"]
-    assert latency["p5"] < latency["p50"] < latency["p95"] < latency["p99"]
-    means = [stage["latency_s"]["mean"] for stage in answer["stages"].values()]
-    assert sum(means) == pytest.approx(latency["mean"], rel=1e-6), "a chain takes as long as its stages"
-    assert sum(s["cost_usd"]["mean"] for s in answer["stages"].values()) == pytest.approx(answer["cost_usd"]["mean"])
-    assert answer["kept"] >= 0.95
-    assert "of runs keep p95 latency <= 6 s" in run("predict", *source, "--plan", plan_file).out
-
-
-def test_the_seed_decides_the_sample(run, source, plan_file: Path) -> None:
-    def p99(seed: int) -> float:
-        return run("predict", *source, "--plan", plan_file, "--seed", seed, "--json").document["latency_s"]["p99"]
-
-    assert p99(1) == p99(1)
-    assert p99(1) != p99(2)
 
 
 def test_evaluate_scores_settings_that_were_left_out(run, source) -> None:

@@ -1,4 +1,4 @@
-"""``fit``, ``evaluate`` and ``predict``: what was learned of the stages, how well, and what it says of a plan."""
+"""``fit`` and ``evaluate``: what was learned of the stages, and how well."""
 
 from __future__ import annotations
 
@@ -10,16 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from prefect_slo.cli.app import app
-from prefect_slo.cli.inputs import AsJson, Cold, PlanFile, Seed, Source, read_plan, read_table, write_text
-from prefect_slo.cli.output import counting, print_json, print_line, print_table, working
+from prefect_slo.cli.inputs import AsJson, Seed, Source, write_text
+from prefect_slo.cli.output import counting, print_json, print_line, print_table
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from prefect_slo.models import WorkflowModel
-
-_LEVELS = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 
 
 @app.command
@@ -59,67 +54,6 @@ def fit(
 
 
 @app.command
-def predict(
-    source: Source, *, plan: PlanFile, samples: int = 20_000, cold: Cold = False, seed: Seed = 0, json: AsJson = False
-) -> None:
-    """Distribution of latency and cost of a plan, under the model."""
-    import numpy as np
-
-    from prefect_slo.artifacts.text import dollars_text, seconds_text, share_text
-
-    chosen = read_plan(plan)
-    model = source.model()
-    for name in chosen.stages:
-        model.workflow[name]  # a stage that the workflow does not have is a mistake worth a word
-    with working("Sampling"):
-        predicted = model.predict(chosen, n_samples=samples, seed=seed, cold=cold)
-    drawn = predicted.samples
-    stages = {
-        name: {"latency_s": _summary(drawn.stage_latency_s[name]), "cost_usd": _summary(drawn.stage_cost_usd[name])}
-        for name in model.workflow.order
-    }
-    kept = None
-    if chosen.objective is not None:
-        within = np.ones(samples, dtype=bool)
-        if chosen.objective.latency is not None:
-            within &= drawn.latency_s <= chosen.objective.latency.bound_s
-        if chosen.objective.budget is not None:
-            within &= drawn.cost_usd <= chosen.objective.budget.bound_usd
-        kept = float(within.mean())
-    if json:
-        print_json(
-            {
-                "workflow": model.workflow.name,
-                "latency_s": _summary(drawn.latency_s),
-                "cost_usd": _summary(drawn.cost_usd),
-                "kept": kept,
-                "stages": stages,
-                "samples": samples,
-                "seed": seed,
-            }
-        )
-        return
-    rows = [
-        {
-            "stage": name,
-            "mean": seconds_text(entry["latency_s"]["mean"]),
-            "p50": seconds_text(entry["latency_s"]["p50"]),
-            "p95": seconds_text(entry["latency_s"]["p95"]),
-            "p99": seconds_text(entry["latency_s"]["p99"]),
-            "cost (mean)": dollars_text(entry["cost_usd"]["mean"]),
-            "cost (p95)": dollars_text(entry["cost_usd"]["p95"]),
-        }
-        for name, entry in {
-            **stages,
-            "run": {"latency_s": _summary(drawn.latency_s), "cost_usd": _summary(drawn.cost_usd)},
-        }.items()
-    ]
-    print_table(rows, title=f"Prediction of {plan} over {samples:,} sampled runs")
-    if chosen.objective is not None and kept is not None:
-        print_line(f"{share_text(kept)} of runs keep {chosen.objective}.")
-
-
-@app.command
 def evaluate(
     source: Source, *, kind: str = "white-box", folds: int = 6, repeats: int = 1, seed: Seed = 0, json: AsJson = False
 ) -> None:
@@ -131,12 +65,9 @@ def evaluate(
         repeats: Divisions, each at random.
     """
     from prefect_slo.evaluation import evaluate as evaluated
-    from prefect_slo.observation import StageRuns
-    from prefect_slo.pricing import price_list
 
     workflow = source.read()
-    tie = price_list(workflow.stages[0].menu.prices).mb_per_vcpu
-    runs = StageRuns.from_table(read_table(source.runs), **({} if tie is None else {"mb_per_vcpu": tie}))
+    runs = source.rows(workflow)
     with counting("Fitting with settings left out") as progress:
         scores = evaluated(workflow, runs, kind=kind, folds=folds, repeats=repeats, seed=seed, progress=progress)
     if json:
@@ -206,12 +137,3 @@ def _learned(model: WorkflowModel, stage: str) -> dict[str, object]:
 
 def _percent(value: object) -> str:
     return f"{100 * value:.1f} %" if isinstance(value, float) and math.isfinite(value) else "–"
-
-
-def _summary(values: NDArray[np.float64]) -> dict[str, float]:
-    import numpy as np
-
-    quantiles = np.quantile(values, _LEVELS).tolist()
-    return {"mean": float(values.mean())} | {
-        f"p{100 * level:g}": quantile for level, quantile in zip(_LEVELS, quantiles, strict=True)
-    }

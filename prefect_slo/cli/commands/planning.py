@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from prefect_slo.cli.app import app
-from prefect_slo.cli.inputs import AsJson, Bound, Cold, Seed, Source, read_pins, read_plan, write_text
+from prefect_slo.cli.inputs import AsJson, Bound, Cold, Pins, Seed, Source, read_pins, read_plan, write_text
 from prefect_slo.cli.output import print_json, print_line, print_table, working
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def plan(
     source: Source,
     bound: Bound = NO_BOUND,
     *,
-    pin: Annotated[tuple[str, ...], Parameter(help="Hold a choice: train.workers=8. May be repeated.")] = (),
+    pin: Pins = (),
     cold: Cold = False,
     seed: Seed = 0,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"], help="Write the plan file here.")] = None,

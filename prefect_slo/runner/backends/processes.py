@@ -2,7 +2,8 @@
 
 A worker has ⌈vCPUs⌉ cores of its own (where the system has affinity), native thread pools held to as many threads, and
 a cap on resident memory. A fraction of a vCPU is accounted for by the ledger but not enforced: a worker alone on its
-core may use all of it. It is ended when an item overruns, outgrows its memory or is cancelled, and with its parent.
+core may use all of it (a quota would take a control group that the system lets us write, and that its own process had
+to leave). It is ended when an item overruns, outgrows its memory or is cancelled, and with its parent.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _KEPT = 256  # leases that are over and still known, before they are forgotten
 _owners = itertools.count(1)
 _pools_lock = threading.Lock()
 _pools: list[WorkerPool] = []
-_shared: dict[tuple[int, PoolConfig], WorkerPool] = {}
+_shared: dict[PoolConfig, WorkerPool] = {}
 
 
 class ProcessBackend:
@@ -86,10 +87,9 @@ class ProcessBackend:
         with _pools_lock:
             ledger = Ledger()
             config = _config(env, preload, idle_s, max_idle, grace_s, start, ledger)
-            key = os.getpid(), config
-            pool = _shared.get(key)
+            pool = _shared.get(config)
             if pool is None:
-                pool = _shared[key] = WorkerPool(config, ledger)
+                pool = _shared[config] = WorkerPool(config, ledger)
                 _pools.append(pool)
         return cls(_pool=pool)
 
@@ -121,7 +121,7 @@ class ProcessBackend:
         self._pool.open(asked)
 
     def submit(self, lease: int, bundle: Bundle) -> None:
-        """Hand a bundle to an opened, idle lease. One that was lost meanwhile answers ``Lost``, all items untouched."""
+        """Hand a bundle to an opened, idle lease. Nothing happens where it was lost meanwhile: see ``Lost.bundle``."""
         self._pool.submit(self._find(lease), bundle)
 
     def cancel(self, lease: int) -> None:
@@ -197,10 +197,14 @@ def _new_pool(config: PoolConfig, ledger: Ledger) -> WorkerPool:
     return pool
 
 
-_PID = os.getpid()
+def _forget_after_fork() -> None:
+    """A fork of this process has no business with its workers, and none of its threads."""
+    global _pools_lock
+    _pools_lock = threading.Lock()
+    _pools.clear()
+    _shared.clear()
 
 
-@atexit.register
-def _shutdown_at_exit() -> None:
-    if os.getpid() == _PID:  # a fork of this process has no business with its workers
-        ProcessBackend.shutdown_all()
+atexit.register(ProcessBackend.shutdown_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)

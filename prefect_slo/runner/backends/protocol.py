@@ -101,6 +101,8 @@ class Lost:
         untouched: Items of its bundle that had certainly not been started.
         peak_mb: Resident memory when it was last seen, in MB.
         limit_mb: Memory it was allowed, in MB.
+        bundle: The bundle it had when it was lost. One that was submitted to the lease after that is untouched: no
+            further report speaks of it.
     """
 
     lease: int
@@ -110,6 +112,7 @@ class Lost:
     untouched: tuple[int, ...] = ()
     peak_mb: float = 0.0
     limit_mb: float = 0.0
+    bundle: int | None = None
 
 
 @dataclass(frozen=True)

@@ -83,8 +83,12 @@ def pin(pid: int, cores: Iterable[int]) -> bool:
 
 
 def _cgroup_quota() -> float:
-    """CPU quota of this process' own control group (v2), in vCPUs; infinite where there is none."""
+    """CPU quota of the container's control group, in vCPUs; infinite where there is none."""
     with contextlib.suppress(OSError, ValueError):
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return float(quota) / float(period)  # "max" is not a number: no quota
+    with contextlib.suppress(OSError, ValueError):
+        first = Path("/sys/fs/cgroup/cpu")
+        quota, period = ((first / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return float(quota) / float(period) if float(quota) > 0 else math.inf
     return math.inf

@@ -195,14 +195,16 @@ class Worker:
         """What is lost with it, as it ended with wait status ``status``."""
         fate = self.fate or Fate("died" if self.pid else "start", describe(status))
         peak_mb = max(self.peak_mb, self.resident_mb)
+        in_time = Fate("died", "ended for the timeout of an item that finished at that very moment")
         if self.bundle is None:
+            fate = fate if fate.index is None else in_time
             return Lost(lease.id, fate.reason, fate.detail, None, (), peak_mb, self.limit_mb)
         reading, items = self.reading(), self.bundle.items
         running = items[reading.started - 1][0] if reading.running else None
         if fate.index is not None and (running is None or fate.index != reading.started - 1):
-            fate = Fate("died", "ended for the timeout of an item that finished at that very moment")
+            fate = in_time
         untouched = tuple(item for item, _ in items[reading.started :])
-        return Lost(lease.id, fate.reason, fate.detail, running, untouched, peak_mb, self.limit_mb)
+        return Lost(lease.id, fate.reason, fate.detail, running, untouched, peak_mb, self.limit_mb, self.bundle.id)
 
     def close(self) -> None:
         self.sock.close()

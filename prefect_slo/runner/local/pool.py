@@ -90,17 +90,19 @@ class WorkerPool:
     def open(self, lease: Lease) -> None:
         """Queue a lease for a share of the machine and a worker."""
         with self._lock:
+            try:
+                if not self._awake and not self._stopping:
+                    self._session = Session(self, self._session)
+                    self._awake = True
+            except OSError as error:
+                self._refuse(lease, f"no thread or socket could be had: {error}")
+                return
             if self._stopping:
-                self._post(lease, Lost(lease.id, "start", _SHUT_DOWN))
-                lease.done = True
-                threading.Thread(target=self._deliver, name="prefect-slo-io", daemon=True).start()
+                self._refuse(lease, _SHUT_DOWN)
                 return
             self._active = time.monotonic()
             self._leases.add(lease)
             self._opening.append(lease)
-            if not self._awake:
-                self._awake = True
-                self._session = Session(self, self._session)
             self._wake()
 
     def submit(self, lease: Lease, bundle: Bundle) -> None:
@@ -111,10 +113,7 @@ class WorkerPool:
         """
         with self._lock:
             worker, session = lease.worker, self._session
-            if lease.done:  # lost a moment ago: nothing of this bundle was started
-                untouched = tuple(item for item, _ in bundle.items)
-                self._post(lease, Lost(lease.id, "died", "the lease was lost before", None, untouched))
-                self._wake()
+            if lease.done:  # its loss has been told, or is about to be, without this bundle
                 return
             if worker is None or session is None or worker.engaged:
                 raise InvalidValue("lease", lease.id, "an opened lease that runs nothing")
@@ -256,12 +255,12 @@ class WorkerPool:
                 with self._lock:
                     self._lose(lease, "start", str(error))
                 continue
-            if not claim.granted:
-                return time.monotonic() + _POLL_S
             with self._lock:
-                if lease.done:
+                if lease.done:  # cancelled meanwhile; giving a share back twice is harmless
                     self._freed.append(claim)
                     continue
+                if not claim.granted:
+                    return time.monotonic() + _POLL_S
                 self._opening.popleft()
                 lease.granted = time.monotonic()
                 self._place(session, lease)
@@ -464,6 +463,12 @@ class WorkerPool:
             self._doom(lease.worker, Fate("cancelled", detail))
         else:
             self._lose(lease, "cancelled", detail)
+
+    def _refuse(self, lease: Lease, detail: str) -> None:
+        """A lease is lost when there is no I/O thread to say so."""
+        lease.done = True
+        report = Lost(lease.id, "start", detail)
+        threading.Thread(target=lease.sink, args=(report,), name="prefect-slo-io", daemon=True).start()
 
     def _lose(self, lease: Lease, reason: LossReason, detail: str) -> None:
         """A lease that runs nothing ends without its worker's end."""

@@ -37,7 +37,7 @@ class Surroundings:
         except OSError:  # the directory was removed
             cwd = "/"
         # An empty entry means the working directory, which a worker can only know by its name.
-        return cls({**os.environ, **overrides}, tuple(entry or cwd for entry in sys.path), cwd)
+        return cls({**os.environ, **overrides}, tuple(os.fsdecode(entry) or cwd for entry in sys.path), cwd)
 
     def for_worker(self, vcpus: float, overrides: dict[str, str]) -> Surroundings:
         """The same with threads of native libraries held to ``vcpus``, unless ``overrides`` says otherwise."""

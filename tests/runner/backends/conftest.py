@@ -149,6 +149,12 @@ def desk_on() -> Iterator[Callable[[ProcessBackend], Desk]]:
         backend.shutdown()
 
 
+@pytest.fixture(name="by_value")
+def by_value_fixture() -> tuple[Callable[..., bytes], Callable[..., bytes]]:
+    """Pickles a program, and pickles a payload."""
+    return by_value, cloudpickle.dumps
+
+
 @pytest.fixture
 def desk_of() -> type[Desk]:
     return Desk

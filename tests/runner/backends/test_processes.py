@@ -299,13 +299,15 @@ def test_a_lease_can_be_cancelled_before_it_has_a_worker_and_while_it_is_idle(de
     assert desk.lost(idle).reason == "cancelled"
 
 
-def test_a_bundle_for_a_lease_that_was_lost_is_answered_as_untouched(desk):
-    lease = desk.open()
-    os.kill(desk.opened(lease).pid, signal.SIGKILL)
-    desk.lost(lease)
-    since = len(desk.reports)
-    desk.submit(lease, lambda payload: payload, [b"", b""])
-    assert desk.wait_for(Lost, since=since, lease=lease).untouched == (0, 1)
+def test_a_loss_says_which_bundle_it_took_and_a_later_one_is_not_started(desk, tmp_path):
+    idle, busy = desk.open(), desk.open()
+    os.kill(desk.opened(idle).pid, signal.SIGKILL)
+    assert desk.lost(idle).bundle is None
+    desk.submit(idle, lambda payload: (tmp_path / "ran").touch())
+    bundle = desk.submit(busy, lambda payload: os._exit(1))
+    assert desk.lost(busy).bundle == bundle
+    assert not (tmp_path / "ran").exists()
+    assert sum(isinstance(report, Lost) for report in desk.reports) == 2
 
 
 def test_a_busy_or_unknown_lease_is_refused(desk):

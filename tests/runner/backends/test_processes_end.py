@@ -243,6 +243,47 @@ def test_no_more_workers_are_kept_than_asked_for_and_the_least_used_goes_first(d
     assert all(map(alive, pids[1:]))
 
 
+def test_a_worker_ends_in_an_orderly_way_when_nothing_keeps_it(desk, tmp_path):
+    def register(payload):
+        import atexit
+
+        atexit.register((tmp_path / "left").touch)
+
+    desk.run(desk.open(), register)
+    desk.backend.shutdown()
+    assert (tmp_path / "left").exists()
+
+
+def test_a_worker_that_does_not_leave_when_told_is_ended(desk_on, ledger, alive):
+    def stay(payload):
+        import threading
+
+        threading.Thread(target=time.sleep, args=(600,)).start()
+
+    desk = desk_on(ProcessBackend(ledger=ledger, start="zygote", grace_s=0.2))
+    lease = desk.open()
+    desk.run(lease, stay)
+    desk.backend.shutdown()
+    assert not alive(desk.opened(lease).pid)
+
+
+def test_a_fork_of_the_parent_may_have_workers_of_its_own(parent):
+    process, _ = parent(
+        """
+        child = os.fork()
+        if not child:
+            own = ProcessBackend.shared(start=start)
+            own.open(1, Size(0.1, 256), reports.put)
+            print(reports.get(timeout=30), flush=True)
+            own.shutdown()
+            sys.exit(0)
+        print(os.waitpid(child, 0)[1], flush=True)
+        """
+    )
+    assert process.stdout.readline().startswith("Opened(lease=1, cold=True")
+    assert process.stdout.readline() == "0\n"
+
+
 def test_importing_is_harmless_where_worker_processes_are_impossible():
     code = """
         import psutil, sys

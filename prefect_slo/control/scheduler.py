@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from itertools import count
 
 from prefect_slo.control import bundling, losses
@@ -16,6 +14,7 @@ from prefect_slo.control.events import (
     Closed,
     CloseLease,
     Dispatch,
+    Ending,
     Event,
     ItemDone,
     LeaseLost,
@@ -32,44 +31,18 @@ from prefect_slo.control.events import (
     Submitted,
     Timer,
 )
+from prefect_slo.control.room import Room
+from prefect_slo.control.stages import Lease, Stage
 
 LINGER_S = 0.05
 """An idle lease is kept this long for the stage's next item, unless another stage needs the room."""
 
-RAMP_S = 0.005
-RAMP_START = 16
-"""A stage without a worker limit opens 16 leases at once and twice as many every 5 ms while its items block."""
-
-BLOCKING_S = 0.02
-"""Items at least this long are taken to block (on I/O) where more leases would help."""
-
-
-@dataclass(slots=True)
-class _Stage:
-    rule: StageRule
-    queue: deque[int] = field(default_factory=deque)
-    leases: set[int] = field(default_factory=set)
-    idle: list[int] = field(default_factory=list)
-    item_s: float | None = None
-    ramp: int = RAMP_START
-    ramped_at: float = 0.0
-    start_failures: int = 0
-
-
-@dataclass(slots=True)
-class _Lease:
-    stage: str
-    pool: str
-    size_vcpus: float
-    rule: StageRule
-    up: bool = False
-    bundle: tuple[int, ...] = ()
-    sent: int = 0
-    idle_since: float = 0.0
-
 
 class Scheduler:
     """Turns events into actions.
+
+    Every submitted item is settled exactly once; nothing is sent to a lease that is not up and idle; once ``Closed``
+    and everything has reported, no lease is left.
 
     Args:
         capacity: vCPUs by pool that the leases of this run may hold together; ``None`` or a missing pool means no
@@ -77,11 +50,12 @@ class Scheduler:
     """
 
     def __init__(self, capacity: Mapping[str, float | None] | None = None) -> None:
-        self.capacity = dict(capacity or {})
-        self._stages: dict[str, _Stage] = {}
-        self._leases: dict[int, _Lease] = {}
+        self._room = Room(capacity or {})
+        self._stages: dict[str, Stage] = {}
+        self._leases: dict[int, Lease] = {}
         self._stage_of: dict[int, str] = {}
         self._attempts: dict[int, int] = {}
+        self._unwanted: set[int] = set()
         self._lease_ids, self._bundle_ids = count(1), count(1)
         self._closing = False
         self._timer_at: float | None = None
@@ -91,8 +65,8 @@ class Scheduler:
         """What to do about ``event``, in order. ``now`` is any clock that doesn't go back, in seconds."""
         self._out = []
         match event:
-            case ItemDone(items=items):
-                self._settle(items, "done")
+            case ItemDone(lease, items):
+                self._items_done(lease, items)
                 return self._out  # its lease is still busy: nothing can be dispatched
             case Submitted(stage, items, ready):
                 self._submit(stage, items, ready)
@@ -107,7 +81,7 @@ class Scheduler:
             case Rejected(lease, items, ran):
                 self._rejected(lease, items, ran)
             case PlanChanged(stage, rule):
-                self._change_rule(stage, rule)
+                self._plan_changed(stage, rule)
             case Timer():
                 self._timer_at = None
             case Cancel(items):
@@ -130,8 +104,7 @@ class Scheduler:
     # ---- what happened ----------------------------------------------------------------------------------------------
 
     def _submit(self, stage: str, items: tuple[int, ...], ready: bool) -> None:
-        for item in items:
-            self._stage_of[item] = stage
+        self._stage_of.update(dict.fromkeys(items, stage))
         if self._closing:
             self._settle(items, "cancelled")
         elif ready:
@@ -142,199 +115,199 @@ class Scheduler:
             if item in self._stage_of:
                 self._stages[self._stage_of[item]].queue.append(item)
 
+    def _items_done(self, lease_id: int, items: tuple[int, ...]) -> None:
+        if (lease := self._leases.get(lease_id)) is not None:
+            ended = lease.take(items)
+            lease.done += len(ended)
+            self._stages[lease.stage].failures = 0
+            self._settle(ended, "done")
+
     def _bundle_done(self, lease_id: int, busy_s: float, now: float) -> None:
-        lease = self._leases.get(lease_id)
-        if lease is None:
+        if (lease := self._leases.get(lease_id)) is None:
             return
         stage = self._stages[lease.stage]
-        if lease.sent:
-            stage.item_s = bundling.smoothed(stage.item_s, busy_s, lease.sent)
-        self._set_idle(lease_id, lease, now)
+        if lease.done and stage.serves(lease):
+            stage.item_s = bundling.smoothed(stage.item_s, busy_s, lease.done)
+        self._settle(lease.take(tuple(lease.pending)), "died")  # never reported, and never will be
+        self._set_idle(lease_id, lease, stage, now)
 
     def _lease_up(self, lease_id: int, now: float) -> None:
-        lease = self._leases.get(lease_id)
-        if lease is None:
-            return
-        lease.up = True
-        self._stages[lease.stage].start_failures = 0
-        self._set_idle(lease_id, lease, now)
+        if (lease := self._leases.get(lease_id)) is not None:
+            stage = self._stages[lease.stage]
+            lease.up, stage.opening = True, stage.opening - 1
+            self._set_idle(lease_id, lease, stage, now)
 
-    def _set_idle(self, lease_id: int, lease: _Lease, now: float) -> None:
-        lease.bundle, lease.sent, lease.idle_since = (), 0, now
-        self._stages[lease.stage].idle.append(lease_id)
+    def _set_idle(self, lease_id: int, lease: Lease, stage: Stage, now: float) -> None:
+        lease.done, lease.idle_since = 0, now
+        stage.idle[lease_id] = None
+        if self._closing or stage.spare() or not stage.serves(lease):
+            self._close_lease(lease_id)
 
     def _lease_lost(self, lease_id: int, reason: LossReason, untouched: tuple[int, ...]) -> None:
-        lease = self._leases.pop(lease_id, None)
-        if lease is None:
+        if (lease := self._leases.get(lease_id)) is None:
             return
+        self._drop(lease_id)
         stage = self._stages[lease.stage]
-        stage.leases.discard(lease_id)
-        if lease_id in stage.idle:
-            stage.idle.remove(lease_id)
-        pending = [item for item in lease.bundle if item in self._stage_of]
-        fresh = [item for item in pending if item in untouched]
-        if reason == "start":
-            self._start_failed(lease.stage, stage, pending)
-            return
-        if reason == "memory" and stage.rule.ladder and stage.rule == lease.rule:
-            stage.rule = losses.grown(stage.rule)
-            self._out.append(Notice(lease.stage, "grown", str(stage.rule.size)))
+        never_ran = set(lease.pending if reason == "start" else untouched)
+        if reason == "memory" and stage.rule.ladder and stage.serves(lease):
+            self._change_rule(stage, losses.grown(stage.rule))
+            self._out.append(Notice(stage.name, "grown", str(stage.rule.size)))
         again: list[int] = []
-        for item in pending:
-            if item in fresh:
+        for item in lease.pending:
+            if item in never_ran:
                 again.append(item)
                 continue
             attempts = self._attempts[item] = self._attempts.get(item, 0) + 1
-            if losses.verdict(lease.rule, reason, attempts) == "again" and not self._closing:
+            if losses.verdict(lease.rule, reason, attempts) == "again" and not self._dropped(item):
                 again.append(item)
-                self._out.append(Notice(lease.stage, "retried", reason))
+                self._out.append(Notice(stage.name, "retried", reason))
             else:
                 self._settle((item,), reason, attempts)
-        if self._closing:
-            self._settle(again, "cancelled")
-        else:
-            stage.queue.extendleft(reversed(again))
+        self._settle([item for item in again if self._dropped(item)], "cancelled")
+        stage.put_back([item for item in again if item in self._stage_of])
+        if reason == "start" or (lease.pending and never_ran.issuperset(lease.pending)):
+            self._never_started(stage, lease)
 
-    def _start_failed(self, name: str, stage: _Stage, pending: list[int]) -> None:
-        stage.start_failures += 1
-        stage.queue.extendleft(reversed(pending))
-        if stage.start_failures < losses.START_ATTEMPTS:
+    def _never_started(self, stage: Stage, lease: Lease) -> None:
+        """A worker was lost before it ran anything; after a few in a row the stage goes elsewhere or is given up."""
+        if not stage.serves(lease):
+            return
+        stage.failures += 1
+        if stage.failures < losses.START_ATTEMPTS:
             return
         if stage.rule.fallback is not None:
-            self._fall_back(name, stage, "its workers do not start")
+            self._fall_back(stage, "its workers do not start")
         else:
-            self._settle(list(stage.queue), "start")
+            self._settle(tuple(stage.queue), "start")
             stage.queue.clear()
 
     def _rejected(self, lease_id: int, items: tuple[int, ...], ran: bool) -> None:
-        name = self._stage_of.get(items[0]) if items else None
-        if name is None:
+        if (lease := self._leases.get(lease_id)) is None:
+            return  # its loss has dealt with them
+        stage = self._stages[lease.stage]
+        stuck = lease.take(items)
+        self._settle([item for item in stuck if self._dropped(item)], "unpicklable" if ran else "cancelled")
+        stuck = [item for item in stuck if item in self._stage_of]
+        if not stuck:
             return
-        stage = self._stages[name]
-        lease = self._leases.get(lease_id)
-        isolated = lease is not None and lease.pool == stage.rule.pool
-        if ran and not stage.rule.rerun_unpicklable:
-            self._settle(items, "unpicklable")
-        elif stage.rule.fallback is not None:
-            self._fall_back(name, stage, "its results do not pickle" if ran else "its arguments do not pickle")
-            stage.queue.extendleft(reversed(items))
-        elif isolated:
-            self._settle(items, "unpicklable")
-        else:  # the stage has fallen back since these were sent
-            stage.queue.extendleft(reversed(items))
+        moved = lease.rule.pool != stage.rule.pool  # the stage has fallen back since these were sent
+        if (ran and not stage.rule.rerun_unpicklable) or (stage.rule.fallback is None and not moved):
+            self._settle(stuck, "unpicklable")
+            return
+        if not moved:
+            self._fall_back(stage, "its results do not pickle" if ran else "its arguments do not pickle")
+        stage.put_back(stuck)
 
-    def _fall_back(self, name: str, stage: _Stage, why: str) -> None:
-        stage.rule = losses.fallen_back(stage.rule)
-        stage.item_s, stage.start_failures = None, 0
-        self._out.append(Notice(name, "fallback", why))
+    def _fall_back(self, stage: Stage, why: str) -> None:
+        self._change_rule(stage, losses.fallen_back(stage.rule))
+        self._out.append(Notice(stage.name, "fallback", why))
 
-    def _change_rule(self, name: str, rule: StageRule) -> None:
-        stage = self._stages.get(name)
-        if stage is None:
-            self._stages[name] = _Stage(rule)
+    def _plan_changed(self, name: str, rule: StageRule) -> None:
+        if (stage := self._stages.get(name)) is None:
+            self._stages[name] = Stage(name, rule)
         else:
-            stage.rule = rule
+            self._change_rule(stage, rule)
+
+    def _change_rule(self, stage: Stage, rule: StageRule) -> None:
+        """Treat a stage by another rule; leases that run nothing and are of no more use are given back."""
+        if rule.pool != stage.rule.pool or rule.size != stage.rule.size:
+            stage.item_s, stage.failures = None, 0
+        stage.rule = rule
+        for lease_id, lease in tuple(stage.leases.items()):
+            if not stage.serves(lease) and (lease_id in stage.idle or not lease.up):
+                self._close_lease(lease_id)
 
     def _cancel(self, items: tuple[int, ...] | None) -> None:
-        gone = set(self._stage_of if items is None else items)
-        running = {item for lease in self._leases.values() for item in lease.bundle}
-        for stage in self._stages.values():
-            stage.queue = deque(item for item in stage.queue if item not in gone)
-        self._settle(sorted(gone & self._stage_of.keys() - running), "cancelled")
+        """Drop what waits; end a bundle unless it holds an item that is still wanted."""
+        self._unwanted.update(item for item in (self._stage_of if items is None else items) if item in self._stage_of)
+        self._drop_waiting(self._unwanted)
         for lease_id, lease in self._leases.items():
-            if gone.intersection(lease.bundle) & self._stage_of.keys():
+            if lease.pending and self._unwanted.issuperset(lease.pending):
                 self._out.append(CancelBundle(lease_id))
 
     def _close(self, at_once: bool) -> None:
         self._closing = True
-        running = {item for lease in self._leases.values() for item in lease.bundle}
-        for stage in self._stages.values():
-            stage.queue.clear()
-        self._settle(sorted(self._stage_of.keys() - running), "cancelled")
-        if at_once:
-            self._out.extend(CancelBundle(lease_id) for lease_id, lease in self._leases.items() if lease.bundle)
+        self._drop_waiting(self._stage_of)
+        for lease_id, lease in tuple(self._leases.items()):
+            if not lease.up or lease_id in self._stages[lease.stage].idle:
+                self._close_lease(lease_id)
+            elif at_once:
+                self._out.append(CancelBundle(lease_id))
 
-    def _settle(self, items: Iterable[int], ending: str, attempts: int = 1) -> None:
+    def _drop_waiting(self, unwanted: Iterable[int]) -> None:
+        running = {item for lease in self._leases.values() for item in lease.pending}
+        self._settle(sorted(set(unwanted) - running), "cancelled")
+        for stage in self._stages.values():
+            stage.queue = type(stage.queue)(item for item in stage.queue if item in self._stage_of)
+
+    def _dropped(self, item: int) -> bool:
+        """Whether an item that has not run is not to run any more."""
+        return self._closing or item in self._unwanted
+
+    def _settle(self, items: Iterable[int], ending: Ending, attempts: int = 1) -> None:
         settled = tuple(item for item in items if self._stage_of.pop(item, None) is not None)
         for item in settled:
             self._attempts.pop(item, None)
+            self._unwanted.discard(item)
         if settled:
-            self._out.append(Settle(settled, ending, attempts))  # type: ignore[arg-type]
+            self._out.append(Settle(settled, ending, attempts))
 
     # ---- what to do next --------------------------------------------------------------------------------------------
 
     def _advance(self, now: float) -> None:
         """Send ready items to idle workers, open workers for the rest, give idle ones back."""
-        hungry = [(name, stage) for name, stage in self._stages.items() if stage.queue]
+        hungry = [stage for stage in self._stages.values() if stage.queue]
         if len(hungry) > 1:
-            hungry.sort(key=lambda entry: -entry[1].rule.priority)
-        for name, stage in hungry:
-            self._dispatch(name, stage)
+            hungry.sort(key=lambda stage: -stage.rule.priority)
         wake: float | None = None
-        for name, stage in hungry:
+        full: dict[str, float] = {}  # pools that a stage waits for, and its priority
+        for stage in hungry:
+            pool, priority = stage.rule.pool, stage.rule.priority
+            if full.get(pool, priority) > priority:
+                continue
+            self._dispatch(stage)
             if stage.queue:
-                wake = _earlier(wake, self._open_leases(name, stage, now))
+                again, satisfied = self._open_leases(stage, now)
+                wake = _earlier(wake, again)
+                if not satisfied:
+                    full.setdefault(pool, priority)
         wake = _earlier(wake, self._give_back(now))
         if wake is not None and (self._timer_at is None or wake < self._timer_at - 1e-4):
             self._timer_at = wake
             self._out.append(SetTimer(max(wake - now, 0.0)))
 
-    def _dispatch(self, name: str, stage: _Stage) -> None:
+    def _dispatch(self, stage: Stage) -> None:
         while stage.queue and stage.idle:
-            lease_id = stage.idle.pop()
-            lease = self._leases[lease_id]
-            if not _serves(lease.rule, stage.rule):
-                self._close_lease(lease_id)
-                continue
-            workers = max(len(stage.leases), stage.rule.workers or 1)
-            n = bundling.bundle_size(len(stage.queue), workers, stage.item_s, stage.rule.bundle)
-            lease.bundle = tuple(stage.queue.popleft() for _ in range(n))
-            lease.sent = n
-            self._out.append(Dispatch(next(self._bundle_ids), lease_id, name, lease.bundle))
+            lease_id, _ = stage.idle.popitem()
+            bundle = stage.next_bundle()
+            self._leases[lease_id].pending = dict.fromkeys(bundle)
+            self._out.append(Dispatch(next(self._bundle_ids), lease_id, stage.name, bundle))
 
-    def _open_leases(self, name: str, stage: _Stage, now: float) -> float | None:
-        """Open what the queue calls for and capacity allows; returns when to look again."""
-        wanted, again = self._wanted(stage, now)
-        vcpus = stage.rule.size.vcpus
-        while len(stage.leases) < wanted and self._make_room(stage.rule.pool, vcpus):
-            lease_id = next(self._lease_ids)
-            self._leases[lease_id] = _Lease(name, stage.rule.pool, vcpus, stage.rule)
-            stage.leases.add(lease_id)
-            self._out.append(OpenLease(lease_id, name, stage.rule.pool, stage.rule.size))
-        return again
+    def _open_leases(self, stage: Stage, now: float) -> tuple[float | None, bool]:
+        """Open what the queue calls for and capacity allows; returns when to look again, and whether that was all."""
+        wanted, again = stage.wanted(now)
+        rule = stage.rule
+        while len(stage.leases) < wanted:
+            if not self._make_room(rule):
+                return again, False
+            lease_id, lease = next(self._lease_ids), Lease(stage.name, rule)
+            self._leases[lease_id] = stage.leases[lease_id] = lease
+            stage.opening += 1
+            self._room.take(rule.pool, rule.size.vcpus)
+            self._out.append(OpenLease(lease_id, stage.name, rule.pool, rule.size))
+        return again, True
 
-    def _wanted(self, stage: _Stage, now: float) -> tuple[int, float | None]:
-        """Leases that the stage should have, and when that may change by itself."""
-        opening = sum(1 for lease_id in stage.leases if not self._leases[lease_id].up)
-        busy = len(stage.leases) - opening
-        if stage.rule.workers is not None:
-            bundle = stage.rule.bundle or 1
-            return min(stage.rule.workers, busy + -(-len(stage.queue) // bundle)), None
-        if len(stage.leases) >= stage.ramp and (stage.item_s is None or stage.item_s >= BLOCKING_S):
-            if now >= stage.ramped_at + RAMP_S and not opening:
-                stage.ramp, stage.ramped_at = 2 * stage.ramp, now
-            return min(stage.ramp, busy + len(stage.queue)), stage.ramped_at + RAMP_S
-        if not stage.leases:
-            stage.ramp, stage.ramped_at = RAMP_START, now
-        return min(stage.ramp, busy + len(stage.queue)), now + RAMP_S
-
-    def _make_room(self, pool: str, vcpus: float) -> bool:
-        """Whether a lease of that many vCPUs fits now, after giving back idle leases of stages with nothing to do."""
-        limit = self.capacity.get(pool)
-        if limit is None:
+    def _make_room(self, rule: StageRule) -> bool:
+        """Whether a lease fits now, after giving back idle ones of stages with nothing to do or less urgent work."""
+        if self._room.fits(rule.pool, rule.size.vcpus):
             return True
-        held = sum(lease.size_vcpus for lease in self._leases.values() if lease.pool == pool)
-        if held + vcpus <= limit + 1e-9 or held == 0:
-            return True
-        for stage in self._stages.values():
-            while stage.idle and not stage.queue:
-                lease_id = stage.idle[-1]
-                if self._leases[lease_id].pool != pool:
+        for other in self._stages.values():
+            while other.idle and (not other.queue or other.rule.priority < rule.priority):
+                lease_id = next(reversed(other.idle))
+                if other.leases[lease_id].rule.pool != rule.pool:
                     break
-                stage.idle.pop()
-                held -= self._leases[lease_id].size_vcpus
                 self._close_lease(lease_id)
-                if held + vcpus <= limit + 1e-9 or held <= 1e-9:
+                if self._room.fits(rule.pool, rule.size.vcpus):
                     return True
         return False
 
@@ -342,25 +315,26 @@ class Scheduler:
         """Close leases that have idled for long enough; returns when the next one will have."""
         wake: float | None = None
         for stage in self._stages.values():
-            for lease_id in tuple(stage.idle):
-                lease = self._leases[lease_id]
-                until = lease.idle_since + LINGER_S
-                if self._closing or not _serves(lease.rule, stage.rule) or now >= until:
-                    stage.idle.remove(lease_id)
-                    self._close_lease(lease_id)
-                else:
+            while stage.idle:
+                lease_id = next(iter(stage.idle))
+                until = stage.leases[lease_id].idle_since + LINGER_S
+                if now < until:
                     wake = _earlier(wake, until)
+                    break
+                self._close_lease(lease_id)
         return wake
 
     def _close_lease(self, lease_id: int) -> None:
-        lease = self._leases.pop(lease_id)
-        self._stages[lease.stage].leases.discard(lease_id)
+        self._drop(lease_id)
         self._out.append(CloseLease(lease_id))
 
-
-def _serves(held: StageRule, wanted: StageRule) -> bool:
-    """Whether a lease opened under one rule is good for another."""
-    return held.pool == wanted.pool and held.size == wanted.size
+    def _drop(self, lease_id: int) -> None:
+        lease = self._leases.pop(lease_id)
+        stage = self._stages[lease.stage]
+        del stage.leases[lease_id]
+        stage.opening -= not lease.up
+        stage.idle.pop(lease_id, None)
+        self._room.free(lease.rule.pool, lease.rule.size.vcpus)
 
 
 def _earlier(a: float | None, b: float | None) -> float | None:

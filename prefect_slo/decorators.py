@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 from prefect import Flow
 from prefect.context import FlowRunContext
@@ -23,7 +23,8 @@ from prefect_slo.runner.recipe import Isolation
 from prefect_slo.runner.task_runner import FlowClock, SLOTaskRunner
 from prefect_slo.units import fraction
 
-AnyFlow = TypeVar("AnyFlow", bound=Flow[Any, Any])
+P = ParamSpec("P")
+R = TypeVar("R")
 SUPPORTED = ("ThreadPoolTaskRunner", "ProcessPoolTaskRunner", "SLOTaskRunner")
 TIMED = "__slo_timed__"
 
@@ -40,7 +41,7 @@ def slo(
     features: Features | str | tuple[str, ...] | None = None,
     explore: float = 0.0,
     seed: int = 0,
-) -> Callable[[AnyFlow], AnyFlow]:
+) -> Callable[[Flow[P, R]], Flow[P, R]]:
     """Give a flow a deadline, a budget, or both; it sizes itself.
 
     The flow stays a Prefect flow: name, parameters, hooks, ``serve`` and ``deploy`` are what they were. Until its tasks
@@ -92,7 +93,7 @@ def slo(
     settings = MenuSettings.of(menu)
     explored = 0.0 if explore == 0 else fraction(explore, "explore")
 
-    def decorate(flow: AnyFlow) -> AnyFlow:
+    def decorate(flow: Flow[P, R]) -> Flow[P, R]:
         if not isinstance(flow, Flow):
             raise InvalidValue("slo", flow, "a Prefect flow: put @slo(...) above @flow")
         isolation, workers, declared = _stands_for(flow.task_runner)
@@ -109,7 +110,7 @@ def slo(
         )
         runner = SLOTaskRunner(stages=director.stages, director=director)
         runner.stock = flow.task_runner if not isinstance(flow.task_runner, SLOTaskRunner) else None
-        decorated = flow.with_options(task_runner=runner)
+        decorated = flow.with_options(task_runner=cast("TaskRunner[Any]", runner))
         decorated.fn = timed(flow.fn)
         return decorated
 
@@ -132,35 +133,36 @@ def timed(fn: Callable[..., Any]) -> Callable[..., Any]:
     """A flow function that tells the task runner when it was entered and left; of the same kind as ``fn``."""
     if getattr(fn, TIMED, False):
         return fn
-    wrapper: Callable[..., Any]
-    if inspect.isasyncgenfunction(fn):
-
-        async def wrapper(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-            with _Timing():
-                async for value in fn(*args, **kwargs):
-                    yield value
-
-    elif inspect.iscoroutinefunction(fn):
-
-        async def wrapper(*args: Any, **kwargs: Any) -> Any:
-            with _Timing():
-                return await fn(*args, **kwargs)
-
-    elif inspect.isgeneratorfunction(fn):
-
-        def wrapper(*args: Any, **kwargs: Any) -> Iterator[Any]:
-            with _Timing():
-                return (yield from fn(*args, **kwargs))
-
-    else:
-
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            with _Timing():
-                return fn(*args, **kwargs)
-
-    wrapper = functools.wraps(fn)(wrapper)
+    wrapper = functools.wraps(fn)(_same_kind(fn))
     setattr(wrapper, TIMED, True)
     return wrapper
+
+
+def _same_kind(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """``fn`` under a ``_Timing``: a coroutine function stays one, a generator function too."""
+
+    def plain(*args: Any, **kwargs: Any) -> Any:
+        with _Timing():
+            return fn(*args, **kwargs)
+
+    def generator(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        with _Timing():
+            return (yield from fn(*args, **kwargs))
+
+    async def coroutine(*args: Any, **kwargs: Any) -> Any:
+        with _Timing():
+            return await fn(*args, **kwargs)
+
+    async def async_generator(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        with _Timing():
+            async for value in fn(*args, **kwargs):
+                yield value
+
+    if inspect.isasyncgenfunction(fn):
+        return async_generator
+    if inspect.iscoroutinefunction(fn):
+        return coroutine
+    return generator if inspect.isgeneratorfunction(fn) else plain
 
 
 class _Timing:

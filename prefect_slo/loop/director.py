@@ -20,7 +20,7 @@ from prefect_slo.loop.planning import Decision, decide
 from prefect_slo.objective import Slo
 from prefect_slo.observation import Invocation
 from prefect_slo.plan import Plan
-from prefect_slo.pricing import price_list
+from prefect_slo.pricing import PriceList, price_list
 from prefect_slo.runner.recipe import Isolation, ObservedRun, Recipe
 from prefect_slo.settings import SLOSettings
 from prefect_slo.telemetry import RunLog
@@ -123,12 +123,12 @@ class LoopDirector:
         if told is not None and told.recipe is not None:
             return told.recipe
         if decision.plan is None or decision.mode == "advise":
-            return Recipe(isolation=self.isolation, workers=self.workers, record="full", prices=self._prices())
+            return Recipe(isolation=self.isolation, workers=self.workers, record="full", prices=self.prices)
         return Recipe(
             plan=decision.plan,
             on_threads=decision.on_threads,
             ladders=decision.ladders,
-            prices=self._prices(),
+            prices=self.prices,
         )
 
     def heard(self, invocation: Invocation, run_id: str) -> None:
@@ -173,5 +173,7 @@ class LoopDirector:
             facts["predicted_at_percentile_s"] = decision.plan.predicted.latency_at_percentile_s
         return facts
 
-    def _prices(self) -> Any:
+    @property
+    def prices(self) -> PriceList:
+        """What reserved time costs."""
         return price_list(self.menu.prices)

@@ -21,7 +21,7 @@ from prefect_slo.objective import Slo
 from prefect_slo.plan import Plan
 from prefect_slo.runner.recipe import ObservedRun
 from prefect_slo.settings import SLOSettings
-from prefect_slo.telemetry import RunLog, StageKey
+from prefect_slo.telemetry import RunLog, StageKey, Status
 from prefect_slo.telemetry.store import publish_log, sweep_orphans
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Learner:
             planned = self._decision.plan.stages.get(row.stage) if self._decision.plan is not None else None
             key = StageKey(seen.key, seen.source, row.hardware)
             log.stage_run(row, key, knobs=dict(planned.knobs) if planned is not None else None, features=features)
-        status = "completed" if run.clean else "failed"
+        status: Status = "completed" if run.clean else "failed"
         log.end(status, latency_s=run.latency_s, met=met, cost_usd=run.cost_usd, on_threads=on_threads)
 
     def _features(self, run: ObservedRun) -> dict[str, float]:

@@ -95,8 +95,7 @@ def fits(plan: Plan, workflow: Workflow, slo: Slo) -> bool:
 
 def fastest(model: WorkflowModel, slo: Slo, seed: int) -> Plan:
     """The plan to run by when nothing keeps the bound: everything at its largest, predicted but not certified."""
-    plan = replace(all_max(model), objective=slo, seed=seed)
-    return predicted(model, plan)
+    return predicted(model, replace(all_max(model, slo, seed=seed), objective=slo, certificate=None))
 
 
 def predicted(model: WorkflowModel, plan: Plan) -> Plan:

@@ -54,9 +54,9 @@ class Analytic:
         """The ``q``-quantile in seconds at each point, shape ``(n_points,)``."""
         return self._located(points, response) * float(np.quantile(self._factors(response), q))
 
-    def sample(self, points: Points, n_samples: int, rng: np.random.Generator) -> Draws:
+    def sample(self, points: Points, n_samples: int, rng: np.random.Generator, *, blocks: int | None = None) -> Draws:
         """Joint draws at each point, shapes ``(n_points, n_samples)``."""
-        wall_noise, busy_noise = self.noise.sample(n_samples, rng)
+        wall_noise, busy_noise = self.noise.sample(n_samples, rng, blocks=blocks)
         wall = np.outer(self._located(points, "wall"), np.exp(wall_noise))
         return Draws(wall, np.minimum(np.outer(self._located(points, "busy"), np.exp(busy_noise)), wall))
 

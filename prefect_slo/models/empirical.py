@@ -50,8 +50,11 @@ class Empirical:
         """The ``q``-quantile in seconds at each point, shape ``(n_points,)``."""
         return np.array([np.interp(q, LEVELS, curve) for curve in self.percentiles(points, response)])
 
-    def sample(self, points: Points, n_samples: int, rng: np.random.Generator) -> Draws:
-        """Joint draws at each point, shapes ``(n_points, n_samples)``: one percentile per sample for all of them."""
+    def sample(self, points: Points, n_samples: int, rng: np.random.Generator, *, blocks: int | None = None) -> Draws:
+        """Joint draws at each point, shapes ``(n_points, n_samples)``: one percentile per sample for all of them.
+
+        It has no parameters, so that ``blocks`` changes nothing.
+        """
         at = rng.random(n_samples)
         wall, busy = (
             np.array([np.interp(at, LEVELS, curve) for curve in self.percentiles(points, response)])

@@ -3,8 +3,8 @@
     minimise  Σ_i ω_i·ρ((y_i − θ·φ(x_i)) / s_i)   subject to  θ ≥ 0
 
 where ``s`` is the time of the whole stage, so that each row counts by its relative error and a small step of a long
-stage gets a small say; ρ is Huber's loss. Non-negativity alone picks a sparse basis: of some 25 terms 3 to 6 survive,
-which held out 20 settings as well as a basis chosen by cross-validation (Slawski and Hein, 2013, on why).
+stage gets a small say; ρ is Huber's loss. Non-negativity alone makes the solution sparse: of some 15 terms 2 to 5
+survive (Slawski and Hein, 2013, on why).
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import nnls
 
-from prefect_slo.models.basis import dictionary, select
+from prefect_slo.models.basis import Level, dictionary, select
 from prefect_slo.models.design import Floats, Points
+from prefect_slo.models.noise import weighted_median
 
 _HUBER = 1.5
 _ROUNDS = 4
@@ -54,8 +55,9 @@ class Posynomial:
 
 
 def fit_posynomial(
-    points: Points, y: Floats, scale: Floats, weights: Floats, resamples: Floats, *, overhead: bool = False
-) -> Posynomial:
+    points: Points, y: Floats, scale: Floats, weights: Floats, resamples: Floats, *,
+    level: Level = "rich", overhead: bool = False,
+) -> Posynomial:  # fmt: skip
     """Fit ``y`` (seconds) on the dictionary.
 
     Args:
@@ -64,9 +66,10 @@ def fit_posynomial(
         scale: Time of the whole stage in each row; residuals are divided by it.
         weights: Row weights.
         resamples: Row weights of each parameter draw, shape ``(n_draws, n_rows)``.
+        level: Dictionary to use.
         overhead: Use the dictionary of overheads.
     """
-    terms = dictionary(points, overhead=overhead)
+    terms = dictionary(points, level, overhead=overhead)
     names = select(terms, 1.0 / scale)
     design = np.stack([terms[name] for name in names], axis=1) / scale[:, None]
     target = y / scale
@@ -120,10 +123,3 @@ def huber_weights(residuals: Floats, weights: Floats) -> Floats:
     """Weights in (0, 1] that bound the pull of residuals beyond 1.5 robust standard deviations."""
     spread = 1.4826 * weighted_median(np.abs(residuals), weights) + 1e-12
     return 1.0 / np.maximum(1.0, np.abs(residuals) / (_HUBER * spread))
-
-
-def weighted_median(values: Floats, weights: Floats) -> float:
-    """The value at which half of the weight is reached."""
-    order = np.argsort(values)
-    reached = np.cumsum(weights[order])
-    return float(values[order][np.searchsorted(reached, 0.5 * reached[-1])])

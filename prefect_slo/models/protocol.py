@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prefect_slo.models.design import Floats, Points, StageData
 
@@ -21,8 +22,8 @@ class Draws:
         busy_s: Mean busy time of its workers, same shape; never above ``wall_s``.
     """
 
-    wall_s: Floats
-    busy_s: Floats
+    wall_s: NDArray[np.floating[Any]]
+    busy_s: NDArray[np.floating[Any]]
 
 
 @runtime_checkable
@@ -44,6 +45,10 @@ class StageModel(Protocol):
         """The ``q``-quantile in seconds at each point, shape ``(n_points,)``."""
         ...
 
-    def sample(self, points: Points, n_samples: int, rng: np.random.Generator) -> Draws:
-        """Joint draws at each point; all points share the sample's parameters and its run-to-run noise."""
+    def sample(self, points: Points, n_samples: int, rng: np.random.Generator, *, blocks: int | None = None) -> Draws:
+        """Joint draws at each point; all points share the sample's parameters and its run-to-run noise.
+
+        Every sample draws its own parameters; with ``blocks``, samples come in that many consecutive blocks of equal
+        size, and each block shares one draw of everything that more data would teach.
+        """
         ...

@@ -16,16 +16,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefect_slo.errors import NotEnoughObservations
-from prefect_slo.models.correction import Correction, fit_correction
-from prefect_slo.models.design import Bools, Floats, Points, StageData
-from prefect_slo.models.noise import Noise, fit_noise, setting_means
-from prefect_slo.models.posynomial import Posynomial, fit_posynomial, weighted_median
+from prefect_slo.models.basis import LEVELS, Level
+from prefect_slo.models.correction import Correction, fit_correction, no_correction
+from prefect_slo.models.design import Bools, Floats, Ints, Points, StageData
+from prefect_slo.models.noise import Noise, fit_noise, mean_variances, setting_means, without_outliers
+from prefect_slo.models.posynomial import Posynomial, fit_posynomial
 from prefect_slo.models.protocol import Draws, Response
 
 _SEED = 20240416
-_OUTLIER = 4.0
 _MISFIT = 4.0
 _QUANTILE_SAMPLES = 4000
+
+Parts = tuple[Posynomial, ...]
+
+
+@dataclass(frozen=True)
+class _Residuals:
+    """Log residuals of the rows: against the point estimate and each parameter draw, ``(n_rows, 1 + n_draws)``, and of
+    each row against the fit without its setting, ``(n_rows,)``."""
+
+    rows: Floats
+    held_out: Floats
 
 
 @dataclass(frozen=True)
@@ -66,15 +77,14 @@ class WhiteBox:
         settings = plain.points.settings
         held_out = _leave_out_weights(settings)
         resamples = np.concatenate([_bootstrap(settings, self.draws), held_out])
-        busy, overhead = _fit_steps(plain, resamples)
-        log_wall, wall_out = _log_residuals(plain.wall_s, _total(busy, overhead, plain.points, self.draws), settings)
-        log_busy, busy_out = _log_residuals(plain.busy_s, _total(busy, None, plain.points, self.draws), settings)
-        noise = fit_noise(log_wall, log_busy, settings, plain.weights)
+        busy, overhead, residuals = self._select(plain, settings, resamples)
+        wall, busy_only = residuals
+        noise = fit_noise(wall.rows[:, 0], busy_only.rows[:, 0], settings, plain.weights)
         self._fit = _Fit(
             tuple(_without_held_out(part, self.draws) for part in busy),
             _without_held_out(overhead, self.draws) if overhead else None,
-            self._correction(plain, log_wall, wall_out, noise.sigma),
-            self._correction(plain, log_busy, busy_out, noise.sigma_busy),
+            self._correction(plain, wall),
+            self._correction(plain, busy_only),
             noise, names, effects, float(np.min(data.busy_s)) * 1e-3,
         )  # fmt: skip
         return self
@@ -83,43 +93,45 @@ class WhiteBox:
         """Expected seconds at each point, shape ``(n_points,)``."""
         draws = self.sample(points, _QUANTILE_SAMPLES, np.random.default_rng(_SEED))
         values = draws.wall_s if response == "wall" else draws.busy_s
-        expected: Floats = values.mean(axis=1)
+        expected: Floats = values.mean(axis=1, dtype=float)
         return expected
 
     def median(self, points: Points, response: Response = "wall") -> Floats:
         """Corrected basis without noise, shape ``(n_points,)``."""
         fit = self._fit
         correction = fit.wall_correction if response == "wall" else fit.busy_correction
-        seconds = sum((part.at(points) for part in self._parts(response)), np.zeros(len(points)))
-        corrected: Floats = np.maximum(seconds, fit.floor_s) * np.exp(correction.mean(points))
-        return corrected * self._knob_factor(points)
+        seconds = np.sum([part.at(points) for part in self._parts(response)], axis=0)
+        shift = correction.mean(points) + self._knob_shift(points)
+        corrected: Floats = np.maximum(seconds, fit.floor_s) * np.exp(shift)
+        return corrected
 
     def quantile(self, points: Points, q: float, response: Response = "wall") -> Floats:
         """The ``q``-quantile in seconds at each point, shape ``(n_points,)``."""
         draws = self.sample(points, _QUANTILE_SAMPLES, np.random.default_rng(_SEED))
-        return np.quantile(draws.wall_s if response == "wall" else draws.busy_s, q, axis=1)
+        return np.asarray(np.quantile(draws.wall_s if response == "wall" else draws.busy_s, q, axis=1), dtype=float)
 
-    def sample(self, points: Points, n_samples: int, rng: np.random.Generator) -> Draws:
-        """Joint draws at each point, shapes ``(n_points, n_samples)``; points share parameters and noise."""
-        which = rng.integers(self.draws, size=n_samples)
-        wall_noise, busy_noise = self._fit.noise.sample(n_samples, rng)
-        wall, busy = self.locations(points)
-        wall_s = wall[:, which] * np.exp(wall_noise)
-        return Draws(wall_s, np.minimum(busy[:, which] * np.exp(busy_noise), wall_s))
+    def sample(self, points: Points, n_samples: int, rng: np.random.Generator, *, blocks: int | None = None) -> Draws:
+        """Joint draws at each point, shapes ``(n_points, n_samples)``; points share parameters and noise.
 
-    def locations(self, points: Points) -> tuple[Floats, Floats]:
-        """Wall and busy time without noise for every parameter draw, shapes ``(n_points, n_draws)``."""
+        With ``blocks``, samples come in that many consecutive blocks of equal size that share their parameters.
+        """
         fit = self._fit
-        normals = np.random.default_rng(_SEED).standard_normal((len(points), self.draws))
-        factor = self._knob_factor(points)[:, None]
+        which = rng.integers(self.draws, size=n_samples if blocks is None else blocks)
+        if blocks is not None:
+            which = np.repeat(which, n_samples // blocks)
+        wall_noise, busy_noise = fit.noise.sample(n_samples, rng, blocks=blocks)
+        wall = self._located(points, "wall", rng)[:, which]
+        busy = self._located(points, "busy", rng)[:, which]
+        wall *= np.exp(wall_noise).astype(np.float32)
+        busy *= np.exp(busy_noise).astype(np.float32)
+        return Draws(wall, np.minimum(busy, wall, out=busy))
 
-        def located(response: Response, correction: Correction) -> Floats:
-            total = sum((part.draws_at(points) for part in self._parts(response)), np.zeros((len(points), self.draws)))
-            shift = correction.mean(points)[:, None] + correction.factor(points) @ normals
-            seconds: Floats = np.maximum(total, fit.floor_s) * np.exp(shift) * factor
-            return seconds
-
-        return located("wall", fit.wall_correction), located("busy", fit.busy_correction)
+    def _located(self, points: Points, response: Response, rng: np.random.Generator) -> NDArray[np.float32]:
+        """Time without noise for every parameter draw, shape ``(n_points, n_draws)``."""
+        correction = self._fit.wall_correction if response == "wall" else self._fit.busy_correction
+        total = np.sum([part.draws_at(points) for part in self._parts(response)], axis=0)
+        shift = correction.draws(points, rng) + self._knob_shift(points)[:, None]
+        return np.asarray(np.maximum(total, self._fit.floor_s) * np.exp(shift), dtype=np.float32)
 
     @property
     def noise(self) -> Noise:
@@ -140,65 +152,87 @@ class WhiteBox:
         overhead = (self._fit.overhead,) if self._fit.overhead is not None and response == "wall" else ()
         return (*self._fit.busy, *overhead)
 
-    def _knob_factor(self, points: Points) -> Floats:
+    def _knob_shift(self, points: Points) -> Floats:
         effects = dict(zip(self._fit.knob_names, self._fit.knob_effects.tolist(), strict=True))
         typical = float(np.median(self._fit.knob_effects))
-        return np.exp([effects.get(name, typical) for name in points.knobs.tolist()])
+        return np.array([effects.get(name, typical) for name in points.knobs.tolist()])
 
-    def _correction(self, data: StageData, residuals: Floats, held_out: Floats, noise: float) -> Correction:
+    def _select(
+        self, data: StageData, settings: Ints, resamples: Floats
+    ) -> tuple[Parts, Posynomial | None, tuple[_Residuals, _Residuals]]:
+        """Fit each level of the dictionary and keep the simplest that is within one standard error of the best.
+
+        Levels are compared by the absolute log error of wall and busy time at settings left out of the fit, setting by
+        setting, so that the standard error is that of the paired difference (Breiman et al. 1984, §3.4.3). With 20
+        settings the best of several models by cross-validation alone is often the luckiest.
+        """
+        fits: list[tuple[Parts, Posynomial | None, tuple[_Residuals, _Residuals]]] = []
+        losses: list[Floats] = []
+        for level in LEVELS:
+            busy, overhead = _fit_steps(data, resamples, level)
+            wall = _total(busy, overhead, data.points)
+            residuals = (
+                _log_residuals(data.wall_s, wall, settings, self.draws),
+                _log_residuals(data.busy_s, _total(busy, None, data.points), settings, self.draws),
+            )
+            fits.append((busy, overhead, residuals))
+            losses.append(
+                np.sum([setting_means(np.abs(part.held_out), settings, data.weights) for part in residuals], axis=0)
+            )
+        means = [float(loss.mean()) for loss in losses]
+        best = int(np.argmin(means))
+        for fit, loss in zip(fits, losses, strict=True):
+            extra = loss - losses[best]
+            if extra.mean() <= np.std(extra) / np.sqrt(len(extra)):
+                return fit
+        return fits[best]
+
+    def _correction(self, data: StageData, residuals: _Residuals) -> Correction:
         settings, weights = data.points.settings, data.weights
-        first = np.unique(settings, return_index=True)[1]
-        variances = noise**2 / np.bincount(settings, weights)
-        clipped = np.clip(residuals, *_fence(residuals, settings, weights, noise))
-        at = data.points.take(first).coordinates
-        means = setting_means(clipped, settings, weights)
+        noise, variances = mean_variances(residuals.rows[:, 0], settings, weights)
+        at = data.points.take(np.unique(settings, return_index=True)[1])
+        surplus = residuals.rows[:, 0] - without_outliers(residuals.rows[:, 0], settings, weights, noise)
+        means = np.stack([setting_means(column - surplus, settings, weights) for column in residuals.rows.T], axis=1)
         if not self.correct:
-            return Correction(at, means, variances, 0.0, 1e-9, np.ones(at.shape[1]))
-        return fit_correction(at, means, setting_means(held_out, settings, weights), variances, noise)
+            return no_correction(at, means, variances)
+        return fit_correction(at, means, setting_means(residuals.held_out, settings, weights), variances, noise)
 
 
-def _fit_steps(data: StageData, resamples: Floats) -> tuple[tuple[Posynomial, ...], Posynomial | None]:
+def _fit_steps(data: StageData, resamples: Floats, level: Level) -> tuple[tuple[Posynomial, ...], Posynomial | None]:
     """Posynomials of the steps of busy time, and of the overhead where it is measured."""
     steps = list(data.steps_s.T) if data.steps_s.shape[1] else [data.busy_s]
     busy = tuple(
-        fit_posynomial(data.points, step, data.busy_s, data.weights, resamples) for step in steps if step.any()
+        fit_posynomial(data.points, step, data.busy_s, data.weights, resamples, level=level)
+        for step in steps
+        if step.any()
     )
     waiting = data.wall_s - data.busy_s
     if not np.any(waiting > 1e-9 * data.wall_s):
         return busy, None
-    return busy, fit_posynomial(data.points, waiting, data.wall_s, data.weights, resamples, overhead=True)
+    points, scale = data.points, data.wall_s
+    return busy, fit_posynomial(points, waiting, scale, data.weights, resamples, level=level, overhead=True)
 
 
-def _total(busy: tuple[Posynomial, ...], overhead: Posynomial | None, points: Points, draws: int) -> Floats:
-    """Point estimate (first column) and estimates without each setting, ``(n_rows, 1 + n_settings)``."""
+def _total(busy: tuple[Posynomial, ...], overhead: Posynomial | None, points: Points) -> Floats:
+    """Seconds by the point estimate (first column) and every draw, shape ``(n_rows, 1 + n_resamples)``."""
     parts = (*busy, overhead) if overhead else busy
-    return sum(
-        (np.column_stack([part.at(points), part.draws_at(points)[:, draws:]]) for part in parts),
-        np.zeros((len(points), 1)),
-    )
+    total: Floats = np.sum([np.column_stack([part.at(points), part.draws_at(points)]) for part in parts], axis=0)
+    return total
 
 
-def _log_residuals(actual: Floats, estimates: Floats, settings: NDArray[np.int64]) -> tuple[Floats, Floats]:
-    """Log residuals of the fit to all rows, and of each row against the fit without its setting."""
+def _log_residuals(actual: Floats, estimates: Floats, settings: Ints, draws: int) -> _Residuals:
     floor = 1e-3 * float(np.min(actual))
     logs = np.log(actual)[:, None] - np.log(np.maximum(estimates, floor))
-    return logs[:, 0], logs[np.arange(len(actual)), 1 + settings]
+    return _Residuals(logs[:, : 1 + draws], logs[np.arange(len(actual)), 1 + draws + settings])
 
 
-def _fence(residuals: Floats, settings: NDArray[np.int64], weights: Floats, noise: float) -> tuple[Floats, Floats]:
-    """Bounds around each setting's median beyond which a repeat is noise and must not move the correction."""
-    each = [weighted_median(residuals[settings == k], weights[settings == k]) for k in range(settings.max() + 1)]
-    medians = np.asarray(each)[settings]
-    return medians - _OUTLIER * noise, medians + _OUTLIER * noise
-
-
-def _bootstrap(settings: NDArray[np.int64], draws: int) -> Floats:
+def _bootstrap(settings: Ints, draws: int) -> Floats:
     """Weights of the Bayesian bootstrap with settings as units, shape ``(draws, n_rows)``."""
     weights = np.random.default_rng(_SEED).exponential(size=(draws, int(settings.max()) + 1))
     return np.asarray(weights[:, settings], dtype=float)
 
 
-def _leave_out_weights(settings: NDArray[np.int64]) -> Floats:
+def _leave_out_weights(settings: Ints) -> Floats:
     """Weights that leave out each setting in turn, shape ``(n_settings, n_rows)``; a lone setting leaves itself in."""
     count = int(settings.max()) + 1
     if count == 1:

@@ -275,14 +275,29 @@ class WorkflowModel:
 
     def sample_plan(
         self, plan: Plan | Mapping[str, Option], n_samples: int, rng: np.random.Generator, *,
-        cold: bool | float = False,
+        cold: bool | float = False, blocks: int | None = None,
     ) -> PlanSamples:  # fmt: skip
-        """Draws of runs of one plan; arguments as in ``tables``.
+        """Draws of runs of one plan.
+
+        Every sample draws its own parameters, so that the percentile of all is a prediction of the next run. A
+        *promise* with confidence γ needs the percentile of each possible truth by itself: with ``blocks``, samples come
+        in that many consecutive blocks, each under one draw of all parameters, and at least γ of the blocks must keep
+        the bound at the percentile.
+
+        Args:
+            plan: Plan, or options by stage.
+            n_samples: Draws; a multiple of ``blocks``.
+            rng: As in ``tables``.
+            cold: As in ``tables``.
+            blocks: Number of parameter draws; ``None`` is one per sample.
 
         Raises:
+            InvalidValue: ``n_samples`` is not a multiple of ``blocks``.
             UnknownStage: The plan lacks a stage.
             NotEnoughObservations: A stage that was never measured.
         """
+        if blocks is not None and (blocks < 1 or n_samples % blocks):
+            raise InvalidValue("n_samples", n_samples, f"a multiple of blocks={blocks}")
         chosen = self._chosen(plan)
         streams, ranks, ran, is_cold = self._shared(n_samples, rng, cold)
         latency: dict[str, Floats] = {}
@@ -291,7 +306,7 @@ class WorkflowModel:
         for name, stream in streams.items():
             option = chosen[name]
             upstream = sum(chosen[parent].workers for parent in self.workflow[name].parents)
-            drawn = self._draw(name, (option,), (upstream,), ranks, ran[name], is_cold, stream)
+            drawn = self._draw(name, (option,), (upstream,), ranks, ran[name], is_cold, stream, blocks)
             latency[name], cost[name] = (values[0, 0].astype(float) for values in drawn)
             waves[name] = float(self._waves(name, (option,))[0])
         driver = self._driver.sample(n_samples, rng.spawn(1)[0])
@@ -438,30 +453,61 @@ class WorkflowModel:
 
     def _draw(
         self, name: str, options: Sequence[Option], sums: Sequence[int], ranks: Floats, ran: NDArray[np.bool_],
-        cold: NDArray[np.bool_], stream: np.random.Generator,
+        cold: NDArray[np.bool_], stream: np.random.Generator, blocks: int | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:  # fmt: skip
         """Latency and cost, shape ``(len(sums), len(options), n_samples)``."""
-        shape = (len(sums), len(options), len(ranks))
-        wall, busy = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
-        for hardware in dict.fromkeys(option.size.hardware for option in options):
-            fitted = self._fitted(name, hardware)
-            mine = np.array([option.size.hardware == hardware for option in options])
-            levels = fitted.inputs.levels(ranks)
-            for level in range(len(fitted.inputs)):
-                at = np.flatnonzero(levels == level)
-                points = self._points(fitted, [o for o, m in zip(options, mine, strict=True) if m], sums, level)
-                draws = fitted.model.sample(points, len(at), stream)
-                where = np.ix_(np.arange(len(sums)), np.flatnonzero(mine), at)
-                wall[where] = draws.wall_s.reshape(len(sums), -1, len(at))
-                busy[where] = draws.busy_s.reshape(len(sums), -1, len(at))
-            extra_wall, extra_busy = fitted.startup.sample(len(ranks), stream)
-            if cold.any():
-                wall[:, mine] += (extra_wall * cold).astype(np.float32)
-                busy[:, mine] += (extra_busy * cold).astype(np.float32)
+        kinds = list(dict.fromkeys(option.size.hardware for option in options))
+        parts = []
+        for kind in kinds:
+            mine = [option for option in options if option.size.hardware == kind]
+            parts.append(self._draw_kind(self._fitted(name, kind), mine, sums, ranks, cold, stream, blocks))
+        wall, busy = parts[0]
+        if len(kinds) > 1:
+            shape = (len(sums), len(options), len(ranks))
+            wall, busy = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
+            for kind, (own_wall, own_busy) in zip(kinds, parts, strict=True):
+                at = [k for k, option in enumerate(options) if option.size.hardware == kind]
+                wall[:, at], busy[:, at] = own_wall, own_busy
         cost = self._cost(name, options, wall, busy)
         if not ran.all():
             wall, cost = wall * ran, cost * ran
         return wall, cost
+
+    def _draw_kind(
+        self, fitted: _Fitted, options: Sequence[Option], sums: Sequence[int], ranks: Floats, cold: NDArray[np.bool_],
+        stream: np.random.Generator, blocks: int | None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:  # fmt: skip
+        """Wall and busy time of options on one kind of hardware, shape ``(len(sums), len(options), n_samples)``."""
+        shape = (len(sums), len(options), len(ranks))
+        levels = fitted.inputs.levels(ranks)
+        used = np.unique(levels)
+        per_level = [self._points(fitted, options, sums, int(level)) for level in used]
+        if len(used) == 1 or blocks is not None:
+            # Blocks keep their parameters over levels of input: every level is drawn from the same stream.
+            state = stream.bit_generator.state
+            wall, busy = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
+            for level, points in zip(used, per_level, strict=True):
+                stream.bit_generator.state = state
+                draws = fitted.model.sample(points, len(ranks), stream, blocks=blocks)
+                if len(used) == 1:
+                    wall = np.asarray(draws.wall_s, dtype=np.float32).reshape(shape)
+                    busy = np.asarray(draws.busy_s, dtype=np.float32).reshape(shape)
+                else:
+                    at = levels == level
+                    wall[:, :, at] = draws.wall_s.reshape(shape)[:, :, at]
+                    busy[:, :, at] = draws.busy_s.reshape(shape)[:, :, at]
+        else:
+            wall, busy = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
+            for level, points in zip(used, per_level, strict=True):
+                at = np.flatnonzero(levels == level)
+                draws = fitted.model.sample(points, len(at), stream)
+                wall[:, :, at] = draws.wall_s.reshape(len(sums), len(options), len(at))
+                busy[:, :, at] = draws.busy_s.reshape(len(sums), len(options), len(at))
+        if cold.any():
+            extra_wall, extra_busy = fitted.startup.sample(len(ranks), stream)
+            wall += (extra_wall * cold).astype(np.float32)
+            busy += (extra_busy * cold).astype(np.float32)
+        return wall, busy
 
     def _cost(
         self, name: str, options: Sequence[Option], wall: NDArray[np.float32], busy: NDArray[np.float32]
@@ -471,14 +517,16 @@ class WorkflowModel:
         A price list with a price per request is a function service and bills busy time; one without bills workers for
         as long as they are held.
         """
+        menu = self.workflow[name].menu
+        prices = {pool: menu.prices_of(pool) for pool in {option.pool for option in options}}
         cost = np.empty_like(wall)
         for k, option in enumerate(options):
-            prices = self.workflow[name].menu.prices_of(option.pool)
-            billed = busy[:, k] if prices.request > 0 else wall[:, k]
-            if prices.granularity_s > 0:
-                billed = np.ceil(billed / np.float32(prices.granularity_s)) * np.float32(prices.granularity_s)
-            rate = prices.rate(option.size.vcpus, option.size.memory_mb, option.size.gpu, option.size.hardware)
-            cost[:, k] = billed * np.float32(option.workers * rate) + np.float32(option.workers * prices.request)
+            price = prices[option.pool]
+            billed = busy[:, k] if price.request > 0 else wall[:, k]
+            if price.granularity_s > 0:
+                billed = np.ceil(billed / np.float32(price.granularity_s)) * np.float32(price.granularity_s)
+            rate = price.rate(option.size.vcpus, option.size.memory_mb, option.size.gpu, option.size.hardware)
+            cost[:, k] = billed * np.float32(option.workers * rate) + np.float32(option.workers * price.request)
         return cost
 
     def _points(self, fitted: _Fitted, options: Sequence[Option], sums: Sequence[int], level: int) -> Points:

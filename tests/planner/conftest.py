@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -140,13 +140,7 @@ def synthetic(
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def model_of():
     """Random synthetic models; see ``synthetic``."""
     return synthetic
-
-
-@pytest.fixture
-def swap():
-    """``dataclasses.replace``, for variations of a model."""
-    return replace

@@ -6,6 +6,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from prefect_slo.models import WorkflowModel, makespan
+from prefect_slo.plan import Plan
+
+_NUDGE = 1e-3
+
 
 @dataclass(frozen=True)
 class StageForecast:
@@ -37,3 +44,28 @@ class RunActual:
     latency_s: float
     cost_usd: float = math.nan
     stages: Mapping[str, float] = field(default_factory=dict)
+
+
+def stage_forecasts(model: WorkflowModel, plan: Plan, *, n_samples: int = 4000) -> dict[str, StageForecast]:
+    """What a model says of each stage under a plan.
+
+    A stage counts as critical in a sample where shortening it shortens the run by at least half as much: the same as
+    lying on the longest path, but for ties, and for stages that hand their items on one by one.
+    """
+    workflow = model.workflow
+    drawn = model.sample_plan(plan, n_samples, np.random.default_rng(plan.seed))
+    walls = {name: np.asarray(drawn.stage_latency_s[name], dtype=np.float64) for name in workflow.order}
+    waves = {name: _waves(workflow[name].items, plan[name].workers, plan[name].batch) for name in workflow.order}
+    whole = makespan(workflow, walls, waves=waves)
+    found = {}
+    for name, wall in walls.items():
+        shorter = makespan(workflow, {**walls, name: wall * (1 - _NUDGE)}, waves=waves)
+        critical = (wall > 0) & (whole - shorter >= 0.5 * _NUDGE * wall)
+        cost = float(np.mean(drawn.stage_cost_usd[name]))
+        found[name] = StageForecast(float(wall.mean()), float(np.quantile(wall, 0.95)), cost, float(critical.mean()))
+    return found
+
+
+def _waves(items: int | None, workers: int, batch: int) -> float:
+    """Calls that the busiest worker makes; 1 for work that is divided over the workers."""
+    return max(1.0, math.ceil(math.ceil((items or 0) / batch) / workers))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from prefect_slo.artifacts import StageForecast
+from prefect_slo.objective import Latency, Slo
 from prefect_slo.plan import Certificate, Plan, Prediction, Quantiles, StagePlan
 from prefect_slo.resources import Size
-from prefect_slo.objective import Latency, Slo
 from prefect_slo.workflow import Edge, Stage, Workflow
 
 ODD = 'audit <b>"x"|y</b>'

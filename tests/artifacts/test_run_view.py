@@ -12,8 +12,8 @@ import pytest
 from prefect_slo.artifacts import RunActual, StageForecast, attainment_markdown
 from prefect_slo.artifacts.charts import runs_chart
 from prefect_slo.attainment import Attainment
-from prefect_slo.plan import Plan
 from prefect_slo.objective import Budget, Latency, Slo
+from prefect_slo.plan import Plan
 
 RUN = RunActual(3.41, 6.31e-5, {"pca": 0.42, "train": 1.80, "merge": 0.55})
 

@@ -86,7 +86,7 @@ def _csv(curve: tuple[ParetoPoint, ...]) -> str:
         "cost_usd",
         *(f"{name}_{what}" for name in names for what in ("workers", "vcpus", "memory_mb")),
     ]
-    rows = [header]
+    rows: list[list[object]] = [[*header]]
     for point in curve:
         chosen = [value for s in point.stages.values() for value in (s.workers, s.size.vcpus, s.size.memory_mb)]
         rows.append([point.latency_s, point.cost_usd, *chosen])

@@ -30,6 +30,10 @@ from prefect_slo.units import positive
 Floats = NDArray[np.floating]
 
 
+_ACCURACY = {"tol_gap_abs": 1e-7, "tol_gap_rel": 1e-7, "tol_feas": 1e-7}
+"""A ten-millionth: sizes are rounded to whole workers anyway, and tighter tolerances are not always reached."""
+
+
 @dataclass(frozen=True)
 class Advice:
     """Sizes between and beside the menu's, under the fitted formulas.
@@ -89,7 +93,7 @@ class LogSpace:
         if room <= 0:
             return Advice(False, {}, {}, inf, inf, inf, inf)
         self._log_bound.value = log(room)
-        self._program.solve(solver="CLARABEL")
+        self._program.solve(solver="CLARABEL", **_ACCURACY)
         if self._program.status not in ("optimal", "optimal_inaccurate"):
             return Advice(False, {}, {}, inf, inf, inf, inf)
         names = [stage.name for stage in self.problem.stages]

@@ -34,6 +34,9 @@ the next search by as much as the fresh samples showed to be missing."""
 NOMINAL_NODES = 60
 """Nodes of the search at the nominal percentile, from which the price of certainty follows."""
 
+SMALL = 16
+"""Up to so many stages that search is worth its time; on larger graphs moves alone find the nominal plan."""
+
 GOOD_GAP = 0.01
 """A search gap above this is worth a second bound, path by path."""
 
@@ -167,11 +170,12 @@ def _bounds(
 
 
 def _certificate(problem: Problem, goal: Goal, found: Found, verdict: Verdict, confidence: float) -> Certificate:
-    """The certificate of a plan that passed; the price of certainty is against a search at the nominal percentile."""
+    """The certificate of a plan that passed; certainty is priced against the best plan at the nominal percentile."""
     assert found.choice is not None
     own = problem.score(found.choice, goal)
-    start = polish(problem, goal, found.choice, own)[0] if own < inf else found.choice
-    nominal = search(problem, goal, incumbent=start, node_limit=NOMINAL_NODES).score
+    start, nominal = polish(problem, goal, found.choice, own) if own < inf else (found.choice, inf)
+    if len(problem.stages) <= SMALL:
+        nominal = search(problem, goal, incumbent=start, node_limit=NOMINAL_NODES).score
     price = own / nominal - 1 if 0 < nominal < inf else 0.0
     return Certificate(
         lower_bound=_rounded(found.lower_bound),

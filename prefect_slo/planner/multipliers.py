@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from prefect_slo.planner.problem import CompiledStage, Goal, Problem
 
 Floats = NDArray[np.floating]
+Picked = NDArray[np.integer] | None
 ArcKind = Literal["source", "full", "piece", "all", "handover", "tail", "sink"]
 
 ASCENT_STEPS = 24
@@ -97,19 +98,17 @@ class Network:
         shape = np.shape(latency[0])
         end: list[Floats] = []
         handover: list[Floats] = []
-        by: list[tuple[NDArray[np.intp], NDArray[np.intp]]] = []
+        by: list[tuple[Picked, Picked]] = []
         for i in range(self.n_stages):
             into = self.into[i]
-            starts = [self._value(a, end, handover, shape) for a in into["start"]]
-            at_start = np.argmax(starts, axis=0)
-            start = np.maximum.reduce(starts)
-            ends = [start + latency[i], *(end[self.arcs[a].tail] + piece[i] for a in into["tail"])]
-            by.append((at_start, np.argmax(ends, axis=0)))
-            end.append(np.maximum.reduce(ends))
-            handover.append(start + piece[i])
+            start, at_start = _largest([self._value(a, end, handover, shape) for a in into["start"]])
+            finish, at_end = _largest([start + latency[i], *(end[self.arcs[a].tail] + piece[i] for a in into["tail"])])
+            by.append((at_start, at_end))
+            end.append(finish)
+            handover.append(start + piece[i] if into["piece"] else start)
         sinks = [a for a, arc in enumerate(self.arcs) if arc.kind == "sink"]
-        finals = [end[self.arcs[a].tail] for a in sinks]
-        return np.maximum.reduce(finals), self._trace(by, sinks, np.argmax(finals, axis=0), shape)
+        length, last = _largest([end[self.arcs[a].tail] for a in sinks])
+        return length, self._trace(by, sinks, last, shape)
 
     def _value(self, a: int, end: list[Floats], handover: list[Floats], shape: tuple[int, ...]) -> Floats:
         arc = self.arcs[a]
@@ -118,35 +117,41 @@ class Network:
         return handover[arc.tail] if arc.kind == "handover" else end[arc.tail]
 
     def _trace(
-        self,
-        by: list[tuple[NDArray[np.intp], NDArray[np.intp]]],
-        sinks: list[int],
-        last: NDArray[np.intp],
-        shape: tuple[int, ...],
+        self, by: list[tuple[Picked, Picked]], sinks: list[int], last: Picked, shape: tuple[int, ...]
     ) -> NDArray[np.bool_]:
         on = np.zeros((len(self.arcs), *shape), dtype=bool)
         at_end = np.zeros((self.n_stages, *shape), dtype=bool)
         at_handover = np.zeros((self.n_stages, *shape), dtype=bool)
         for position, a in enumerate(sinks):
-            on[a] = last == position
+            on[a] = True if last is None else last == position
             at_end[self.arcs[a].tail] |= on[a]
         for i in reversed(range(self.n_stages)):
             into, (from_start, from_end) = self.into[i], by[i]
-            for position, a in enumerate((*into["full"], *into["tail"])):
+            full = into["full"][0]
+            on[full] = at_end[i] if from_end is None else at_end[i] & (from_end == 0)
+            for position, a in enumerate(into["tail"], start=1):
                 on[a] = at_end[i] & (from_end == position)
-                if position:
-                    at_end[self.arcs[a].tail] |= on[a]
+                at_end[self.arcs[a].tail] |= on[a]
             for a in into["piece"]:
                 on[a] = at_handover[i]
-            started = on[into["full"][0]] | at_handover[i]
+            started = on[full] | at_handover[i] if into["piece"] else on[full]
             for position, a in enumerate(into["start"]):
-                on[a] = started & (from_start == position)
+                on[a] = started if from_start is None else started & (from_start == position)
                 arc = self.arcs[a]
                 if arc.kind == "all":
                     at_end[arc.tail] |= on[a]
                 elif arc.kind == "handover":
                     at_handover[arc.tail] |= on[a]
         return on
+
+
+def _largest(values: list[Floats]) -> tuple[Floats, Picked]:
+    """Largest of some arrays, and which it is; ``None`` where there is but one."""
+    if len(values) == 1:
+        return values[0], None
+    if len(values) == 2:
+        return np.maximum(*values), (values[1] > values[0]).view(np.int8)
+    return np.maximum.reduce(values), np.argmax(values, axis=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,10 +174,12 @@ class Multipliers:
         """Flow through a stage's whole latency."""
         return np.asarray(self.flow[self.network.into[i]["full"][0]])
 
-    def wave(self, i: int) -> Floats:
-        """Flow through one wave of a stage."""
+    def price(self, i: int, piece: Floats) -> Floats:
+        """Objective units per second of a stage, ``(n_columns,)``, or by option where its waves are priced apart."""
         into = self.network.into[i]
-        return np.asarray(self.flow[[*into["piece"], *into["tail"]]].sum(axis=0))
+        if not into["piece"] and not into["tail"]:
+            return self.full(i)
+        return np.asarray(self.full(i) + piece[:, None] * self.flow[[*into["piece"], *into["tail"]]].sum(axis=0))
 
     def constant(self, problem: Problem, goal: Goal) -> Floats:
         """What a scenario's bound holds beside the sum over stages, ``(n_columns,)``."""
@@ -186,9 +193,7 @@ class Multipliers:
     def stage(self, problem: Problem, goal: Goal, i: int) -> Floats:
         """What each option of a stage contributes, ``(n_upstream, n_options, n_columns)``."""
         stage = problem.stages[i]
-        wave = self.wave(i)
-        price = self.full(i) if not wave.any() else self.full(i) + stage.piece[:, None] * wave
-        value = price * stage.latency
+        value = self.price(i, stage.piece) * stage.latency
         if goal.cost_weight:
             value += (goal.cost_weight * stage.mean_cost).astype(np.float32)[:, :, None]
         if goal.cost_bound_usd < inf:
@@ -244,8 +249,7 @@ def ascend(
         value = trial.constant(problem, goal)
         latency, piece, picked, spent = [], [], [], np.zeros(columns, dtype=np.float32)
         for i, (own, cost, mean, pieces) in enumerate(tables):
-            wave = trial.wave(i)
-            terms = (trial.full(i) + pieces[:, None] * wave if wave.any() else trial.full(i)) * own
+            terms = trial.price(i, pieces) * own
             if goal.cost_weight:
                 terms += (goal.cost_weight * mean).astype(np.float32)[:, None]
             if budgeted:

@@ -31,6 +31,9 @@ Floats = NDArray[np.floating]
 PATHS = 8
 """Most paths; what flow is left on others is small by then."""
 
+STAGES = 160
+"""Most stages over all paths: a large graph spreads its flow over so many paths that few of them say little."""
+
 LEAST_FLOW = 0.01
 """Paths with less of the flow than this are left out."""
 
@@ -83,7 +86,7 @@ def split(network: Network, flow: Floats) -> list[tuple[float, list[int]]]:
     sinks = [a for a, arc in enumerate(network.arcs) if arc.kind == "sink"]
     size = flow[sinks].sum()
     found: list[tuple[float, list[int]]] = []
-    while len(found) < PATHS:
+    while len(found) < min(PATHS, max(1, STAGES // network.n_stages)):
         width, by = np.zeros(network.n_stages), np.zeros(network.n_stages, dtype=int)
         for i in range(network.n_stages):
             for a in network.into[i]["start"]:

@@ -64,9 +64,10 @@ def fold_in(
         TimeoutError: Another writer took too long.
         httpx.HTTPError: The API cannot be reached, or refuses.
     """
-    with profile_lease(flow_name, timeout_s=timeout_s), ExitStack() as stack:
+    with ExitStack() as stack:
         api = client or stack.enter_context(get_client(sync_client=True))
-        known = SLOProfile.of_flow(flow_name)
+        stack.enter_context(profile_lease(flow_name, timeout_s=timeout_s, client=api))
+        known = SLOProfile.of_flow(flow_name, api)
         profile = known or SLOProfile(flow_name=flow_name)
         changes = {"objective": objective, "menu": menu}
         profile = profile.model_copy(update={n: dict(value) for n, value in changes.items() if value is not None})

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
@@ -14,12 +15,15 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
 from prefect_slo.telemetry.store import slug
 
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
 LEASE_S = 60.0  # the least that the server grants; a holder that dies blocks others for so long
 _here: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
 
 @contextmanager
-def profile_lease(flow_name: str, *, timeout_s: float) -> Iterator[None]:
+def profile_lease(flow_name: str, *, timeout_s: float, client: SyncPrefectClient | None = None) -> Iterator[None]:
     """Hold the right to change a flow's profile.
 
     Blocks have no version to compare, so a load-change-save without the lease loses concurrent changes.
@@ -27,6 +31,7 @@ def profile_lease(flow_name: str, *, timeout_s: float) -> Iterator[None]:
     Args:
         flow_name: Name of the flow.
         timeout_s: How long to wait for another writer.
+        client: Client to make the limit with; one is made when missing.
 
     Raises:
         TimeoutError: Another writer held it for longer.
@@ -37,19 +42,20 @@ def profile_lease(flow_name: str, *, timeout_s: float) -> Iterator[None]:
     if not lock.acquire(timeout=timeout_s):
         raise TimeoutError(f"the profile of {flow_name!r} was being written for more than {timeout_s:g} s")
     try:
-        _ensure_limit(name)
+        _ensure_limit(name, client)
         with concurrency(name, occupy=1, strict=True, timeout_seconds=timeout_s, lease_duration=LEASE_S):
             yield
     finally:
         lock.release()
 
 
-def _ensure_limit(name: str) -> None:
-    with get_client(sync_client=True) as client:
+def _ensure_limit(name: str, client: SyncPrefectClient | None) -> None:
+    with ExitStack() as stack:
+        api = client or stack.enter_context(get_client(sync_client=True))
         try:
-            client.read_global_concurrency_limit_by_name(name)
+            api.read_global_concurrency_limit_by_name(name)
         except ObjectNotFound:
             try:
-                client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
+                api.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
             except ObjectAlreadyExists:
                 return  # another process was quicker

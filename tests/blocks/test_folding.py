@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -71,6 +72,31 @@ def test_a_profile_that_was_deleted_is_rebuilt_from_artifacts_alone(make_run, fi
     after = rebuild_profile("deleted", fit=fit_sums)
     assert after.content_digest == before.content_digest
     assert after.model_document() == before.model_document()
+
+
+REBUILD = """
+import json
+from prefect_slo.blocks import rebuild_profile
+profile = rebuild_profile("elsewhere rebuilt")
+print(json.dumps([profile.observations, profile.model, profile.fit_note]))
+"""
+
+
+def test_another_machine_without_local_files_arrives_at_the_same_bytes(make_run, tmp_path, prefect_server):
+    for number in range(12):
+        publish("elsewhere rebuilt", [make_run("elsewhere rebuilt", number, workers=number % 4 + 1)])
+        if number % 5 == 0:
+            fold_in("elsewhere rebuilt")
+    grown = fold_in("elsewhere rebuilt")
+    assert grown.model
+    environment = {
+        **os.environ,
+        "PREFECT_API_URL": prefect_server,
+        "PREFECT_HOME": str(tmp_path),
+        "PYTHONHASHSEED": "7",
+    }
+    done = subprocess.run([sys.executable, "-c", REBUILD], env=environment, check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout) == [grown.observations, grown.model, ""]
 
 
 def test_runs_older_than_the_window_are_not_read_again(make_run, fit_sums, monkeypatch):

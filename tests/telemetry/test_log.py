@@ -142,7 +142,7 @@ for number in range(10**7):
 def test_a_process_killed_at_any_moment_leaves_a_readable_log(tmp_path):
     rng = np.random.default_rng(7)
     (tmp_path / "writer.py").write_text(WRITER)
-    for round_ in range(5):
+    for round_ in range(4):
         directories = [tmp_path / f"{round_}-{i}" for i in range(5)]
         processes = [_started(tmp_path / "writer.py", directory) for directory in directories]
         for process, delay in zip(processes, rng.uniform(0.0, 0.02, len(processes)), strict=True):

@@ -1,7 +1,7 @@
 """Handwritten digits: augment and project (PCA), train a forest in shards, merge the shards, test the forest.
 
-A plain Prefect flow; the decorator at the end is all that prefect_slo asks for. Every task uses the cores that its
-worker was given, so both more workers and larger ones make the flow faster.
+``stock`` is a plain Prefect flow; the decorator at the end is all that prefect_slo asks for. Every task uses the cores
+that its worker was given, so both more workers and larger ones make the flow faster.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import train_test_split
+
+from prefect_slo import slo
 
 Array = NDArray[np.float32]
 
@@ -151,3 +153,9 @@ def stock(scale: float = 1.0) -> float:
     shards = train.map(range(SHARDS), features=unmapped(features))
     forest = merge.submit(features, shards)
     return test.submit(features, forest).result()
+
+
+ml_pipeline = slo(latency="5s")(stock)
+
+if __name__ == "__main__":
+    print(f"accuracy {ml_pipeline():.3f}")

@@ -94,20 +94,19 @@ class Bound:
     confidence: Annotated[float, Parameter(help="How sure the plan is that they do.")] = 0.99
 
     def slo(self) -> Slo:
-        """The objective.
+        """The objective: both bounds together ask for the cheapest plan that keeps both.
 
         Raises:
-            InvalidValue: Neither bound is given, or both are, or one of them is none.
+            InvalidValue: Neither bound is given, or one of them is none.
         """
         from prefect_slo.objective import Budget, Latency, Slo
 
-        if self.latency is not None and self.budget is not None:
-            raise InvalidValue("budget", self.budget, f"to be left out, --latency {self.latency} being given")
-        if self.latency is not None:
-            return Slo(Latency(self.latency, self.percentile, self.confidence))
-        if self.budget is not None:
-            return Slo(budget=Budget(self.budget, self.percentile, self.confidence))
-        raise InvalidValue("latency", None, "a bound: --latency 30s, or --budget 0.02")
+        at = (self.percentile, self.confidence)
+        latency = None if self.latency is None else Latency(self.latency, *at)
+        budget = None if self.budget is None else Budget(self.budget, *at)
+        if latency is not None or budget is not None:
+            return Slo(latency, budget)
+        raise InvalidValue("latency", None, "a bound: --latency 30s, --budget 0.02, or both")
 
 
 def read_plan(path: Path, *, field: str = "plan") -> Plan:

@@ -22,7 +22,7 @@ BOUNDS = [
     (["--latency", "6s", "--confidence", "0"], "confidence is 0.0"),
     (["--latency", "6s", "--seed", "one"], "--seed"),
     (["--latency", "6s", "--seed", "-1"], "seed is -1; expected a whole number of at least 0"),
-    (["--latency", "6s", "--budget", "0.02"], "budget is '0.02'"),
+    (["--latency", "6s", "--budget", "0"], "budget_usd is '0'"),
     ([], "latency is None"),
     (["--latency", "6s", "--pin", "count.workers=7"], "'workers': 7"),
     (["--latency", "6s", "--pin", "count.workers=many"], "'many'"),

@@ -43,6 +43,16 @@ def test_a_budget_gives_the_fastest_plan_that_keeps_it(run, source) -> None:
     assert dear["predicted"]["latency_s"]["p95"] < cheap["predicted"]["latency_s"]["p95"]
 
 
+def test_both_bounds_are_kept_together(run, source) -> None:
+    alone = run("plan", *source, "--latency", "6s", "--json").document["predicted"]["cost_usd"]["p95"]
+    both = run("plan", *source, "--latency", "6s", "--budget", 1.2 * alone, "--json").document
+    assert both["objective"]["latency_s"] == 6.0
+    assert both["objective"]["budget_usd"] == pytest.approx(1.2 * alone)
+    assert both["predicted"]["cost_usd"]["p95"] <= 1.2 * alone
+    assert both["predicted"]["latency_s"]["p95"] <= 6.0
+    assert run("plan", *source, "--latency", "6s", "--budget", 0.5 * alone).code == 2
+
+
 def test_what_no_plan_can_keep_exits_with_2_and_says_what_can_be_kept(run, source) -> None:
     result = run("plan", *source, "--latency", "1s", "--json")
     assert result.code == 2

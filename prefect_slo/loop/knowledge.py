@@ -6,12 +6,13 @@ import math
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from prefect_slo.blocks.profile import SLOProfile
 from prefect_slo.loop.policy import PastRun
 from prefect_slo.models import WorkflowModel
+from prefect_slo.objective import Slo
 from prefect_slo.plan import Plan
 from prefect_slo.workflow import Workflow
 
@@ -30,6 +31,7 @@ class Knowledge:
         plan: The plan in force.
         past: Runs so far, oldest first.
         on_threads: Stages that are known not to pickle.
+        made: Plans made from this knowledge so far, by objective.
     """
 
     flow_name: str
@@ -38,6 +40,7 @@ class Knowledge:
     plan: Plan | None = None
     past: tuple[PastRun, ...] = ()
     on_threads: frozenset[str] = frozenset()
+    made: dict[Slo, Plan] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, flow_name: str, profile: SLOProfile | None) -> Knowledge:

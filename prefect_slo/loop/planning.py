@@ -70,10 +70,11 @@ def decide(
     plan = known.plan
     if plan is None or not fits(plan, known.workflow, slo):
         try:
-            plan = make_plan(known.model, slo, seed=seed)
+            plan = known.made.get(slo) or make_plan(known.model, slo, seed=seed)
         except InfeasibleSlo as error:
             plan = fastest(known.model, slo, seed)
             note = f"{error} Meanwhile it runs by its fastest plan."
+        known.made[slo] = plan
     if mode == "advise":
         return Decision(plan, "advise", note or "a plan is ready; it is shown and not followed (mode 'advise').")
     mode = "enforce"

@@ -42,7 +42,7 @@ class Analytic:
             np.log(data.wall_s / self._located(data.points, "wall")),
             np.log(data.busy_s / self._located(data.points, "busy")),
             data.weights,
-            max(len(data) - 2.0, 2.0),
+            max(len(data) - 2.0, 1.0) + 1.0,
         )
         return self
 

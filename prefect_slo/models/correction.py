@@ -92,6 +92,18 @@ class Correction:
         return drawn[back.ravel()]
 
     @cached_property
+    def at_settings(self) -> Floats:
+        """Posterior mean at the measured settings, shape ``(n_settings,)``."""
+        corrected: Floats = self._prior(self.at, self.at) @ self._pulls[:, 0]
+        return corrected
+
+    @cached_property
+    def absorbed(self) -> Floats:
+        """Share of each setting's own mean residual that its correction takes over, in [0, 1]."""
+        share: Floats = np.clip(np.einsum("ij,ji->i", self._prior(self.at, self.at), self._inverse), 0.0, 1.0)
+        return share
+
+    @cached_property
     def misfit(self) -> Floats:
         """Residual of each measured setting in standard deviations of its mean: above 4 the basis is wrong there."""
         return np.abs(self.residuals[:, 0]) / np.sqrt(self.variances)

@@ -1,14 +1,18 @@
 """Run-to-run noise: what repeats of one setting show, which does not shrink with more data.
 
-Draws resample whole rows, wall and busy together, as log deviations from their setting's mean; m repeats stand in for
-the population by the factor √(m/(m−1)). With ν degrees of freedom the scale itself is uncertain: each draw multiplies
-it by √(ν/χ²_ν), so that few repeats give the wider tails of Student's t (Gelman et al., Bayesian Data Analysis, §3.2).
+Draws resample whole rows, wall and busy together, as log deviations from the corrected basis. They are not centred
+setting by setting, which would make skewed noise symmetric where repeats are few; instead they are widened by the share
+of each that the fit and the correction absorbed. With ν degrees of freedom left the scale itself is uncertain: each
+draw multiplies it by √(ν/χ²_ν), so that few repeats give the wider tails of Student's t (Gelman et al., Bayesian Data
+Analysis, §3.2). For promises with a confidence, the next of n + 1 exchangeable runs is the slowest so far with chance
+1/(n + 1), whatever the distribution: about so often a draw lies beyond the slowest row, by an exponential step.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
@@ -23,20 +27,24 @@ _FLOOR = 2e-3
 
 _PRIOR_FREEDOM = 2.0
 _OUTLIER = 2.5
+_LEAST_LEFT = 0.2
 
-_MOST_INFLATION = 4.0
+_PRIOR_SIGMA, _PRIOR_ROWS = 0.05, 1.0
+"""What is believed of the noise before any repeat: 5 %, worth one degree of freedom. Few rows can be fitted exactly."""
+
+_MOST_INFLATION = 3.0
 """Bound of the scale's factor: the mean of exp(Student's t) doesn't exist without one."""
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Pooled log deviations of the rows from their setting's mean.
+    """Pooled log deviations of the rows from the corrected basis.
 
     Attributes:
         wall: Deviations of log wall time, shape ``(n_rows,)``.
         busy: Deviations of log busy time of the same rows.
         weights: Chance of each row to be drawn.
-        freedom: Degrees of freedom, ν.
+        freedom: Degrees of freedom, ν, that of the prior included.
     """
 
     wall: Floats
@@ -54,54 +62,70 @@ class Noise:
         """Standard deviation of log busy time."""
         return _deviation(self.busy, self.weights)
 
+    def median(self, response: Literal["wall", "busy"]) -> float:
+        """Median deviation of log wall or busy time."""
+        return weighted_median(self.wall if response == "wall" else self.busy, self.weights)
+
     def sample(self, n_samples: int, rng: np.random.Generator, *, blocks: int | None = None) -> tuple[Floats, Floats]:
         """Joint draws of the log deviations of wall and busy time, shapes ``(n_samples,)``.
 
-        With ``blocks``, the scale and the rows' chances (a Bayesian bootstrap) are drawn once per block.
+        With ``blocks``, the scale and the rows' chances (a Bayesian bootstrap, with one more row beyond the slowest)
+        are drawn once per block.
         """
         scales = n_samples if blocks is None else blocks
         inflation = np.minimum(np.sqrt(self.freedom / rng.chisquare(self.freedom, scales)), _MOST_INFLATION)
         if blocks is None:
-            rows = rng.choice(len(self.wall), n_samples, p=self.weights / self.weights.sum())
+            rows = _resampled(self.weights, rng.random(n_samples))
         else:
             each = n_samples // blocks
             inflation = np.repeat(inflation, each)
-            reached = np.cumsum(self.weights * rng.exponential(size=(blocks, len(self.weights))), axis=1)
-            aims = rng.random((blocks, each)) * reached[:, -1:]
-            found = [np.searchsorted(chances, aim, side="right") for chances, aim in zip(reached, aims, strict=True)]
-            rows = np.minimum(np.concatenate(found), len(self.wall) - 1)
+            chances = self._chances * rng.exponential(size=(blocks, len(self._chances)))
+            aims = rng.random((blocks, each))
+            rows = np.concatenate([_resampled(mine, aim) for mine, aim in zip(chances, aims, strict=True)])
         smooth = rng.standard_normal(n_samples)
+        slowest = len(self.wall)
+        beyond = np.where(rows == slowest, rng.exponential(size=n_samples), 0.0)
+        rows[rows == slowest] = int(np.argmax(self.wall))
         return (
-            self._smoothed(self.wall[rows], self.sigma, smooth) * inflation,
-            self._smoothed(self.busy[rows], self.sigma_busy, smooth) * inflation,
+            self._drawn(self.wall, self.sigma, rows, beyond, smooth, inflation),
+            self._drawn(self.busy, self.sigma_busy, rows, beyond, smooth, inflation),
         )
 
-    @staticmethod
-    def _smoothed(deviations: Floats, sigma: float, smooth: Floats) -> Floats:
-        smoothed: Floats = (deviations + _BANDWIDTH * sigma * smooth) / np.sqrt(1.0 + _BANDWIDTH**2)
-        return smoothed
+    @cached_property
+    def _chances(self) -> Floats:
+        """Weights of the rows, and of the one that is yet to come beyond the slowest."""
+        effective = float(self.weights.sum() ** 2 / np.sum(self.weights**2))
+        return np.append(self.weights, self.weights.sum() / effective)
+
+    def _drawn(
+        self, deviations: Floats, sigma: float, rows: Ints, beyond: Floats, smooth: Floats, inflation: Floats
+    ) -> Floats:
+        """Smoothed around the mean deviation, widened to the posterior scale and by its uncertainty."""
+        centre = float(np.average(deviations, weights=self.weights))
+        around = (deviations[rows] - centre + _BANDWIDTH * sigma * smooth) / np.sqrt(1.0 + _BANDWIDTH**2)
+        known = self.freedom - _PRIOR_ROWS
+        posterior = (known * sigma**2 + _PRIOR_ROWS * _PRIOR_SIGMA**2) / self.freedom
+        unseen = np.sqrt(max(posterior - sigma**2, 0.0))
+        drawn: Floats = centre + (around + unseen * smooth + sigma * beyond) * inflation
+        return drawn
 
 
-def fit_noise(log_wall: Floats, log_busy: Floats, settings: Ints, weights: Floats) -> Noise:
-    """Noise from log residuals against the basis.
-
-    Settings with repeats give it; without any repeat the residuals themselves stand in, misfit included.
+def fit_noise(wall: Floats, busy: Floats, absorbed: Floats, settings: Ints, weights: Floats, *, terms: int) -> Noise:
+    """Noise from log deviations against the corrected basis.
 
     Args:
-        log_wall: Log residuals of wall time, shape ``(n_rows,)``.
-        log_busy: Log residuals of busy time.
+        wall: Log deviations of wall time, shape ``(n_rows,)``.
+        busy: Log deviations of busy time.
+        absorbed: Share of each setting's mean deviation that the correction took away, shape ``(n_settings,)``.
         settings: Number of the setting of each row.
         weights: Row weights.
+        terms: Coefficients of the basis.
     """
     counts = np.bincount(settings)
-    repeated = counts[settings] > 1
-    freedom = float(np.maximum(counts - 1, 0).sum())
-    if not repeated.any():
-        return Noise(log_wall, log_busy, weights, max(float(len(log_wall)) - 1.0, 1.0))
-    inflate = np.sqrt(counts / np.maximum(counts - 1, 1))[settings]
-    wall = (log_wall - setting_means(log_wall, settings, weights)[settings]) * inflate
-    busy = (log_busy - setting_means(log_busy, settings, weights)[settings]) * inflate
-    return Noise(wall[repeated], busy[repeated], weights[repeated], freedom)
+    lost = (2.0 * absorbed - absorbed**2) / counts
+    left = np.maximum(1.0 - lost[settings] - terms / len(wall), _LEAST_LEFT)
+    freedom = max(float(len(wall) - absorbed.sum() - terms), 1.0) + _PRIOR_ROWS
+    return Noise(_widened(wall, weights, left), _widened(busy, weights, left), weights, freedom)
 
 
 def mean_variances(residuals: Floats, settings: Ints, weights: Floats) -> tuple[float, Floats]:
@@ -143,5 +167,18 @@ def setting_means(values: Floats, settings: Ints, weights: Floats) -> Floats:
     return means
 
 
+def _widened(deviations: Floats, weights: Floats, left: Floats) -> Floats:
+    centre = float(np.average(deviations, weights=weights))
+    widened: Floats = centre + (deviations - centre) / np.sqrt(left)
+    return widened
+
+
+def _resampled(chances: Floats, aims: Floats) -> Ints:
+    """Positions drawn with these relative chances, given uniform draws."""
+    reached = np.cumsum(chances)
+    found = np.searchsorted(reached, aims * reached[-1], side="right")
+    return np.asarray(np.minimum(found, len(chances) - 1), dtype=np.int64)
+
+
 def _deviation(values: Floats, weights: Floats) -> float:
-    return max(float(np.sqrt(np.average(values**2, weights=weights))), _FLOOR)
+    return max(float(np.sqrt(np.average((values - np.average(values, weights=weights)) ** 2, weights=weights))), _FLOOR)

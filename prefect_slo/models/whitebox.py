@@ -19,7 +19,7 @@ from prefect_slo.errors import NotEnoughObservations
 from prefect_slo.models.basis import LEVELS, Level
 from prefect_slo.models.correction import Correction, fit_correction, no_correction
 from prefect_slo.models.design import Bools, Floats, Ints, Points, StageData
-from prefect_slo.models.noise import Noise, fit_noise, mean_variances, setting_means, without_outliers
+from prefect_slo.models.noise import Noise, fit_noise, mean_variances, setting_means, weighted_median, without_outliers
 from prefect_slo.models.posynomial import Posynomial, fit_posynomial
 from prefect_slo.models.protocol import Draws, Response
 
@@ -37,6 +37,11 @@ class _Residuals:
 
     rows: Floats
     held_out: Floats
+
+    def centred(self, weights: Floats) -> _Residuals:
+        """Less the median deviation: that of the noise from the basis, which is no misfit of any setting."""
+        centre = weighted_median(self.rows[:, 0], weights)
+        return _Residuals(self.rows - centre, self.held_out - centre)
 
 
 @dataclass(frozen=True)
@@ -79,12 +84,17 @@ class WhiteBox:
         resamples = np.concatenate([_bootstrap(settings, self.draws), held_out])
         busy, overhead, residuals = self._select(plain, settings, resamples)
         wall, busy_only = residuals
-        noise = fit_noise(wall.rows[:, 0], busy_only.rows[:, 0], settings, plain.weights)
+        wall_correction, busy_correction = self._correction(plain, wall), self._correction(plain, busy_only)
+        noise = fit_noise(
+            wall.rows[:, 0] - wall_correction.at_settings[settings],
+            busy_only.rows[:, 0] - busy_correction.at_settings[settings],
+            wall_correction.absorbed, settings, plain.weights,
+            terms=max(len(part.terms) for part in (*busy, *((overhead,) if overhead else ()))),
+        )  # fmt: skip
         self._fit = _Fit(
             tuple(_without_held_out(part, self.draws) for part in busy),
             _without_held_out(overhead, self.draws) if overhead else None,
-            self._correction(plain, wall),
-            self._correction(plain, busy_only),
+            wall_correction, busy_correction,
             noise, names, effects, float(np.min(data.busy_s)) * 1e-3,
         )  # fmt: skip
         return self
@@ -97,11 +107,11 @@ class WhiteBox:
         return expected
 
     def median(self, points: Points, response: Response = "wall") -> Floats:
-        """Corrected basis without noise, shape ``(n_points,)``."""
+        """Median seconds at each point by the point estimate, shape ``(n_points,)``."""
         fit = self._fit
         correction = fit.wall_correction if response == "wall" else fit.busy_correction
         seconds = np.sum([part.at(points) for part in self._parts(response)], axis=0)
-        shift = correction.mean(points) + self._knob_shift(points)
+        shift = correction.mean(points) + self._knob_shift(points) + fit.noise.median(response)
         corrected: Floats = np.maximum(seconds, fit.floor_s) * np.exp(shift)
         return corrected
 
@@ -189,6 +199,7 @@ class WhiteBox:
 
     def _correction(self, data: StageData, residuals: _Residuals) -> Correction:
         settings, weights = data.points.settings, data.weights
+        residuals = residuals.centred(weights)
         noise, variances = mean_variances(residuals.rows[:, 0], settings, weights)
         at = data.points.take(np.unique(settings, return_index=True)[1])
         surplus = residuals.rows[:, 0] - without_outliers(residuals.rows[:, 0], settings, weights, noise)
@@ -237,7 +248,7 @@ def _leave_out_weights(settings: Ints) -> Floats:
     count = int(settings.max()) + 1
     if count == 1:
         return np.ones((1, len(settings)))
-    return (np.arange(count)[:, None] != settings[None, :]).astype(float)
+    return np.asarray(np.arange(count)[:, None] != settings[None, :], dtype=float)
 
 
 def _without_held_out(part: Posynomial, draws: int) -> Posynomial:

@@ -15,7 +15,7 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-from prefect_slo.planner.batch import admitted, latencies, mean_costs, rows_of
+from prefect_slo.planner.batch import admitted, costs, latencies, mean_costs, rows_of
 from prefect_slo.planner.multipliers import Network, ascend
 from prefect_slo.planner.problem import Choice, CompiledStage, Goal, Problem, percentile
 
@@ -29,6 +29,9 @@ SAMPLES = 512
 
 MOVES = 96
 """Moves judged at once."""
+
+DOUBT = 0.02
+"""Share of a bound by which a move may seem to break it and still be judged: its promise is of first order only."""
 
 PATIENCE = 3
 """Batches of moves without success before a plan counts as polished."""
@@ -80,7 +83,7 @@ def sweep(problem: Problem, reference: Choice | None = None) -> list[Choice]:
 
 
 def begin(problem: Problem, goal: Goal, extra: Sequence[Choice] = ()) -> Start:
-    """The best plan that a sweep and moves of one or two stages reach.
+    """The best plan that sweeps and moves of one or two stages reach.
 
     Args:
         problem: What is planned.
@@ -88,12 +91,17 @@ def begin(problem: Problem, goal: Goal, extra: Sequence[Choice] = ()) -> Start:
         extra: Further plans to start from.
     """
     candidates = [*dict.fromkeys([*extra, *sweep(problem)])]
+    best, _ = _best(problem, goal, candidates)
+    if best is not None:
+        candidates = [best, *sweep(problem, best)]
+    return begin_from(problem, goal, candidates)
+
+
+def begin_from(problem: Problem, goal: Goal, candidates: Sequence[Choice]) -> Start:
+    """The same, from given plans that keep the structural limits."""
     if not candidates:
         return Start(None, None)
     best, score = _best(problem, goal, candidates)
-    if best is not None:
-        candidates = [best, *sweep(problem, best)]
-        best, score = _best(problem, goal, candidates)
     if best is None:
         return Start(None, _nearest(problem, goal, candidates))
     best, _ = polish(problem, goal, best, score)
@@ -143,9 +151,7 @@ def _settle(problem: Problem, goal: Goal, choice: Choice, score: float) -> tuple
 
 def _move(problem: Problem, goal: Goal, choice: Choice, score: float) -> tuple[Choice, float] | None:
     gains, slower = _promises(problem, goal, choice)
-    latency = problem.latency(choice)
-    slack = goal.latency_bound_s - percentile(latency, goal.allowed(problem.n_samples))
-    trials = _trials(problem, goal, choice, gains, slower, slack)
+    trials = _trials(problem, goal, choice, gains, slower)
     for at in range(0, min(len(trials), PATIENCE * MOVES), MOVES):
         some = trials[at : at + MOVES]
         some = some[admitted(problem, some)]
@@ -186,10 +192,15 @@ def _promises(problem: Problem, goal: Goal, choice: Choice) -> tuple[list[Floats
 
 
 def _trials(
-    problem: Problem, goal: Goal, choice: Choice, gains: list[Floats], slower: list[Floats], slack: float
+    problem: Problem, goal: Goal, choice: Choice, gains: list[Floats], slower: list[Floats]
 ) -> NDArray[np.intp]:
     """Choices one or two moves away that promise to improve and to keep the bounds, the best promise first."""
-    room = slack + 0.02 * goal.latency_bound_s if goal.latency_bound_s < inf else inf
+    allowed = goal.allowed(problem.n_samples)
+    room = purse = inf
+    if goal.latency_bound_s < inf:
+        room = (1 + DOUBT) * goal.latency_bound_s - percentile(problem.latency(choice), allowed)
+    if goal.cost_bound_usd < inf:
+        purse = (1 + DOUBT) * goal.cost_bound_usd - percentile(problem.cost(choice), allowed)
     value = [goal.cost_weight * g + goal.latency_weight * s for g, s in zip(gains, slower, strict=True)]
     useful = [np.flatnonzero(mask) for mask in problem.allowed]
     keep = [
@@ -198,12 +209,14 @@ def _trials(
     ]  # fmt: skip
     moves: list[tuple[Floats, NDArray[np.intp], tuple[int, ...]]] = []
     for i, options in enumerate(useful):
-        good = options[(value[i][options] < 0) & (slower[i][options] <= room)]
+        fits = (value[i][options] < 0) & (slower[i][options] <= room) & (gains[i][options] <= purse)
+        good = options[fits]
         moves.append((value[i][good], good[:, None], (i,)))
     for i, j in combinations(range(len(problem.stages)), 2):
         a, b = useful[i] if len(problem.stages) <= 12 else keep[i], useful[j] if len(problem.stages) <= 12 else keep[j]
         total = value[i][a][:, None] + value[j][b]
         fits = (total < 0) & (slower[i][a][:, None] + slower[j][b] <= room)
+        fits &= gains[i][a][:, None] + gains[j][b] <= purse
         fits &= (a[:, None] != choice[i]) & (b != choice[j])
         at, bt = np.nonzero(fits)
         moves.append((total[at, bt], np.stack([a[at], b[bt]], axis=1), (i, j)))
@@ -234,13 +247,15 @@ def _promising(problem: Problem, goal: Goal, choices: NDArray[np.intp], rows: ND
         rank = some.n_samples - 1 - allowed
         value = value + goal.latency_weight * np.partition(latency, rank, axis=1)[:, rank]
     over = np.count_nonzero(latency > goal.latency_bound_s, axis=1) if goal.latency_bound_s < inf else 0
+    if goal.cost_bound_usd < inf:
+        over = np.maximum(over, np.count_nonzero(costs(some, choices, rows) > goal.cost_bound_usd, axis=1))
     doubtful = over > allowed + 3 * np.sqrt(allowed + 1)
     order = np.argsort(np.where(doubtful, inf, value), kind="stable")
     return [tuple(choices[at].tolist()) for at in order if not np.broadcast_to(doubtful, value.shape)[at]][:12]
 
 
-def _best(problem: Problem, goal: Goal, candidates: list[Choice]) -> tuple[Choice | None, float]:
-    choices = np.array(candidates, dtype=np.intp)
+def _best(problem: Problem, goal: Goal, candidates: Sequence[Choice]) -> tuple[Choice | None, float]:
+    choices = np.array(candidates, dtype=np.intp).reshape(-1, len(problem.stages))
     best, score = None, inf
     for at in range(0, len(choices), MOVES):
         some = choices[at : at + MOVES]

@@ -19,6 +19,7 @@ from prefect_slo.planner.goals import Balanced, PlanObjective, goal_of
 from prefect_slo.planner.incumbent import begin, polish
 from prefect_slo.planner.paths import path_bound
 from prefect_slo.planner.problem import Choice, Goal, Problem, percentile
+from prefect_slo.planner.relax import ScenarioBounds
 from prefect_slo.planner.sampling import Sampler, TableSource
 from prefect_slo.planner.search import NODE_LIMIT, Found, search
 from prefect_slo.units import whole
@@ -135,10 +136,11 @@ def uncertified(sampler: Sampler, problem: Problem, choice: Sequence[int], slo: 
 def solve(problem: Problem, goal: Goal, node_limit: int = NODE_LIMIT, start: Choice | None = None) -> Found:
     """A good plan by sweep and moves, then branch-and-bound; on graphs with branches, the better of two bounds."""
     first = begin(problem, goal, () if start is None else (start,))
-    found = search(problem, goal, incumbent=first.plan, node_limit=node_limit, reference=first.reference)
+    bounds = ScenarioBounds.of(problem, goal, first.reference)
+    found = search(problem, goal, incumbent=first.plan, node_limit=node_limit, bounds=bounds)
     if found.choice is None or found.gap <= GOOD_GAP:
         return found
-    return replace(found, lower_bound=max(found.lower_bound, path_bound(problem, goal, found.choice)))
+    return replace(found, lower_bound=max(found.lower_bound, path_bound(problem, goal, found.choice, bounds)))
 
 
 def _certified(sampler: Sampler, problem: Problem, goal: Goal, slo: Slo | None, node_limit: int) -> Winner:

@@ -10,7 +10,7 @@ import numpy as np
 
 from prefect_slo.plan import StagePlan
 from prefect_slo.planner.certify import SEARCH_SHARE
-from prefect_slo.planner.incumbent import begin, sweep
+from prefect_slo.planner.incumbent import begin, begin_from, sweep
 from prefect_slo.planner.make import stage_plans
 from prefect_slo.planner.problem import Choice, Goal, Problem, percentile
 from prefect_slo.planner.sampling import Sampler, TableSource
@@ -82,13 +82,13 @@ def front(problem: Problem, at: float, points: int, node_limit: int = NODES) -> 
         return ()
     low, high = slowness(ends[0].choice), slowness(ends[1].choice)
     found: dict[Choice, float] = {ends[1].choice: ends[1].lower_bound}
-    seeds = [*sweep(problem), ends[0].choice]
+    seeds = [*sweep(problem), *sweep(problem, ends[0].choice), *sweep(problem, ends[1].choice), ends[0].choice]
     previous = ends[1].choice
     for bound in np.geomspace(low, max(high, low), points)[::-1]:
         if slowness(previous) <= bound and found.get(previous, -inf) > -inf and previous in found:
             continue
         goal = replace(free, latency_bound_s=float(bound))
-        first = begin(problem, goal, (previous, *seeds))
+        first = begin_from(problem, goal, [previous, *seeds])
         result = search(problem, goal, incumbent=first.plan, reference=first.reference, node_limit=node_limit)
         if result.choice is None:
             continue

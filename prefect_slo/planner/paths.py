@@ -37,11 +37,13 @@ STAGES = 160
 LEAST_FLOW = 0.01
 """Paths with less of the flow than this are left out."""
 
-NODES = 60
+NODES = 40
 """Nodes per path."""
 
 
-def path_bound(problem: Problem, goal: Goal, plan: Choice, node_limit: int = NODES) -> float:
+def path_bound(
+    problem: Problem, goal: Goal, plan: Choice, bounds: ScenarioBounds | None = None, node_limit: int = NODES
+) -> float:
     """No plan keeps the latency bound for less; minus infinity where the bound does not apply.
 
     It applies to least mean cost under a latency bound (a cost bound besides only makes plans dearer) on graphs
@@ -51,13 +53,14 @@ def path_bound(problem: Problem, goal: Goal, plan: Choice, node_limit: int = NOD
         problem: Stages and samples.
         goal: Objective and bounds.
         plan: A plan that keeps the bounds; decides how tight the bound is, never whether it holds.
+        bounds: The scenarios' bounds, where they are known already.
         node_limit: Nodes per path.
     """
     items = any(kind == "item" for stage in problem.stages for _, kind in stage.parents)
     if items or goal.latency_weight or not goal.cost_weight or goal.latency_bound_s == inf:
         return -inf
     plain = Goal(goal.percentile, goal.latency_bound_s)
-    bounds = ScenarioBounds.of(problem, plain, plan)
+    bounds = bounds or ScenarioBounds.of(problem, plain, plan)
     value = bounds.root()
     near = np.argsort(value, kind="stable")[-bounds.excused - 32 :]
     paths = split(bounds.multipliers.network, bounds.multipliers.flow[:, near].mean(axis=1))

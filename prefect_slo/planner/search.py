@@ -84,6 +84,7 @@ def search(
     incumbent: Choice | None = None,
     node_limit: int = NODE_LIMIT,
     reference: Choice | None = None,
+    bounds: ScenarioBounds | None = None,
 ) -> Found:
     """The best plan on the menu.
 
@@ -93,19 +94,21 @@ def search(
         incumbent: A plan to start from; one that breaks a bound is not believed.
         node_limit: Nodes to expand at most.
         reference: A plan whose slowest scenarios are taken as the critical ones; the incumbent by default.
+        bounds: Bounds of the scenarios, where they are known already.
     """
-    return _Search(problem, goal, incumbent, reference or incumbent).run(node_limit)
+    bounds = bounds or ScenarioBounds.of(problem, goal, reference or incumbent)
+    return _Search(problem, goal, incumbent, bounds).run(node_limit)
 
 
 class _Search:
-    def __init__(self, problem: Problem, goal: Goal, incumbent: Choice | None, reference: Choice | None) -> None:
+    def __init__(self, problem: Problem, goal: Goal, incumbent: Choice | None, bounds: ScenarioBounds) -> None:
         self.problem, self.goal = problem, goal
         self.n = len(problem.stages)
         self.allowed = goal.allowed(problem.n_samples)
         self.best, self.score = incumbent, problem.score(incumbent, goal) if incumbent else inf
         if self.score == inf:
             self.best = None
-        self.bounds = ScenarioBounds.of(problem, goal, reference)
+        self.bounds = bounds
         self.critical, self.multipliers = self.bounds.problem, self.bounds.multipliers
         self.suffix, self.excused = self.bounds.suffix, self.bounds.excused
         self.cheapest = Suffix.of(self.critical, lambda i: problem.stages[i].mean_cost[:, :, None])

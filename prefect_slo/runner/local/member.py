@@ -87,7 +87,8 @@ class Worker:
         surroundings: What it stands in.
         cores: What it is bound to.
         pid: Its process, once it has reported.
-        resident_mb: Its memory when it reported.
+        born_mb: Its memory when it reported first.
+        resident_mb: Its memory when it reported last.
         limit_mb: Memory it may hold.
         lease: Who has it.
         bundle: What it runs.
@@ -108,6 +109,7 @@ class Worker:
     surroundings: Surroundings
     cores: tuple[int, ...]
     pid: int = 0
+    born_mb: float = 0.0
     resident_mb: float = 0.0
     limit_mb: float = 0.0
     lease: Lease | None = None
@@ -127,6 +129,11 @@ class Worker:
     def idle(self) -> bool:
         """Whether it waits for its next lease."""
         return self.lease is None and self.pid > 0 and self.leaving is None and self.fate is None
+
+    @property
+    def bloated(self) -> bool:
+        """Whether more than half of what it may use is taken before anything runs: not fair to its next lease."""
+        return self.resident_mb - self.born_mb > (self.limit_mb - self.born_mb) / 2
 
     @property
     def engaged(self) -> bool:
@@ -185,15 +192,20 @@ class Worker:
                 case ("chatter", serial, payload):
                     if serial > self.before:  # else it is an afterthought of an earlier lease
                         yield Chatter(lease.id, payload)
-                case ("finished", _, received, ended, open_s, cpu_s, peak_mb, bytes_in, bytes_out):
-                    peak_mb = max(peak_mb, self.peak_mb)
+                case ("finished", _, left_mb, received, ended, open_s, cpu_s, peak_mb, bytes_in, bytes_out):
+                    self.resident_mb, peak_mb = left_mb, max(peak_mb, self.peak_mb)
                     yield Finished(lease.id, bundle, received, ended, open_s, cpu_s, peak_mb, bytes_in, bytes_out)
         if items:
             yield Progress(lease.id, bundle, tuple(items))
 
     def loss(self, lease: Lease, status: int | None) -> Lost:
         """What is lost with it, as it ended with wait status ``status``."""
-        fate = self.fate or Fate("died" if self.pid else "start", describe(status))
+        ended = Fate("died", describe(status))
+        if not self.pid:
+            ended = Fate(
+                "start", f"its process ended before it reported ({describe(status)}); its error output says why"
+            )
+        fate = self.fate or ended
         peak_mb = max(self.peak_mb, self.resident_mb)
         in_time = Fate("died", "ended for the timeout of an item that finished at that very moment")
         if self.bundle is None:

@@ -180,6 +180,7 @@ class WorkerPool:
         except Exception:
             logger.exception("The worker pool failed; its leases are lost.")
             self._abandon()
+            self._deliver()
         finally:
             session.close()
             self._give_back()
@@ -402,7 +403,7 @@ class WorkerPool:
             worker.bundle = None
 
     def _welcome(self, worker: Worker, pid: int, resident_mb: float) -> None:
-        worker.pid, worker.resident_mb = pid, resident_mb
+        worker.pid, worker.born_mb, worker.resident_mb = pid, resident_mb, resident_mb
         worker.limit_mb = max(float(worker.size.memory_mb), resident_mb + _HEADROOM_MB)
         lease, now = worker.lease, time.monotonic()
         if lease is not None and not lease.done:
@@ -486,6 +487,8 @@ class WorkerPool:
             self._freed.append(lease.claim)
         if (worker := lease.worker) is not None:
             worker.lease, worker.idle_since = None, time.monotonic()
+            if worker.idle and worker.bloated:
+                self._dismiss(worker)
         self._settled.notify_all()
 
     def _give_back(self) -> None:

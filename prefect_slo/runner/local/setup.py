@@ -84,9 +84,9 @@ class Birth:
 
 
 def preload(modules: tuple[str, ...]) -> None:
-    """Import what can be imported; what can't is left to the code that needs it, which then says so."""
+    """Import what can be imported; what can't, whatever it raises, is left to the code that needs it."""
     for module in modules:
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(Exception):
             importlib.import_module(module)
 
 

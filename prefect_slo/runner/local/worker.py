@@ -57,7 +57,7 @@ def main(socket_fd: int, page_fd: int, parent: int) -> None:
     threading.Thread(
         target=_listen, args=(sock, decoder, inbox, parent), name="prefect-slo-reader", daemon=True
     ).start()
-    outbox.post(("hello", os.getpid(), resident_mb()), now=True)
+    outbox.post(("hello", os.getpid(), memory_mb()[1]), now=True)
     code = 1
     try:
         Server(inbox, outbox, page).serve()
@@ -173,9 +173,9 @@ class Server:
             told = (outcome.failed, outcome.unpicklable, outcome.read_s, outcome.write_s)
             outbox.post(("item", item, started, ended, lift(outcome.payload), *told), size)
             del outcome  # it may be large
-        outbox.post(
-            ("finished", serial, received, clock(), open_s, _cpu_s() - cpu, peak_mb(), sizes[0], sizes[1]), now=True
-        )
+        ended, used = clock(), _cpu_s() - cpu
+        peak_mb, left_mb = memory_mb()
+        outbox.post(("finished", serial, left_mb, received, ended, open_s, used, peak_mb, *sizes), now=True)
 
     def _open(self, key: str, program: bytes | None) -> tuple[Callable[[int, bytes], Any], float]:
         if (run_item := self._programs.get(key)) is not None:
@@ -243,29 +243,27 @@ def end_group() -> None:
     os._exit(1)
 
 
-def resident_mb() -> float:
-    """Resident memory of this process now, in MB."""
-    with contextlib.suppress(OSError, ValueError), open("/proc/self/statm", "rb") as file:
-        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
-    import psutil
-
-    return float(psutil.Process().memory_info().rss) / 2**20
-
-
 def reset_peak() -> None:
     """Begin a new high-water mark (Linux 4.0; elsewhere the mark is that of the process' life)."""
     with contextlib.suppress(OSError), open("/proc/self/clear_refs", "wb", buffering=0) as file:
         file.write(b"5")
 
 
-def peak_mb() -> float:
-    """High-water mark of resident memory since ``reset_peak``, in MB."""
+def memory_mb() -> tuple[float, float]:
+    """Resident memory of this process, in MB: its high-water mark since ``reset_peak``, and now."""
     with contextlib.suppress(OSError, ValueError), open("/proc/self/status", "rb", buffering=0) as file:
         status = file.read(4096)
-        at = status.index(b"VmHWM:")
-        return int(status[at + 6 : status.index(b"kB", at)]) / 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 1024)
+        return _field(status, b"VmHWM:"), _field(status, b"VmRSS:")
+    import psutil
+
+    now = float(psutil.Process().memory_info().rss) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
+    return max(peak, now), now
+
+
+def _field(status: bytes, name: bytes) -> float:
+    at = status.index(name) + len(name)
+    return int(status[at : status.index(b"kB", at)]) / 1024
 
 
 def _cpu_s() -> float:

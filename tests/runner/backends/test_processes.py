@@ -279,6 +279,16 @@ def test_a_size_below_what_an_idle_worker_holds_is_raised_to_what_it_needs(desk)
     assert desk.lost(lease).limit_mb > 64
 
 
+def test_a_worker_that_still_holds_most_of_its_memory_is_not_kept(desk):
+    lean, bloated = desk.open(Size(1, 300)), desk.open(Size(1, 301))
+    desk.run(lean, lambda payload: len(bytearray(180 << 20)))
+    desk.run(bloated, lambda payload: setattr(__import__("sys"), "held", bytearray(180 << 20)))
+    for lease in (lean, bloated):
+        desk.backend.close(lease)
+    assert not desk.opened(desk.open(Size(1, 300))).cold
+    assert desk.opened(desk.open(Size(1, 301))).cold
+
+
 def test_cancelling_ends_what_runs_by_force(desk):
     lease = desk.open()
     desk.submit(lease, lambda payload: time.sleep(60), [b"", b""])

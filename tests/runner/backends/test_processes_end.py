@@ -15,6 +15,7 @@ import pytest
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.processes import ProcessBackend
 from prefect_slo.runner.backends.protocol import Opened
+from prefect_slo.runner.local.ledger import Ledger
 
 PARENT = """
     import cloudpickle, os, pathlib, queue, signal, subprocess, sys, time
@@ -295,6 +296,46 @@ def test_importing_is_harmless_where_worker_processes_are_impossible():
     """
     assert subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False).returncode == 0
     assert ProcessBackend.available()
+
+
+class FailingBook:
+    """A book that can't be opened any more."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def edit(self):
+        raise self.error
+
+
+def test_a_ledger_that_cannot_be_asked_is_counted_and_the_work_goes_on(desk_on, caplog):
+    backend = ProcessBackend(ledger=Ledger(FailingBook(OSError("no space left")), cores=(0,)), start="zygote")
+    desk = desk_on(backend)
+    assert desk.run(desk.open(), lambda payload: payload, [1]) == [1]
+    assert backend._pool.ledger_errors == 1
+    assert "no space left" in caplog.text
+
+
+def test_when_the_pool_itself_fails_its_leases_are_lost_and_nothing_hangs(desk_on, caplog):
+    desk = desk_on(ProcessBackend(ledger=Ledger(FailingBook(RuntimeError("a bug")), cores=(0,)), start="zygote"))
+    assert desk.lost(desk.ask()).reason == "died"
+    assert desk.lost(desk.ask()).reason == "start"
+    assert "a bug" in caplog.text
+
+
+def test_a_module_that_fails_to_import_is_left_to_the_code_that_needs_it(desk_on, ledger, tmp_path, monkeypatch):
+    (tmp_path / "broken.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    desk = desk_on(ProcessBackend(ledger=ledger, start="zygote", preload=("broken", "does_not_exist", "wave")))
+    assert desk.run(desk.open(), lambda payload: "wave" in sys.modules) == [True]
+
+
+def test_a_process_that_ends_before_it_reports_is_a_failed_start(desk_on, ledger, monkeypatch, start):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    desk = desk_on(ProcessBackend(ledger=ledger, start=start))
+    lost = desk.lost(desk.ask())
+    assert lost.reason == "start"
+    assert "exit status 1" in lost.detail
 
 
 def test_a_sink_that_raises_is_logged_and_does_not_stop_the_others(desk_on, ledger, caplog, eventually):

@@ -66,6 +66,22 @@ def idle(workers: Iterable[Worker]) -> list[Worker]:
     return sorted((worker for worker in workers if worker.idle), key=lambda worker: worker.idle_since)
 
 
+def fitting(workers: Iterable[Worker], size: Size, headroom_mb: float) -> Worker | None:
+    """The idle worker to take for ``size``: one of that size used last, else one that can become it.
+
+    A worker changes its size by cores, thread limits and memory limit. One that holds more memory than ``size`` leaves
+    room for can't.
+    """
+    warm = idle(workers)
+    for worker in reversed(warm):
+        if worker.size == size:
+            return worker
+    for worker in reversed(warm):
+        if worker.resident_mb + headroom_mb <= max(float(size.memory_mb), worker.born_mb + headroom_mb):
+            return worker
+    return None
+
+
 def in_the_way(workers: Iterable[Worker], size: Size, memory_mb: float) -> list[Worker]:
     """Idle workers to dismiss so that memory suffices for one more of ``size``: least recently used first."""
     workers = list(workers)

@@ -80,7 +80,7 @@ class Worker:
 
     Attributes:
         token: Its number in the pool.
-        size: What it was started for.
+        size: What it is limited to.
         sock: Our end of its socket, not blocking.
         page: What it publishes.
         born: When it was asked for (monotonic).
@@ -134,6 +134,11 @@ class Worker:
     def bloated(self) -> bool:
         """Whether more than half of what it may use is taken before anything runs: not fair to its next lease."""
         return self.resident_mb - self.born_mb > (self.limit_mb - self.born_mb) / 2
+
+    def resized(self, size: Size, headroom_mb: float) -> None:
+        """Be of another size from now on: its memory limit, at least what it held at birth and some room."""
+        self.size = size
+        self.limit_mb = max(float(size.memory_mb), self.born_mb + headroom_mb)
 
     @property
     def engaged(self) -> bool:

@@ -323,20 +323,20 @@ class WorkerPool:
         return lease.claim
 
     def _place(self, session: Session, lease: Lease) -> None:
-        """Give a lease the warm worker of its size that was used last, or start one."""
+        """Give a lease a warm worker, one of its size if there is one, or start one."""
         cores = lease.claim.cores if lease.claim is not None else ()
-        warm = [worker for worker in keeping.idle(self._workers.values()) if worker.size == lease.size]
-        if not warm:
-            for worker in keeping.in_the_way(self._workers.values(), lease.size, self._memory_mb):
-                self._dismiss(worker)
+        worker = keeping.fitting(self._workers.values(), lease.size, _HEADROOM_MB)
+        if worker is None:
+            for idle in keeping.in_the_way(self._workers.values(), lease.size, self._memory_mb):
+                self._dismiss(idle)
             self._start(session, lease, cores)
             return
-        worker = warm[-1]
         worker.lease, lease.worker, worker.before = lease, worker, worker.serial
         surroundings = lease.surroundings.for_worker(lease.size.vcpus, self.config.overrides)
-        if surroundings != worker.surroundings:
+        if surroundings != worker.surroundings or lease.size != worker.size:
+            worker.resized(lease.size, _HEADROOM_MB)
             worker.surroundings = surroundings
-            if not worker.send(("adopt", surroundings)):
+            if not worker.send(("adopt", surroundings, lease.size.vcpus)):
                 self._unsent.add(worker.token)
         if cores and cores != worker.cores:
             pin(worker.pid, cores)
@@ -404,7 +404,7 @@ class WorkerPool:
 
     def _welcome(self, worker: Worker, pid: int, resident_mb: float) -> None:
         worker.pid, worker.born_mb, worker.resident_mb = pid, resident_mb, resident_mb
-        worker.limit_mb = max(float(worker.size.memory_mb), resident_mb + _HEADROOM_MB)
+        worker.resized(worker.size, _HEADROOM_MB)
         lease, now = worker.lease, time.monotonic()
         if lease is not None and not lease.done:
             self._post(lease, Opened(lease.id, True, now - worker.born, lease.granted - lease.asked, pid))

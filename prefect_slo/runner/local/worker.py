@@ -1,7 +1,7 @@
 """The worker process: runs bundles in its main thread, reports on a socket, and ends with its parent.
 
-Messages to it are a ``Birth``, then ``("run", serial, key, program, forget, items)``, ``("adopt", surroundings)`` and
-``("bye",)``. Frames from it are lists of records: ``("hello", pid, resident_mb)``, ``("item", item, started, ended,
+Messages to it are a ``Birth``, then ``("run", serial, key, program, forget, items)``, ``("adopt", surroundings, vcpus)``
+and ``("bye",)``. Frames from it are lists of records: ``("hello", pid, resident_mb)``, ``("item", item, started, ended,
 payload, failed, unpicklable, read_s, write_s)``, ``("chatter", serial, payload)``, ``("finished", serial, …)``,
 ``("unopened", detail)`` and ``("broken", detail)``.
 """
@@ -24,6 +24,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
+from prefect_slo.runner.local.limits import limit_loaded_libraries, threads_of
 from prefect_slo.runner.local.page import Page
 from prefect_slo.runner.local.setup import Birth
 from prefect_slo.runner.local.wire import Decoder, encode, lift, send_all
@@ -139,8 +140,9 @@ class Server:
             match message:
                 case ("run", *rest):
                     self._run(received, *rest)
-                case ("adopt", surroundings):
+                case ("adopt", surroundings, vcpus):
                     surroundings.adopt()
+                    limit_loaded_libraries(threads_of(vcpus))
                 case ("bye",):
                     return
 

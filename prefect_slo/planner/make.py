@@ -17,9 +17,7 @@ from prefect_slo.planner.certify import CERTIFY_SAMPLES, SEARCH_SHARE, Verdict, 
 from prefect_slo.planner.criticality import criticality
 from prefect_slo.planner.goals import Balanced, PlanObjective, goal_of
 from prefect_slo.planner.incumbent import begin, polish
-from prefect_slo.planner.paths import path_bound
 from prefect_slo.planner.problem import Choice, Goal, Problem, percentile
-from prefect_slo.planner.relax import ScenarioBounds
 from prefect_slo.planner.sampling import Sampler, TableSource
 from prefect_slo.planner.search import NODE_LIMIT, Found, search
 from prefect_slo.units import whole
@@ -37,9 +35,6 @@ NOMINAL_NODES = 60
 
 SMALL = 16
 """Up to so many stages that search is worth its time; on larger graphs moves alone find the nominal plan."""
-
-GOOD_GAP = 0.01
-"""A search gap above this is worth a second bound, path by path."""
 
 
 def make_plan(
@@ -134,13 +129,9 @@ def uncertified(sampler: Sampler, problem: Problem, choice: Sequence[int], slo: 
 
 
 def solve(problem: Problem, goal: Goal, node_limit: int = NODE_LIMIT, start: Choice | None = None) -> Found:
-    """A good plan by sweep and moves, then branch-and-bound; on graphs with branches, the better of two bounds."""
+    """A good plan by sweeps and moves, then branch-and-bound."""
     first = begin(problem, goal, () if start is None else (start,))
-    bounds = ScenarioBounds.of(problem, goal, first.reference)
-    found = search(problem, goal, incumbent=first.plan, node_limit=node_limit, bounds=bounds)
-    if found.choice is None or found.gap <= GOOD_GAP:
-        return found
-    return replace(found, lower_bound=max(found.lower_bound, path_bound(problem, goal, found.choice, bounds)))
+    return search(problem, goal, incumbent=first.plan, node_limit=node_limit, reference=first.reference)
 
 
 def _certified(sampler: Sampler, problem: Problem, goal: Goal, slo: Slo | None, node_limit: int) -> Winner:

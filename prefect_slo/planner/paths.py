@@ -7,23 +7,23 @@ Programming 39, 1987),
 
     cost of any plan ≥ Σ_p min { Σ_{i ∈ p} w_ip · C_i  :  Q(length of p) ≤ bound }
 
-Paths and shares come from splitting the multipliers' flow into paths; each path is a chain, on which the search is
-nearly exact.
+and each minimum is at least the quantile bound (``relax``) of its path. Paths and shares come from splitting the
+multipliers' flow. In a branch-and-bound node, the finish of the stages chosen so far takes the place of their length.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefect_slo.planner.capacity import Antichains
-from prefect_slo.planner.multipliers import Network
+from prefect_slo.planner.multipliers import Network, ascend
 from prefect_slo.planner.problem import Choice, CompiledStage, Goal, Problem
 from prefect_slo.planner.relax import ScenarioBounds
-from prefect_slo.planner.search import search
+from prefect_slo.planner.suffix import Suffix
 from prefect_slo.workflow import Edge
 
 Floats = NDArray[np.floating]
@@ -37,42 +37,125 @@ STAGES = 160
 LEAST_FLOW = 0.01
 """Paths with less of the flow than this are left out."""
 
-NODES = 40
-"""Nodes per path."""
 
+@dataclass(frozen=True, eq=False)
+class Path:
+    """One path with its share of the costs, and the bounds of its scenarios.
 
-def path_bound(
-    problem: Problem, goal: Goal, plan: Choice, bounds: ScenarioBounds | None = None, node_limit: int = NODES
-) -> float:
-    """No plan keeps the latency bound for less; minus infinity where the bound does not apply.
-
-    It applies to least mean cost under a latency bound (a cost bound besides only makes plans dearer) on graphs
-    without item edges.
-
-    Args:
-        problem: Stages and samples.
-        goal: Objective and bounds.
-        plan: A plan that keeps the bounds; decides how tight the bound is, never whether it holds.
-        bounds: The scenarios' bounds, where they are known already.
-        node_limit: Nodes per path.
+    Attributes:
+        stages: Positions in the problem, in topological order.
+        share: Of the cost of each of them.
+        price: Objective units per second of its length, ``(n_columns,)``.
+        constant: ``(n_columns,)``.
+        suffix: Least contributions of its open stages.
     """
-    items = any(kind == "item" for stage in problem.stages for _, kind in stage.parents)
-    if items or goal.latency_weight or not goal.cost_weight or goal.latency_bound_s == inf:
-        return -inf
-    plain = Goal(goal.percentile, goal.latency_bound_s)
-    bounds = bounds or ScenarioBounds.of(problem, plain, plan)
-    value = bounds.root()
-    near = np.argsort(value, kind="stable")[-bounds.excused - 32 :]
-    paths = split(bounds.multipliers.network, bounds.multipliers.flow[:, near].mean(axis=1))
-    through = np.zeros(len(problem.stages))
-    for flow, path in paths:
-        through[path] += flow
-    total = sum(_least(problem, i) for i in range(len(problem.stages)) if not through[i])
-    for flow, path in paths:
-        chain = restrict(problem, path, [flow / through[i] for i in path])
-        own = tuple(plan[i] for i in path)
-        total += search(chain, plain, incumbent=own, node_limit=node_limit).lower_bound
-    return goal.cost_weight * total
+
+    stages: tuple[int, ...]
+    share: tuple[float, ...]
+    price: Floats
+    constant: Floats
+    suffix: Suffix
+
+
+@dataclass(frozen=True, eq=False)
+class PathBounds:
+    """Paths whose bounds add up.
+
+    Attributes:
+        paths: At least two.
+        through: By stage, its paths as pairs of a path's index and the stage's place on it.
+        root: Bound of each path with everything open, ``(n_paths,)``.
+        excused: How many scenarios may lie above a plan's score.
+        weight: Objective units per US dollar.
+    """
+
+    paths: tuple[Path, ...]
+    through: tuple[tuple[tuple[int, int], ...], ...]
+    root: Floats
+    excused: int
+    weight: float
+
+    @classmethod
+    def of(cls, bounds: ScenarioBounds, goal: Goal, plan: Choice | None) -> PathBounds | None:
+        """The paths of a problem, or ``None`` where they bring nothing.
+
+        They serve least mean cost under a latency bound (a cost bound besides only makes plans dearer) on graphs
+        without item edges whose flow takes more than one path.
+
+        Args:
+            bounds: The scenarios' bounds, whose columns and flow are used.
+            goal: Objective and bounds.
+            plan: A good plan: decides how tight the bounds are, never whether they hold.
+        """
+        problem = bounds.problem
+        items = any(kind == "item" for stage in problem.stages for _, kind in stage.parents)
+        if plan is None or items or goal.latency_weight or not goal.cost_weight or goal.latency_bound_s == inf:
+            return None
+        near = np.argsort(bounds.root(), kind="stable")[-bounds.excused - 32 :]
+        found = split(bounds.multipliers.network, bounds.multipliers.flow[:, near].mean(axis=1))
+        if len(found) < 2:
+            return None
+        flow = np.zeros(len(problem.stages))
+        for amount, stages in found:
+            flow[stages] += amount
+        plain = Goal(goal.percentile, goal.latency_bound_s)
+        paths = tuple(_path(problem, plain, s, tuple(float(amount / flow[i]) for i in s), plan) for amount, s in found)
+        through = tuple(
+            tuple((p, path.stages.index(i)) for p, path in enumerate(paths) if i in path.stages)
+            for i in range(len(problem.stages))
+        )
+        two = goal.cost_bound_usd < inf
+        excused = bounds.excused // (1 + two)
+        open_path = [_quantile((path.constant + path.suffix.rest(0, ()))[None], excused)[0] for path in paths]
+        return cls(paths, through, np.array(open_path), excused, goal.cost_weight)
+
+    def least_beside(self, problem: Problem) -> Floats:
+        """Least mean cost of the stages ``k …`` that lie on no path, by depth ``k``, ``(n_stages + 1,)``."""
+        costs = [
+            0.0 if self.through[i] else float(stage.mean_cost[:, problem.allowed[i]].min())
+            for i, stage in enumerate(problem.stages)
+        ]
+        return np.concatenate([np.cumsum(costs[::-1])[::-1], [0.0]])
+
+    def advance(
+        self,
+        k: int,
+        choice: Choice,
+        options: NDArray[np.intp],
+        alive: NDArray[np.intp],
+        own: Floats,
+        spent: Floats,
+        before: Floats,
+        end: Floats,
+    ) -> tuple[Floats, Floats]:
+        """Bounds of the paths after stage ``k`` took each of some options.
+
+        Args:
+            k: The stage.
+            choice: What was chosen for the stages before it.
+            options: Its options, ``(n_options,)``.
+            alive: Which of them matter; the others keep the bounds so far.
+            own: Its mean cost by option.
+            spent: Shares of mean cost so far by path, ``(n_paths,)``.
+            before: Bounds of the paths so far, ``(n_paths,)``.
+            end: Its finish by option, ``(n_options, n_columns)``.
+
+        Returns:
+            Shares spent and bounds, ``(n_options, n_paths)`` each.
+        """
+        after = np.tile(before, (len(options), 1))
+        costs = np.tile(spent, (len(options), 1))
+        for p, at in self.through[k]:
+            path = self.paths[p]
+            costs[:, p] += path.share[at] * own
+            chosen = tuple(choice[i] for i in path.stages[:at])
+            rest = path.suffix.rest_by_class(at + 1, chosen)
+            stage = path.suffix.problem.stages[at]
+            told = at in path.suffix.frontier[at + 1]
+            row = stage.class_of[options[alive]] if told else np.zeros(len(alive), dtype=int)
+            value = path.constant + path.price * end[alive] + rest[row]
+            after[alive, p] = np.maximum(before[p], costs[alive, p] + _quantile(value, self.excused))
+        return costs, after
 
 
 def split(network: Network, flow: Floats) -> list[tuple[float, list[int]]]:
@@ -111,7 +194,7 @@ def split(network: Network, flow: Floats) -> list[tuple[float, list[int]]]:
     return found
 
 
-def restrict(problem: Problem, path: list[int], shares: list[float]) -> Problem:
+def restrict(problem: Problem, path: list[int], shares: tuple[float, ...]) -> Problem:
     """The chain of some stages, each with a share of its cost.
 
     A stage that also depends on workers off the path takes the least over them, in every sample and on average.
@@ -134,12 +217,21 @@ def restrict(problem: Problem, path: list[int], shares: list[float]) -> Problem:
                 upstream={} if free else stage.upstream,
             )
         )
-    position = {i: at for at, i in enumerate(path)}
-    rules = {(position[a], position[b]): m for (a, b), m in problem.rules.items() if a in position and b in position}
     none = Antichains([], frozenset(), tuple(np.empty((len(s.options), 0)) for s in stages), np.empty(0))
     allowed = tuple(problem.allowed[i] for i in path)
-    return replace(problem, stages=tuple(stages), rules=rules, allowed=allowed, antichains=none, _small=None)
+    return replace(problem, stages=tuple(stages), rules={}, allowed=allowed, antichains=none, _small=None)
 
 
-def _least(problem: Problem, i: int) -> float:
-    return float(problem.stages[i].mean_cost[:, problem.allowed[i]].min())
+def _path(problem: Problem, goal: Goal, stages: list[int], shares: tuple[float, ...], plan: Choice) -> Path:
+    chain = restrict(problem, stages, shares)
+    own = [plan[i] for i in stages]
+    multipliers = ascend(chain, goal, [chain.upstream_row(at, own) for at in range(len(stages))])
+    suffix = Suffix.of(chain, lambda at: multipliers.stage(chain, goal, at))
+    return Path(tuple(stages), shares, multipliers.latency_price, multipliers.constant(chain, goal), suffix)
+
+
+def _quantile(values: Floats, excused: int) -> Floats:
+    rank = values.shape[1] - 1 - excused
+    if rank < 0:
+        return np.full(len(values), -inf)
+    return np.asarray(np.partition(values, rank, axis=1)[:, rank], dtype=np.float64)

@@ -31,6 +31,10 @@ CRITICAL = 3.0
 """Scenarios that a bound looks at, as a multiple of how many may be violated."""
 
 
+CRITICAL_BRANCH = 1.3
+"""The same for the longest path through each stage of a graph with branches."""
+
+
 @dataclass(frozen=True, eq=False)
 class Relaxation:
     """Solution of the linear program of one scenario.
@@ -151,18 +155,42 @@ def quantile_bound(problem: Problem, goal: Goal, reference: Choice | None = None
 
 
 def critical_scenarios(problem: Problem, goal: Goal, reference: Choice | None) -> NDArray[np.intp]:
-    """Scenarios that decide: the slowest (and dearest) under the reference plan, in their own order."""
+    """Scenarios that decide: the slowest (and dearest) under the reference plan, in their own order.
+
+    On a graph with branches, those in which the longest path through some stage is slow belong to them too.
+    """
     n = problem.n_samples
     size = min(n, int(CRITICAL * goal.allowed(n)) + 64)
     if reference is None or size == n:
         return np.arange(n)
     slow = problem.latency(reference)
-    if goal.cost_bound_usd == inf:
-        return np.sort(np.argpartition(slow, n - size)[n - size :])
-    size = min(n, 2 * size)
-    dear = problem.cost(reference)
-    rank = np.maximum(slow.argsort().argsort(), dear.argsort().argsort())
-    return np.sort(np.argsort(rank, kind="stable")[n - size :])
+    if goal.cost_bound_usd < inf:
+        size = min(n, 2 * size)
+        dear = problem.cost(reference)
+        rank = np.maximum(slow.argsort().argsort(), dear.argsort().argsort())
+        return np.sort(np.argsort(rank, kind="stable")[n - size :])
+    chosen = np.zeros(n, dtype=bool)
+    chosen[np.argpartition(slow, n - size)[n - size :]] = True
+    if any(len(stage.parents) > 1 for stage in problem.stages) or sum(not s.parents for s in problem.stages) > 1:
+        some = min(n, int(CRITICAL_BRANCH * goal.allowed(n)) + 16)
+        for through in _through(problem, reference):
+            chosen[np.argpartition(through, n - some)[n - some :]] = True
+    return np.flatnonzero(chosen)
+
+
+def _through(problem: Problem, choice: Choice) -> list[Floats]:
+    """Longest path through each stage, item edges taken for ``all``, ``(n_samples,)`` by stage."""
+    stages = problem.stages
+    own = [stage.latency[problem.upstream_row(i, choice), choice[i]] for i, stage in enumerate(stages)]
+    zero = np.zeros(problem.n_samples, dtype=np.float32)
+    head, tail = list(own), [zero] * len(stages)
+    for i, stage in enumerate(stages):
+        for p, _ in stage.parents:
+            head[i] = np.maximum(head[i], head[p] + own[i])
+    for i in reversed(range(len(stages))):
+        for p, _ in stages[i].parents:
+            tail[p] = np.maximum(tail[p], own[i] + tail[i])
+    return [a + b + problem.driver for a, b in zip(head, tail, strict=True)]
 
 
 def _typical(values: Floats, at: NDArray[np.intp], row: int | None) -> Floats:

@@ -6,6 +6,7 @@ A node is a choice for the first *k* stages. Its bounds, from cheap to dear:
 * per scenario, the Lagrangian bound of ``multipliers`` exceeds the incumbent in more scenarios than may be violated:
   a plan as good as the incumbent keeps its bounds in all but *k* scenarios, so it keeps them in one of any *k* + 1
   (quantile bound; Luedtke and Ahmed 2008, applied at every node);
+* on graphs with branches, the quantile bounds of the paths, costs shared out between them (``paths``), add up to more;
 * per scenario, the longest path of what is chosen plus the per-sample minimum of the rest exceeds the bound in too
   many scenarios (likewise for cost).
 
@@ -17,13 +18,14 @@ input gives the same plan on any machine.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefect_slo.models.makespan import Progress, advance
+from prefect_slo.planner.paths import PathBounds, restrict
 from prefect_slo.planner.problem import ROUNDING, Choice, Goal, Problem
 from prefect_slo.planner.relax import ScenarioBounds
 from prefect_slo.planner.suffix import Suffix
@@ -33,6 +35,12 @@ Floats = NDArray[np.floating]
 NODE_LIMIT = 300
 """Expanded nodes before the best plan so far is returned: about a tenth of a second at 8 stages of 54 options. The plan
 itself hardly gains from more (0.1 % at 1,500 nodes); the proof that it is optimal may."""
+
+SHORT = 3
+"""Paths of up to so many stages are searched to bound their cost."""
+
+SHORT_NODES = 40
+"""Nodes of such a search."""
 
 NUMERIC_DEPTH = 2
 """Nodes down to this depth get a bound in numbers, which the reported gap rests on; deeper ones inherit it."""
@@ -75,6 +83,9 @@ class _Node:
     spent: Floats | None  # per critical scenario: cost so far
     value: Floats  # per critical scenario: lower bound of the score
     bound: float
+    shares: Floats  # per path: its share of the cost so far
+    paths: Floats  # per path: lower bound of its share of the cost
+    beside: float  # cost so far of stages on no path
 
 
 def search(
@@ -84,7 +95,6 @@ def search(
     incumbent: Choice | None = None,
     node_limit: int = NODE_LIMIT,
     reference: Choice | None = None,
-    bounds: ScenarioBounds | None = None,
 ) -> Found:
     """The best plan on the menu.
 
@@ -94,9 +104,8 @@ def search(
         incumbent: A plan to start from; one that breaks a bound is not believed.
         node_limit: Nodes to expand at most.
         reference: A plan whose slowest scenarios are taken as the critical ones; the incumbent by default.
-        bounds: Bounds of the scenarios, where they are known already.
     """
-    bounds = bounds or ScenarioBounds.of(problem, goal, reference or incumbent)
+    bounds = ScenarioBounds.of(problem, goal, reference or incumbent)
     return _Search(problem, goal, incumbent, bounds).run(node_limit)
 
 
@@ -114,6 +123,8 @@ class _Search:
         self.cheapest = Suffix.of(self.critical, lambda i: problem.stages[i].mean_cost[:, :, None])
         self.budgeted = goal.cost_bound_usd < inf
         self.least_cost = Suffix.of(self.critical, lambda i: self.critical.stages[i].cost) if self.budgeted else None
+        self.paths = _tightened(PathBounds.of(bounds, goal, self.best), problem, goal, self.best)
+        self.beside = self.paths.least_beside(problem) if self.paths else np.zeros(self.n + 1)
         self.tail_end, self.tail_handover = _tails(self.critical)
         self.nodes = 0
 
@@ -135,10 +146,14 @@ class _Search:
         columns = self.critical.n_samples
         least = np.maximum.reduce([self.tail_start(i) for i in range(self.n) if not self.problem.stages[i].parents])
         value = self.bounds.root()
-        zero = np.zeros(columns, dtype=np.float32)
+        bound = float(self.bounds.quantile(value[None])[0])
+        none = np.empty(0)
+        if self.paths:
+            bound = max(bound, self.paths.weight * float(self.paths.root.sum() + self.beside[0]))
+        spent = np.zeros(columns, dtype=np.float32) if self.budgeted else None
         return _Node(
-            0, (), 0.0, (), least + self.critical.driver, self.bounds.constant, zero if self.budgeted else None,
-            value, float(self.bounds.quantile(value[None])[0]),
+            0, (), 0.0, (), least + self.critical.driver, self.bounds.constant, spent, value, bound,
+            np.zeros_like(self.paths.root) if self.paths else none, self.paths.root if self.paths else none, 0.0,
         )  # fmt: skip
 
     def tail_start(self, i: int) -> Floats:
@@ -184,12 +199,23 @@ class _Search:
         bounds = np.full(len(options), node.bound)
         if k < NUMERIC_DEPTH:
             bounds[alive] = np.maximum(node.bound, self.bounds.quantile(value[alive]))
+        shares: Floats = np.empty((len(options), 0))
+        paths: Floats = shares
+        beside = np.full(len(options), node.beside)
+        if self.paths:
+            shares, paths = self.paths.advance(
+                k, node.choice, options, alive, mean - node.mean_cost, node.shares, node.paths, end
+            )
+            beside = beside if self.paths.through[k] else beside + mean - node.mean_cost
+            total = self.paths.weight * (paths.sum(axis=1) + beside + self.beside[k + 1])
+            bounds = np.maximum(bounds, total)
+            alive = alive[bounds[alive] < self._ceiling()]
         order = alive[np.argsort(value[alive].mean(axis=1), kind="stable")]
         return [
             _Node(
                 k + 1, (*node.choice, int(options[o])), float(mean[o]),
                 (*node.done, Progress(handover[o], end[o])), least[o], carried[o],
-                None if spent is None else spent[o], value[o], float(bounds[o]),
+                None if spent is None else spent[o], value[o], float(bounds[o]), shares[o], paths[o], float(beside[o]),
             )
             for o in order[::-1]
         ]  # fmt: skip
@@ -250,6 +276,19 @@ class _Search:
     def _dead(self, value: Floats, bound: float) -> bool:
         ceiling = self._ceiling()
         return bound >= ceiling or int(np.count_nonzero(value > ceiling)) > self.excused
+
+
+def _tightened(paths: PathBounds | None, problem: Problem, goal: Goal, plan: Choice | None) -> PathBounds | None:
+    """Path bounds in which short paths have been searched: on few stages, options do not mix and bounds are loose."""
+    if paths is None or plan is None:
+        return paths
+    root = paths.root.copy()
+    for p, path in enumerate(paths.paths):
+        if len(path.stages) <= SHORT:
+            chain, own = restrict(problem, list(path.stages), path.share), tuple(plan[i] for i in path.stages)
+            plain = Goal(goal.percentile, goal.latency_bound_s)
+            root[p] = max(root[p], search(chain, plain, incumbent=own, node_limit=SHORT_NODES).lower_bound)
+    return replace(paths, root=root)
 
 
 def _fastest(problem: Problem, i: int) -> tuple[Floats, Floats]:

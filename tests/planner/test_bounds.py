@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from prefect_slo.planner.incumbent import begin
+from prefect_slo.planner.make import solve
 from prefect_slo.planner.multipliers import Network, ascend
-from prefect_slo.planner.paths import path_bound, split
+from prefect_slo.planner.paths import PathBounds, split
 from prefect_slo.planner.problem import Goal, Problem, percentile
-from prefect_slo.planner.relax import quantile_bound, relax
+from prefect_slo.planner.relax import ScenarioBounds, quantile_bound, relax
+from prefect_slo.planner.search import search
 from prefect_slo.planner.suffix import Suffix
 
 
@@ -28,8 +31,25 @@ def solved(model_of, shape: str, seed: int, item: float = 0.0) -> tuple[Problem,
 @pytest.mark.parametrize("seed", range(4))
 def test_quantile_and_path_bounds_hold_for_every_plan(model_of, shape, seed):
     problem, goal, plan, optimum = solved(model_of, shape, seed)
-    for bound in (quantile_bound(problem, goal), quantile_bound(problem, goal, plan), path_bound(problem, goal, plan)):
+    for bound in (quantile_bound(problem, goal), quantile_bound(problem, goal, plan)):
         assert bound <= optimum * (1 + 1e-5)
+    paths = PathBounds.of(ScenarioBounds.of(problem, goal, plan), goal, plan)
+    if paths is not None:
+        assert paths.root.sum() + paths.least_beside(problem)[0] <= optimum * (1 + 1e-5)
+        assert all(sum(paths.paths[p].share[at] for p, at in on) == pytest.approx(1.0) for on in paths.through if on)
+    assert search(problem, goal, incumbent=plan, node_limit=1).lower_bound <= optimum * (1 + 1e-5)
+
+
+def test_parallel_branches_are_bounded_together_by_their_paths(model_of):
+    problem = Problem.of(
+        model_of("sources", 8, seed=0, coupled=0.0, vcpus=(1, 2, 3, 4)).tables(1000, np.random.default_rng(0))
+    )
+    first = begin(problem, Goal(latency_bound_s=20.0))
+    goal = Goal(latency_bound_s=20.0)
+    bounds = ScenarioBounds.of(problem, goal, first.plan)
+    paths = PathBounds.of(bounds, goal, first.plan)
+    together = paths.root.sum() + paths.least_beside(problem)[0]
+    assert quantile_bound(problem, goal, first.plan) < together <= problem.mean_cost(first.plan) * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -41,8 +61,6 @@ def test_item_edges_keep_the_quantile_bound_valid(model_of, seed):
 def test_on_a_rich_chain_the_quantile_bound_is_tight(model_of):
     model = model_of("chain", 4, workers=(1, 2, 3, 4, 6, 8), vcpus=(0.5, 1, 1.5, 2, 3, 4), noise=0.05, coupled=0.0)
     problem = Problem.of(model.tables(1000, np.random.default_rng(0)))
-    from prefect_slo.planner.make import solve
-
     found = solve(problem, Goal(latency_bound_s=12.0), 5000)
     assert found.complete
     assert quantile_bound(problem, Goal(latency_bound_s=12.0), found.choice) >= 0.98 * found.score

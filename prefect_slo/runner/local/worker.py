@@ -1,9 +1,9 @@
 """The worker process: runs bundles in its main thread, reports on a socket, and ends with its parent.
 
 Messages to it are a ``Birth``, then ``("run", serial, key, program, forget, items)``,
-``("adopt", surroundings, vcpus)`` and ``("bye",)``. Frames from it are lists of records: ``("hello", pid, resident_mb)``, ``("item", item, started, ended,
-payload, failed, unpicklable, read_s, write_s)``, ``("chatter", serial, payload)``, ``("finished", serial, …)``,
-``("unopened", detail)`` and ``("broken", detail)``.
+``("adopt", surroundings, vcpus)`` and ``("bye",)``. Frames from it are lists of records: ``("hello", pid,
+resident_mb)``, ``("item", item, started, ended, payload, failed, unpicklable, read_s, write_s)``,
+``("chatter", serial, payload)``, ``("finished", serial, …)``, ``("unopened", detail)`` and ``("broken", detail)``.
 """
 
 from __future__ import annotations

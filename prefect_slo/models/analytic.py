@@ -23,7 +23,10 @@ _SAMPLES = 4000
 class Analytic:
     """a·load/v + b per step, with the residuals as noise."""
 
-    depends_on_upstream = False
+    @property
+    def depends_on_upstream(self) -> bool:
+        """Never: the model has no such term."""
+        return False
 
     def fit(self, data: StageData) -> Self:
         """Learn from rows.

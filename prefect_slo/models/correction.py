@@ -27,6 +27,7 @@ _ALONE = (0.3, 0.6, 1.0, 2.0)
 """Standard deviations tried for ``a`` and ``b``, as multiples of the run-to-run noise."""
 
 _CLIP = 4.0
+_ODD = 3.0
 _SAME = 1e-9
 
 
@@ -41,7 +42,8 @@ class Correction:
         variances: Variance of each of these means, about σ²/m.
         shared: Variance a² of misfit shared with neighbours, one per row of ``lengths``.
         lengths: Correlation lengths, shape ``(n_kernels, n_dims)``.
-        alone: Variance b² of misfit of one setting.
+        alone: Variance b² of misfit of each measured setting alone, shape ``(n_settings,)``.
+        elsewhere: The same of any other setting.
         by_upstream: Whether settings differ by upstream workers: only where the stage's own workers never vary.
     """
 
@@ -50,7 +52,8 @@ class Correction:
     variances: Floats
     shared: Floats
     lengths: Floats
-    alone: float
+    alone: Floats
+    elsewhere: float
     by_upstream: bool
 
     @cached_property
@@ -64,11 +67,16 @@ class Correction:
 
     def _prior(self, left: Floats, right: Floats) -> Floats:
         squared = (left[:, None, :] - right[None, :, :]) ** 2
-        prior = self.alone * (squared.sum(axis=2) < _SAME)
+        alone = np.sqrt(np.outer(self._alone(left), self._alone(right)))
+        prior = alone * (squared.sum(axis=2) < _SAME)
         for variance, lengths in zip(self.shared, self.lengths, strict=True):
             if variance > 0:
                 prior = prior + variance * np.exp(-0.5 * squared @ (1.0 / lengths**2))
         return np.asarray(prior, dtype=float)
+
+    def _alone(self, coordinates: Floats) -> Floats:
+        same = np.sum((coordinates[:, None, :] - self.at[None, :, :]) ** 2, axis=2) < _SAME
+        return np.where(same.any(axis=1), np.max(np.where(same, self.alone, 0.0), axis=1), self.elsewhere)
 
     def mean(self, points: Points) -> Floats:
         """Posterior mean of the log residual, shape ``(n_points,)``."""
@@ -147,14 +155,35 @@ def fit_correction(points: Points, residuals: Floats, held_out: Floats, variance
     for (lengths, a, _), share in zip(grid, odds, strict=True):
         shared[lengths] += share * (a * noise) ** 2
     alone = float(np.dot(odds, [(b * noise) ** 2 for _, _, b in grid]))
+    # Misfit has heavy tails: a setting far outside what the others allow for is believed as far as its repeats agree.
+    mean = residuals[:, 0]
+    odd = mean**2 > _ODD**2 * (alone + sum(shared.values()) + variances)
     per_kernel = np.stack([_per_dimension(doublings) for doublings in shared])
-    return Correction(at, residuals, variances, np.array(list(shared.values())), per_kernel, alone, by_upstream)
+    return Correction(
+        at,
+        residuals,
+        variances,
+        np.array(list(shared.values())),
+        per_kernel,
+        np.where(odd, mean**2, alone),
+        alone,
+        by_upstream,
+    )
 
 
 def no_correction(points: Points, residuals: Floats, variances: Floats) -> Correction:
     """A correction that is 0 everywhere, for comparison."""
     n_dims = points.coordinates.shape[1]
-    return Correction(where(points, True), residuals, variances, np.zeros(1), np.ones((1, n_dims)), 0.0, True)
+    return Correction(
+        where(points, True),
+        residuals,
+        variances,
+        np.zeros(1),
+        np.ones((1, n_dims)),
+        np.zeros(len(variances)),
+        0.0,
+        True,
+    )
 
 
 def _per_dimension(doublings: tuple[float, float]) -> Floats:

@@ -32,12 +32,15 @@ class Driver:
     def followed_by(self, workflow: Workflow, runs: StageRuns, run_latency_s: Mapping[str, float]) -> Driver:
         """With the runs whose latency is given: latency less the longest path of measured walls, at least 0."""
         measured = []
-        for run_id, latency in run_latency_s.items():
+        for run_id, latency in list(run_latency_s.items())[-_KEPT:]:
             rows = runs.select(runs["run_id"] == str(run_id))
             if not len(rows):
                 continue
             walls = dict(zip(rows["stage"].tolist(), rows["wall_s"].tolist(), strict=True))
-            path = makespan(workflow, {s.name: np.array([walls.get(s.name, 0.0)]) for s in workflow.stages})
+            calls = np.ceil(np.maximum(rows["items"], 1) / rows["batch"])
+            waves = dict(zip(rows["stage"].tolist(), np.ceil(calls / rows["workers"]).tolist(), strict=True))
+            times = {stage.name: np.array([walls.get(stage.name, 0.0)]) for stage in workflow.stages}
+            path = makespan(workflow, times, waves=waves)
             rest = max(finite(latency, f"run_latency_s[{run_id}]") - float(path[0]), 0.0)
             measured.append(float(f"{rest:.6g}"))
         return Driver(tuple(dict.fromkeys((*self.seconds, *measured)))[-_KEPT:])

@@ -25,7 +25,10 @@ LEVELS = np.linspace(0.005, 0.995, 100)
 class Empirical:
     """Percentiles of wall and busy time by setting."""
 
-    depends_on_upstream = False
+    @property
+    def depends_on_upstream(self) -> bool:
+        """Never: the model has no such term."""
+        return False
 
     def fit(self, data: StageData) -> Self:
         """Learn from rows.

@@ -33,6 +33,11 @@ class StageModel(Protocol):
     ``__init__`` stores, ``fit`` learns. Samples carry run-to-run noise *and* parameter uncertainty.
     """
 
+    @property
+    def depends_on_upstream(self) -> bool:
+        """Whether predictions change with the number of upstream workers."""
+        ...
+
     def fit(self, data: StageData) -> Self:
         """Learn from rows; returns itself."""
         ...

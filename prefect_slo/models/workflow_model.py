@@ -2,64 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefect_slo.errors import InvalidObservation, InvalidValue, NotEnoughObservations, UnknownStage
-from prefect_slo.models.analytic import Analytic
-from prefect_slo.models.design import STEPS, Floats, Points, StageData
+from prefect_slo.models.design import Floats
+from prefect_slo.models.drawing import Shared, cost_of, draw_options, points_of, waves_of
 from prefect_slo.models.driver import Driver
-from prefect_slo.models.empirical import Empirical
 from prefect_slo.models.history import History, knob_label, read
 from prefect_slo.models.identification import Identification, identify
-from prefect_slo.models.inputs import Inputs
+from prefect_slo.models.learning import KINDS, Learned, learn
 from prefect_slo.models.makespan import makespan, stages_run
-from prefect_slo.models.protocol import StageModel
-from prefect_slo.models.startup import Startup
+from prefect_slo.models.protocol import Response, StageModel
+from prefect_slo.models.stage_time import StageTime
 from prefect_slo.models.tables import SampleTables, StageTable, upstream_sums
-from prefect_slo.models.whitebox import WhiteBox
 from prefect_slo.observation import StageRuns
 from prefect_slo.plan import Plan, Prediction, Quantiles
 from prefect_slo.pricing import price_list
 from prefect_slo.resources import Option, Size
-from prefect_slo.units import fraction, whole
+from prefect_slo.units import whole
 from prefect_slo.workflow import Workflow
 
 SCHEMA = 1
-KINDS: dict[str, Callable[[], StageModel]] = {"white-box": WhiteBox, "empirical": Empirical, "analytic": Analytic}
-"""Stage models by name, as documents store them."""
-
 _ROWS = 1200
 _LEAST_ROWS = 48
 _LEAST_WEIGHT = 0.01
 _MB_PER_VCPU = 1769.0
-_FEATURE_SPREAD = 0.02
 _PRIOR_RUNS = 2.0
-
-
-@dataclass(frozen=True)
-class StageTime:
-    """Distribution of one stage's time at one setting.
-
-    Attributes:
-        mean: Expected seconds.
-    """
-
-    mean: float
-    _sample: Callable[[int, np.random.Generator], Floats] = field(repr=False)
-
-    def sample(self, n: int, rng: np.random.Generator) -> Floats:
-        """Draws in seconds, shape ``(n,)``."""
-        return self._sample(n, rng)
-
-    def quantile(self, q: float) -> float:
-        """The ``q``-quantile in seconds, ``q`` in (0, 1)."""
-        fraction(q, "q")
-        return float(np.quantile(self._sample(20_000, np.random.default_rng(0)), q))
 
 
 @dataclass(frozen=True)
@@ -86,16 +59,6 @@ class PlanPrediction(Prediction):
     """A prediction together with the draws that it summarises."""
 
     samples: PlanSamples = field(repr=False, compare=False, kw_only=True)
-
-
-@dataclass(frozen=True)
-class _Fitted:
-    """What is known of one stage on one kind of hardware."""
-
-    model: StageModel
-    startup: Startup
-    inputs: Inputs
-    knobs: frozenset[str]
 
 
 class WorkflowModel:
@@ -217,7 +180,13 @@ class WorkflowModel:
 
     def stage_model(self, stage: str, *, hardware: str | None = None) -> StageModel:
         """The fitted model of a stage on one kind of hardware; the kind measured most by default."""
-        return self._fitted(stage, hardware).model
+        return self._learned(stage, hardware).model
+
+    def memory_needed(self, stage: str) -> float:
+        """Memory in MB that a worker needs for the largest input seen, with margins; 0 where it was not measured."""
+        learned = [known for known in self._known.get(stage, {}).values() if known.memory is not None]
+        sizes = [float(k.inputs.features[:, 0].max()) if k.inputs.features.shape[1] else 1.0 for k in learned]
+        return max((k.memory.at(size) for k, size in zip(learned, sizes, strict=True) if k.memory), default=0.0)
 
     def stage_time(
         self, stage: str, *, workers: int = 1, memory_mb: float | None = None, vcpus: float | None = None,
@@ -241,7 +210,7 @@ class WorkflowModel:
             UnknownStage: No such stage.
             NotEnoughObservations: Nothing was measured of it.
         """
-        return self._time(stage, "wall_s", workers, memory_mb, vcpus, hardware, batch, items, upstream, knobs)
+        return self._time(stage, "wall", workers, memory_mb, vcpus, hardware, batch, items, upstream, knobs)
 
     def busy_time(
         self, stage: str, *, workers: int = 1, memory_mb: float | None = None, vcpus: float | None = None,
@@ -249,7 +218,7 @@ class WorkflowModel:
         knobs: Mapping[str, object] | None = None,
     ) -> StageTime:  # fmt: skip
         """Mean busy time of a stage's workers: what a function service bills. Arguments as in ``stage_time``."""
-        return self._time(stage, "busy_s", workers, memory_mb, vcpus, hardware, batch, items, upstream, knobs)
+        return self._time(stage, "busy", workers, memory_mb, vcpus, hardware, batch, items, upstream, knobs)
 
     def tables(self, n_samples: int, rng: np.random.Generator, *, cold: bool | float = False) -> SampleTables:
         """Draws of every option that the menus offer and the models know.
@@ -262,16 +231,16 @@ class WorkflowModel:
         Raises:
             NotEnoughObservations: A stage of which no option can be predicted.
         """
-        streams, ranks, ran, is_cold = self._shared(n_samples, rng, cold)
+        streams, shared = self._shared(n_samples, rng, cold)
         stages = {}
         for name, stream in streams.items():
-            options = self._known_options(name)
-            sums = upstream_sums(self.workflow, name) if self._uses_upstream(name) else (0,)
-            latency, cost = self._draw(name, options, sums, ranks, ran[name], is_cold, stream)
-            waves = self._waves(name, options)
-            stages[name] = StageTable(name, options, sums, latency, cost, waves)
+            options = self._options(name)
+            needs_sums = any(learned.model.depends_on_upstream for learned in self._known[name].values())
+            sums = upstream_sums(self.workflow, name) if needs_sums else (0,)
+            latency, cost = self._draw(name, options, sums, shared, stream, None)
+            stages[name] = StageTable(name, options, sums, latency, cost, waves_of(self._known[name], options))
         driver = self._driver.sample(n_samples, rng.spawn(1)[0]).astype(np.float32)
-        return SampleTables(self.workflow, stages, driver, ran)
+        return SampleTables(self.workflow, stages, driver, shared.ran)
 
     def sample_plan(
         self, plan: Plan | Mapping[str, Option], n_samples: int, rng: np.random.Generator, *,
@@ -299,19 +268,19 @@ class WorkflowModel:
         if blocks is not None and (blocks < 1 or n_samples % blocks):
             raise InvalidValue("n_samples", n_samples, f"a multiple of blocks={blocks}")
         chosen = self._chosen(plan)
-        streams, ranks, ran, is_cold = self._shared(n_samples, rng, cold)
+        streams, shared = self._shared(n_samples, rng, cold)
         latency: dict[str, Floats] = {}
         cost: dict[str, Floats] = {}
         waves: dict[str, float] = {}
         for name, stream in streams.items():
-            option = chosen[name]
-            upstream = sum(chosen[parent].workers for parent in self.workflow[name].parents)
-            drawn = self._draw(name, (option,), (upstream,), ranks, ran[name], is_cold, stream, blocks)
+            self._learned(name, chosen[name].size.hardware)
+            sums = (sum(chosen[parent].workers for parent in self.workflow[name].parents),)
+            drawn = self._draw(name, (chosen[name],), sums, shared, stream, blocks)
             latency[name], cost[name] = (values[0, 0].astype(float) for values in drawn)
-            waves[name] = float(self._waves(name, (option,))[0])
+            waves[name] = float(waves_of(self._known[name], (chosen[name],))[0])
         driver = self._driver.sample(n_samples, rng.spawn(1)[0])
         total = makespan(self.workflow, latency, waves=waves, driver_s=driver)
-        return PlanSamples(total, sum(cost.values(), np.zeros(n_samples)), latency, cost, ran)
+        return PlanSamples(total, sum(cost.values(), np.zeros(n_samples)), latency, cost, shared.ran)
 
     def predict(
         self, plan: Plan | Mapping[str, Option], *, n_samples: int = 20_000, seed: int = 0, cold: bool | float = False
@@ -338,74 +307,22 @@ class WorkflowModel:
         return runs
 
     def _learn(self) -> Self:
-        self._models: dict[str, dict[str, _Fitted]] = {}
+        self._known: dict[str, dict[str, Learned]] = {}
         for name, history in self._histories.items():
             kinds, counts = np.unique(history.hardware, return_counts=True)
-            ordered = kinds[np.argsort(-counts, kind="stable")].tolist()
-            self._models[name] = {
-                kind: self._fit_stage(name, history.take(history.hardware == kind)) for kind in ordered
-            }
+            self._known[name] = {}
+            for kind in kinds[np.argsort(-counts, kind="stable")].tolist():
+                rows = history.take(history.hardware == kind)
+                self._known[name][kind] = learn(
+                    self.workflow[name], rows, kind=self.kind, features=self.features, weights=self._weights(rows)
+                )
         return self
 
-    def _fit_stage(self, name: str, rows: History) -> _Fitted:
-        cold = rows["cold"] > 0
-        data = self._data(name, rows)
-        if _settings(data, ~cold) < 0.5 * _settings(data, np.ones(len(rows), dtype=bool)):
-            cold = np.zeros(len(rows), dtype=bool)
-        model = KINDS[self.kind]().fit(data.take(~cold))
-        startup = Startup(np.zeros(0), np.zeros(0))
-        if cold.any():
-            chilled = data.take(cold)
-            warm = (model.mean(chilled.points, response) for response in ("wall", "busy"))
-            startup = Startup.of(chilled.wall_s, chilled.busy_s, *warm)
-        inputs = Inputs.of(data.points.items, data.points.features, data.weights)
-        return _Fitted(model, startup, inputs, frozenset(rows.knobs.tolist()))
-
-    def _data(self, name: str, rows: History) -> StageData:
-        steps = np.stack([rows[step] for step in STEPS], axis=1)
-        known = bool(np.isfinite(steps).all()) and bool((steps.sum(axis=1) > 0).all())
-        points = Points.of(
-            rows["workers"], rows["vcpus"], upstream=rows["upstream"], items=self._items(name, rows),
-            batch=rows["batch"], features=self._features_of(rows), knobs=rows.knobs,
-        )  # fmt: skip
-        weights = np.ones(len(rows))
-        if self.half_life_runs is not None:
-            weights = np.maximum(0.5 ** ((self._runs - 1 - rows.run) / self.half_life_runs), _LEAST_WEIGHT)
-        # Steps are means over the workers as busy time is; what they leave out of it belongs to computing.
-        if known:
-            steps = steps * (rows["busy_s"] / steps.sum(axis=1))[:, None]
-        wall = self._own_wall(name, rows, points)
-        return StageData(points, wall, rows["busy_s"], steps if known else np.zeros((len(rows), 0)), weights)
-
-    def _own_wall(self, name: str, rows: History, points: Points) -> Floats:
-        """Wall time without waiting for a parent that feeds items one by one.
-
-        Such a stage's measured wall lasts as long as its parent's; what it needs by itself is its busy time, stretched
-        to the busiest worker's share of the items.
-        """
-        if all(edge.kind == "all" for edge in self.workflow[name].after):
-            return rows["wall_s"]
-        own = rows["busy_s"] * np.where(points.items > 0, points.load / np.maximum(points.share, 1e-12), 1.0)
-        return np.clip(own, rows["busy_s"], rows["wall_s"])
-
-    def _items(self, name: str, rows: History) -> Floats:
-        """Items of each row; 0 where the work is divided over the workers, one shard each."""
-        items = rows["items"]
-        sharded = bool((items == rows["workers"]).all()) and len(np.unique(items)) > 1
-        return np.zeros(len(rows)) if sharded else items
-
-    def _features_of(self, rows: History) -> Floats:
-        columns = []
-        settings = Points.of(rows["workers"], rows["vcpus"], upstream=rows["upstream"], batch=rows["batch"]).settings
-        for name in self.features:
-            values = rows.numbers.get(name)
-            if values is None or not np.isfinite(values).all() or np.median(values) <= 0:
-                continue
-            typical = values / np.median(values)
-            means = np.bincount(settings, typical) / np.bincount(settings)
-            if np.sqrt(np.mean((typical - means[settings]) ** 2)) > _FEATURE_SPREAD:
-                columns.append(typical)
-        return np.stack(columns, axis=1) if columns else np.ones((len(rows), 0))
+    def _weights(self, rows: History) -> Floats:
+        if self.half_life_runs is None:
+            return np.ones(len(rows))
+        age = self._runs - 1 - rows.run
+        return np.maximum(0.5 ** (age / self.half_life_runs), _LEAST_WEIGHT)
 
     def _count_branches(self, fresh: Mapping[str, History]) -> None:
         runs = {name: set(history.run.tolist()) for name, history in fresh.items()}
@@ -423,14 +340,24 @@ class WorkflowModel:
 
     def _shared(
         self, n_samples: int, rng: np.random.Generator, cold: bool | float
-    ) -> tuple[dict[str, np.random.Generator], Floats, dict[str, NDArray[np.bool_]], NDArray[np.bool_]]:
-        """One stream per stage, and what the stages of a run share: rank of its input, branches, cold or warm."""
+    ) -> tuple[dict[str, np.random.Generator], Shared]:
+        """One stream per stage, and what the stages of a run share."""
         first, *others = rng.spawn(1 + len(self.workflow.order))
         streams = dict(zip(self.workflow.order, others, strict=True))
         ranks, chill = first.random(n_samples), first.random(n_samples)
         uniforms = {name: first.random(n_samples) for name in self.workflow.order}
         ran = stages_run(self.workflow, {name: self._chance(name) for name in streams}, uniforms)
-        return streams, ranks, ran, chill < float(cold)
+        return streams, Shared(ranks, chill < float(cold), ran)
+
+    def _draw(
+        self, name: str, options: Sequence[Option], sums: Sequence[int], shared: Shared, stream: np.random.Generator,
+        blocks: int | None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:  # fmt: skip
+        """Latency and cost, shape ``(len(sums), len(options), n_samples)``; 0 in runs that skip the stage."""
+        wall, busy = draw_options(self._known[name], options, sums, shared, stream, blocks=blocks)
+        cost = cost_of(self.workflow[name].menu, options, wall, busy)
+        ran = shared.ran[name]
+        return (wall, cost) if ran.all() else (wall * ran, cost * ran)
 
     def _chance(self, name: str) -> float:
         """Chance of a stage given its parents: as declared, moved by what runs showed (two runs' worth of prior)."""
@@ -438,132 +365,29 @@ class WorkflowModel:
         ran, of = self._branches[name]
         return declared if declared == 1.0 else (ran + _PRIOR_RUNS * declared) / (of + _PRIOR_RUNS)
 
-    def _known_options(self, name: str) -> tuple[Option, ...]:
-        models = self._models.get(name, {})
-        menu = self.workflow[name].menu
+    def _options(self, name: str) -> tuple[Option, ...]:
+        """Menu options on hardware and with knobs that were measured, and with memory enough for the largest input."""
+        learned, menu = self._known.get(name, {}), self.workflow[name].menu
         known = tuple(
             option
             for option in menu.options()
-            if option.size.hardware in models
-            and (not menu.knobs or knob_label(option.knobs) in models[option.size.hardware].knobs)
+            if option.size.hardware in learned
+            and (not menu.knobs or knob_label(option.knobs) in learned[option.size.hardware].knobs)
         )
         if not known:
             self._refuse(name)
-        return known
+        need = self.memory_needed(name)
+        safe = tuple(option for option in known if option.memory_mb >= need)
+        return safe or tuple(option for option in known if option.memory_mb == max(o.memory_mb for o in known))
 
-    def _draw(
-        self, name: str, options: Sequence[Option], sums: Sequence[int], ranks: Floats, ran: NDArray[np.bool_],
-        cold: NDArray[np.bool_], stream: np.random.Generator, blocks: int | None = None,
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:  # fmt: skip
-        """Latency and cost, shape ``(len(sums), len(options), n_samples)``."""
-        kinds = list(dict.fromkeys(option.size.hardware for option in options))
-        parts = []
-        for kind in kinds:
-            mine = [option for option in options if option.size.hardware == kind]
-            parts.append(self._draw_kind(self._fitted(name, kind), mine, sums, ranks, cold, stream, blocks))
-        wall, busy = parts[0]
-        if len(kinds) > 1:
-            shape = (len(sums), len(options), len(ranks))
-            wall, busy = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
-            for kind, (own_wall, own_busy) in zip(kinds, parts, strict=True):
-                at = [k for k, option in enumerate(options) if option.size.hardware == kind]
-                wall[:, at], busy[:, at] = own_wall, own_busy
-        cost = self._cost(name, options, wall, busy)
-        if not ran.all():
-            wall, cost = wall * ran, cost * ran
-        return wall, cost
-
-    def _draw_kind(
-        self, fitted: _Fitted, options: Sequence[Option], sums: Sequence[int], ranks: Floats, cold: NDArray[np.bool_],
-        stream: np.random.Generator, blocks: int | None,
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:  # fmt: skip
-        """Wall and busy time of options on one kind of hardware, shape ``(len(sums), len(options), n_samples)``."""
-        shape = (len(sums), len(options), len(ranks))
-        levels = fitted.inputs.levels(ranks)
-        used = np.unique(levels)
-        per_level = [self._points(fitted, options, sums, int(level)) for level in used]
-        if len(used) == 1 or blocks is not None:
-            # Blocks keep their parameters over levels of input: every level is drawn from the same stream.
-            state = stream.bit_generator.state
-            wall, busy = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
-            for level, points in zip(used, per_level, strict=True):
-                stream.bit_generator.state = state
-                draws = fitted.model.sample(points, len(ranks), stream, blocks=blocks)
-                if len(used) == 1:
-                    wall = np.asarray(draws.wall_s, dtype=np.float32).reshape(shape)
-                    busy = np.asarray(draws.busy_s, dtype=np.float32).reshape(shape)
-                else:
-                    at = levels == level
-                    wall[:, :, at] = draws.wall_s.reshape(shape)[:, :, at]
-                    busy[:, :, at] = draws.busy_s.reshape(shape)[:, :, at]
-        else:
-            wall, busy = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
-            for level, points in zip(used, per_level, strict=True):
-                at = np.flatnonzero(levels == level)
-                draws = fitted.model.sample(points, len(at), stream)
-                wall[:, :, at] = draws.wall_s.reshape(len(sums), len(options), len(at))
-                busy[:, :, at] = draws.busy_s.reshape(len(sums), len(options), len(at))
-        if cold.any():
-            extra_wall, extra_busy = fitted.startup.sample(len(ranks), stream)
-            wall += (extra_wall * cold).astype(np.float32)
-            busy += (extra_busy * cold).astype(np.float32)
-        return wall, busy
-
-    def _cost(
-        self, name: str, options: Sequence[Option], wall: NDArray[np.float32], busy: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
-        """US dollars of all workers.
-
-        A price list with a price per request is a function service and bills busy time; one without bills workers for
-        as long as they are held.
-        """
-        menu = self.workflow[name].menu
-        prices = {pool: menu.prices_of(pool) for pool in {option.pool for option in options}}
-        cost = np.empty_like(wall)
-        for k, option in enumerate(options):
-            price = prices[option.pool]
-            billed = busy[:, k] if price.request > 0 else wall[:, k]
-            if price.granularity_s > 0:
-                billed = np.ceil(billed / np.float32(price.granularity_s)) * np.float32(price.granularity_s)
-            rate = price.rate(option.size.vcpus, option.size.memory_mb, option.size.gpu, option.size.hardware)
-            cost[:, k] = billed * np.float32(option.workers * rate) + np.float32(option.workers * price.request)
-        return cost
-
-    def _points(self, fitted: _Fitted, options: Sequence[Option], sums: Sequence[int], level: int) -> Points:
-        n = len(options)
-        features = np.broadcast_to(fitted.inputs.features[level], (n * len(sums), fitted.inputs.features.shape[1]))
-        return Points.of(
-            np.tile([float(o.workers) for o in options], len(sums)),
-            np.tile([o.size.vcpus for o in options], len(sums)),
-            upstream=np.repeat(np.asarray(sums, dtype=float), n),
-            items=fitted.inputs.items[level],
-            batch=np.tile([float(o.batch) for o in options], len(sums)),
-            features=features,
-            knobs=np.tile([knob_label(o.knobs) for o in options], len(sums)),
-        )
-
-    def _waves(self, name: str, options: Sequence[Option]) -> NDArray[np.float32]:
-        waves = np.ones(len(options), dtype=np.float32)
-        for k, option in enumerate(options):
-            inputs = self._fitted(name, option.size.hardware).inputs
-            items = inputs.items[inputs.typical]
-            if items > 0:
-                waves[k] = np.ceil(np.ceil(items / option.batch) / option.workers)
-        return waves
-
-    def _uses_upstream(self, name: str) -> bool:
-        return any(
-            getattr(fitted.model, "depends_on_upstream", False) for fitted in self._models.get(name, {}).values()
-        )
-
-    def _fitted(self, stage: str, hardware: str | None) -> _Fitted:
+    def _learned(self, stage: str, hardware: str | None) -> Learned:
         if stage not in self.workflow:
             raise UnknownStage(stage, tuple(s.name for s in self.workflow.stages))
-        models = self._models.get(stage)
-        if not models or (hardware is not None and hardware not in models):
+        learned = self._known.get(stage)
+        if not learned or (hardware is not None and hardware not in learned):
             self._refuse(stage)
-        assert models is not None
-        return models[hardware] if hardware is not None else next(iter(models.values()))
+        assert learned is not None  # _refuse raises
+        return learned[hardware] if hardware is not None else next(iter(learned.values()))
 
     def _refuse(self, stage: str) -> None:
         verdict = self.identified(stage)
@@ -581,33 +405,21 @@ class WorkflowModel:
         return {name: plan[name] for name in self.workflow.order}
 
     def _time(
-        self, stage: str, response: str, workers: int, memory_mb: float | None, vcpus: float | None,
+        self, stage: str, response: Response, workers: int, memory_mb: float | None, vcpus: float | None,
         hardware: str | None, batch: int, items: int | None, upstream: int | None, knobs: Mapping[str, object] | None,
     ) -> StageTime:  # fmt: skip
-        fitted = self._fitted(stage, hardware)
-        size = Size(self._vcpus(stage, memory_mb, vcpus), round(memory_mb or 1024), hardware=hardware or "cpu")
-        label = tuple(sorted((knobs or {}).items()))
-        option = Option(whole(workers, "workers"), size, batch=whole(batch, "batch"), knobs=label)
-        inputs = fitted.inputs
-        above = upstream if upstream is not None else self._usual_upstream(stage, workers)
-        levels = [self._points(fitted, [option], (above,), level) for level in range(len(inputs))]
-        if items is not None:
-            features = levels[inputs.typical].features
-            given = float(whole(items, "items"))
-            levels = [Points.of([workers], [size.vcpus], upstream=above, items=given, batch=batch, features=features)]
-        shares = inputs.weights if len(levels) > 1 else np.ones(1)
-
-        def sample(n: int, rng: np.random.Generator) -> Floats:
-            which = rng.choice(len(levels), n, p=shares) if len(levels) > 1 else np.zeros(n, dtype=int)
-            seconds = np.empty(n)
-            for level, points in enumerate(levels):
-                at = which == level
-                draws = fitted.model.sample(points, int(at.sum()), rng)
-                seconds[at] = getattr(draws, response)[0]
-            return seconds
-
-        means = [fitted.model.mean(points, "wall" if response == "wall_s" else "busy")[0] for points in levels]
-        return StageTime(float(np.dot(shares, means)), sample)
+        learned = self._learned(stage, hardware)
+        size = Size(self._vcpus(stage, memory_mb, vcpus), max(round(memory_mb or 1024), 1), hardware=hardware or "cpu")
+        named = tuple(sorted((knobs or {}).items()))
+        option = Option(whole(workers, "workers"), size, batch=whole(batch, "batch"), knobs=named)
+        above = (upstream if upstream is not None else self._usual_upstream(stage, workers),)
+        inputs = learned.inputs
+        if items is None:
+            levels = [points_of(learned, [option], above, level) for level in range(len(inputs))]
+            return StageTime.of(learned.model, levels, inputs.weights, response)
+        typical = points_of(learned, [option], above, inputs.typical)
+        given = replace(typical, items=np.full(1, float(whole(items, "items"))))
+        return StageTime.of(learned.model, [given], np.ones(1), response)
 
     def _vcpus(self, stage: str, memory_mb: float | None, vcpus: float | None) -> float:
         if vcpus is not None:
@@ -622,10 +434,6 @@ class WorkflowModel:
         rows = self.history(stage)
         same = rows["workers"] == workers
         return int(np.median(rows["upstream"][same] if same.any() else rows["upstream"]))
-
-
-def _settings(data: StageData, mask: NDArray[np.bool_]) -> int:
-    return len(np.unique(data.points.settings[mask]))
 
 
 def _quantiles(values: Floats) -> Quantiles:

@@ -24,8 +24,8 @@ AT = Points.of([2.0, 4.0, 8.0], [1.0, 2.0, 4.0])
 
 def test_fit_returns_the_model_itself(kind: Callable[[], StageModel], stage_data: Build) -> None:
     model = kind()
-    assert isinstance(model, StageModel)
     assert model.fit(stage_data()) is model
+    assert isinstance(model, StageModel)
 
 
 def test_no_rows_are_refused(kind: Callable[[], StageModel], stage_data: Build) -> None:

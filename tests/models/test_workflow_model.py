@@ -13,10 +13,10 @@ import pytest
 
 from prefect_slo.errors import InvalidObservation, InvalidValue, NotEnoughObservations, UnknownStage
 from prefect_slo.models import WorkflowModel
+from prefect_slo.objective import Latency, Slo
 from prefect_slo.observation import StageRuns
 from prefect_slo.plan import Plan, StagePlan
 from prefect_slo.resources import Menu, Option, Size
-from prefect_slo.objective import Latency, Slo
 from prefect_slo.workflow import Edge, Stage, Workflow, chain
 
 Build = Callable[..., dict[str, list[object]]]

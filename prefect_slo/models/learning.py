@@ -1,0 +1,131 @@
+"""From the rows kept of a stage to everything known about it on one kind of hardware."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from prefect_slo.models.analytic import Analytic
+from prefect_slo.models.design import STEPS, Bools, Floats, Points, StageData
+from prefect_slo.models.empirical import Empirical
+from prefect_slo.models.history import History
+from prefect_slo.models.inputs import Inputs
+from prefect_slo.models.memory import MemoryNeed
+from prefect_slo.models.protocol import StageModel
+from prefect_slo.models.startup import Startup
+from prefect_slo.models.whitebox import WhiteBox
+from prefect_slo.workflow import Stage
+
+KINDS: dict[str, Callable[[], StageModel]] = {"white-box": WhiteBox, "empirical": Empirical, "analytic": Analytic}
+"""Stage models by name, as documents store them."""
+
+_FEATURE_SPREAD = 0.02
+"""Least relative variation within settings that makes a column a feature of the input."""
+
+_WARM_SHARE = 0.5
+"""Share of the settings that must have warm rows for cold rows to be left out of the fit."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What is known of one stage on one kind of hardware.
+
+    Attributes:
+        model: Wall and busy time of warm runs.
+        startup: What a cold start adds.
+        inputs: How many items and how much input it meets.
+        knobs: Knob settings that were measured, as labels.
+        memory: Peak memory of a worker; ``None`` where it was never measured.
+    """
+
+    model: StageModel
+    startup: Startup
+    inputs: Inputs
+    knobs: frozenset[str]
+    memory: MemoryNeed | None
+
+
+def learn(stage: Stage, rows: History, *, kind: str, features: Sequence[str], weights: Floats) -> Learned:
+    """Fit a stage model to warm rows, and the rest to all.
+
+    Args:
+        stage: The stage, for the kinds of its edges.
+        rows: Its rows on one kind of hardware.
+        kind: Name of the stage model.
+        features: Columns that may hold the size of the input.
+        weights: Weight of each row.
+    """
+    data = stage_data(stage, rows, features=features, weights=weights)
+    cold = rows["cold"] > 0
+    if _n_settings(data, ~cold) < _WARM_SHARE * _n_settings(data, np.ones(len(rows), dtype=bool)):
+        cold = np.zeros(len(rows), dtype=bool)
+    model = KINDS[kind]().fit(data.take(~cold))
+    startup = Startup(np.zeros(0), np.zeros(0))
+    if cold.any():
+        chilled = data.take(cold)
+        warm_wall, warm_busy = model.mean(chilled.points, "wall"), model.mean(chilled.points, "busy")
+        startup = Startup.of(chilled.wall_s, chilled.busy_s, warm_wall, warm_busy)
+    sizes = data.points.features[:, 0] if data.points.features.shape[1] else None
+    return Learned(
+        model, startup, Inputs.of(data.points.items, data.points.features, data.weights),
+        frozenset(rows.knobs.tolist()), MemoryNeed.fit(rows["peak_memory_mb"], sizes),
+    )  # fmt: skip
+
+
+def stage_data(stage: Stage, rows: History, *, features: Sequence[str], weights: Floats) -> StageData:
+    """Rows as a stage model fits them."""
+    points = Points.of(
+        rows["workers"], rows["vcpus"], upstream=rows["upstream"], items=_items(rows), batch=rows["batch"],
+        features=_features(rows, features), knobs=rows.knobs,
+    )  # fmt: skip
+    busy = rows["busy_s"]
+    steps = np.stack([rows[step] for step in STEPS], axis=1)
+    if np.isfinite(steps).all() and (steps.sum(axis=1) > 0).all():
+        # Steps are means over the workers, as busy time is; what they leave out of it is shared among them.
+        steps = steps * (busy / steps.sum(axis=1))[:, None]
+    else:
+        steps = np.zeros((len(rows), 0))
+    return StageData(points, _own_wall(stage, rows, points), busy, steps, weights)
+
+
+def _own_wall(stage: Stage, rows: History, points: Points) -> Floats:
+    """Wall time without waiting for a parent that feeds items one by one.
+
+    Such a stage's measured wall lasts as long as its parent's; what it needs by itself is its busy time, stretched to
+    the busiest worker's share of the items.
+    """
+    if all(edge.kind == "all" for edge in stage.after):
+        return rows["wall_s"]
+    own = rows["busy_s"] * np.where(points.items > 0, points.load / np.maximum(points.share, 1e-12), 1.0)
+    return np.clip(own, rows["busy_s"], rows["wall_s"])
+
+
+def _items(rows: History) -> Floats:
+    """Items of each row; 0 where the work is divided over the workers, one shard each."""
+    items = rows["items"]
+    sharded = bool((items == rows["workers"]).all()) and len(np.unique(items)) > 1
+    return np.zeros(len(rows)) if sharded else items
+
+
+def _features(rows: History, names: Sequence[str]) -> Floats:
+    """Columns that vary between runs of one setting, relative to their median, shape ``(n_rows, n_features)``.
+
+    A column that only follows the setting (bytes read grow with the number of workers) is an effect, no input.
+    """
+    columns = []
+    settings = Points.of(rows["workers"], rows["vcpus"], upstream=rows["upstream"], batch=rows["batch"]).settings
+    for name in names:
+        values = rows.numbers.get(name)
+        if values is None or not np.isfinite(values).all() or np.median(values) <= 0:
+            continue
+        relative = values / np.median(values)
+        means = np.bincount(settings, relative) / np.bincount(settings)
+        if np.sqrt(np.mean((relative - means[settings]) ** 2)) > _FEATURE_SPREAD:
+            columns.append(relative)
+    return np.stack(columns, axis=1) if columns else np.ones((len(rows), 0))
+
+
+def _n_settings(data: StageData, mask: Bools) -> int:
+    return len(np.unique(data.points.settings[mask]))

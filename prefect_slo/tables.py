@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prefect_slo.aws.objects import fetched, is_s3, stored
 from prefect_slo.errors import InvalidObservation
 from prefect_slo.observation import StageRuns
 
@@ -22,13 +23,18 @@ def read_table(path: str | Path, *, mb_per_vcpu: float = 1769.0) -> StageRuns:
     """Read a stage-run table; unknown columns are kept.
 
     Args:
-        path: A ``.csv``, ``.parquet`` or ``.jsonl`` file; ``.csv`` and ``.jsonl`` may be compressed (``.csv.gz``).
+        path: A ``.csv``, ``.parquet`` or ``.jsonl`` file, here or on S3 (``s3://bucket/key.csv``); ``.csv`` and
+            ``.jsonl`` may be compressed (``.csv.gz``).
         mb_per_vcpu: Ties memory and vCPU where the table has only one of them.
 
     Raises:
         InvalidObservation: A missing or unreadable file, another suffix, a missing column, or a value that can't be a
             measurement.
+        InvalidValue: An object on S3 that can't be read.
     """
+    if is_s3(path):
+        with fetched(str(path)) as local:
+            return read_table(local, mb_per_vcpu=mb_per_vcpu)
     table = _read(Path(path))
     if table.empty:
         raise InvalidObservation("table", str(path), "at least one row")
@@ -42,7 +48,11 @@ def write_table(stage_runs: StageRuns, path: str | Path) -> None:
 
     Raises:
         InvalidObservation: Another suffix, or a folder that can't be written.
+        InvalidValue: An object on S3 that can't be written.
     """
+    if is_s3(path):
+        with stored(str(path)) as local:
+            return write_table(stage_runs, local)
     path, table = Path(path), to_pandas(stage_runs)
     kind = _kind(path)
     try:

@@ -46,10 +46,11 @@ class Source:
 
     workflow: Annotated[Path, Parameter(name=["--workflow", "-w"], help="Workflow file (.toml or .json).")]
     runs: Annotated[
-        Path,
+        str,
         Parameter(
             name=["--runs", "-r"],
-            help="Stage-run table (.csv, .parquet or .jsonl), or a model that 'prefect-slo fit -o' wrote (.json).",
+            help="Stage-run table (.csv, .parquet or .jsonl; s3://bucket/key too), "
+            "or a model that 'prefect-slo fit -o' wrote (.json).",
         ),
     ]
 
@@ -64,9 +65,9 @@ class Source:
         from prefect_slo.models import WorkflowModel
 
         workflow = self.read()
-        if self.runs.suffix == ".json":
+        if Path(self.runs).suffix == ".json":
             try:
-                return WorkflowModel.from_document(workflow, _read_json(self.runs, "model"))
+                return WorkflowModel.from_document(workflow, _read_json(Path(self.runs), "model"))
             except (KeyError, TypeError, AttributeError) as error:
                 expected = f"a model that 'prefect-slo fit -o' wrote ({type(error).__name__}: {error})"
                 raise InvalidObservation("model", str(self.runs), expected) from None

@@ -45,9 +45,9 @@ class LocalBackends(Mapping[str, Backend]):
 
     def close(self) -> None:
         """Let go of what belongs to this flow run; worker processes stay warm for the next."""
-        threads = self._made.pop(THREAD, None)
-        if threads is not None:
-            threads.shutdown()
+        for backend in self._made.values():
+            backend.shutdown()
+        self._made.clear()
 
     def _make(self, pool: str) -> Backend:
         if pool == THREAD:

@@ -139,7 +139,8 @@ class _Search:
             stack += self._expand(node)
         open_bounds = [node.bound for node in stack if not self._dead(node.value, node.bound)]
         if open_bounds:
-            return Found(self.best, self.score, min(self.score, *open_bounds), self.nodes, False)
+            bound = min(self.score, *open_bounds)
+            return Found(self.best, self.score, bound - ROUNDING * abs(bound), self.nodes, False)
         return Found(self.best, self.score, self.score, self.nodes, True)
 
     def _root(self) -> _Node:

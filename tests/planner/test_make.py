@@ -206,6 +206,20 @@ def test_a_balance_moves_from_fastest_to_cheapest(model_of):
     assert within.predicted.latency_at_percentile_s <= 1.2 * latency[0]
 
 
+def test_certified_plans_truly_keep_their_percentile_at_the_price_of_at_most_a_few_per_cent(model_of):
+    missed, prices = 0, []
+    for seed in range(30):
+        model = model_of("chain", 3, seed=seed, noise=0.15)
+        plan = make_plan(model, Latency(1.4 * fastest_s(model)), seed=seed, **FEW)
+        options = {name: stage.option for name, stage in plan.stages.items()}
+        truth = model.sample_plan(options, 200_000, np.random.default_rng(seed + 1000)).latency_s
+        missed += np.mean(truth > plan.objective.latency.bound_s) > 0.05
+        prices.append(plan.certificate.price_of_certainty)
+    assert missed <= 2  # P(more than 2 of 30 at 1 %) = 0.3 %
+    assert np.median(prices) <= 0.02
+    assert min(prices) >= 0
+
+
 def test_twenty_five_diamonds_are_planned(model_of):
     model = model_of("diamonds", 76, seed=14, coupled=0.0)
     plan = make_plan(model, Latency(400.0), samples=400, certify_samples=5000, node_limit=50)

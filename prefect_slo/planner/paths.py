@@ -34,6 +34,9 @@ PATHS = 8
 STAGES = 160
 """Most stages over all paths: a large graph spreads its flow over so many paths that few of them say little."""
 
+PRICE_STEPS = 16
+"""Steps of dual ascent on a path: there is but one price to find."""
+
 LEAST_FLOW = 0.01
 """Paths with less of the flow than this are left out."""
 
@@ -219,13 +222,14 @@ def restrict(problem: Problem, path: list[int], shares: tuple[float, ...]) -> Pr
         )
     none = Antichains([], frozenset(), tuple(np.empty((len(s.options), 0)) for s in stages), np.empty(0))
     allowed = tuple(problem.allowed[i] for i in path)
-    return replace(problem, stages=tuple(stages), rules={}, allowed=allowed, antichains=none, _small=None)
+    return replace(problem, stages=tuple(stages), rules={}, allowed=allowed, antichains=none)
 
 
 def _path(problem: Problem, goal: Goal, stages: list[int], shares: tuple[float, ...], plan: Choice) -> Path:
     chain = restrict(problem, stages, shares)
     own = [plan[i] for i in stages]
-    multipliers = ascend(chain, goal, [chain.upstream_row(at, own) for at in range(len(stages))])
+    rows = [chain.upstream_row(at, own) for at in range(len(stages))]
+    multipliers = ascend(chain, goal, rows, PRICE_STEPS)
     suffix = Suffix.of(chain, lambda at: multipliers.stage(chain, goal, at))
     return Path(tuple(stages), shares, multipliers.latency_price, multipliers.constant(chain, goal), suffix)
 

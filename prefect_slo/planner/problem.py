@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from math import floor, inf
@@ -113,7 +113,6 @@ class Problem:
     rules: Mapping[tuple[int, int], NDArray[np.bool_]]
     allowed: tuple[NDArray[np.bool_], ...]
     antichains: Antichains
-    _small: Problem | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, tables: SampleTables, pins: Mapping[str, Mapping[str, object]] | None = None) -> Problem:
@@ -165,26 +164,26 @@ class Problem:
             total *= int(mask.sum())
         return total
 
-    def columns(self, index: NDArray[np.intp]) -> Problem:
-        """The same problem on some of its samples; mean costs stay those of all samples."""
-        stages = tuple(
-            replace(
-                stage,
-                latency=np.ascontiguousarray(stage.latency[:, :, index]),
-                cost=np.ascontiguousarray(stage.cost[:, :, index]),
-            )
-            for stage in self.stages
-        )
-        return replace(self, stages=stages, driver=self.driver[index], _small=None)
+    def columns(self, index: NDArray[np.intp], *, costs: bool = True) -> Problem:
+        """The same problem on some of its samples; mean costs stay those of all samples.
+
+        Args:
+            index: The samples.
+            costs: Whether costs per sample are needed; without, their place is taken by latencies.
+        """
+        stages = []
+        for stage in self.stages:
+            latency = stage.latency.take(index, axis=2)
+            stages.append(replace(stage, latency=latency, cost=stage.cost.take(index, axis=2) if costs else latency))
+        return replace(self, stages=tuple(stages), driver=self.driver[index])
 
     def sample(self, size: int) -> Problem:
-        """The same problem on ``size`` of its samples, the first ones; mean costs stay those of all."""
+        """The same problem on its first ``size`` samples, as a view; mean costs stay those of all samples."""
         if size >= self.n_samples:
             return self
-        if self._small is None or self._small.n_samples != size:
-            object.__setattr__(self, "_small", self.columns(np.arange(size)))
-        assert self._small is not None
-        return self._small
+        some = slice(None, size)
+        stages = (replace(s, latency=s.latency[:, :, some], cost=s.cost[:, :, some]) for s in self.stages)
+        return replace(self, stages=tuple(stages), driver=self.driver[some])
 
     def upstream_row(self, at: int, choice: Sequence[int]) -> int:
         """Row of a stage's tables, given the choices of its parents."""

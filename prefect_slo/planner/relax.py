@@ -123,7 +123,8 @@ class ScenarioBounds:
         """Bounds of the scenarios that are slowest (and dearest) under a reference plan."""
         allowed = goal.allowed(problem.n_samples)
         rows = [0 if reference is None else problem.upstream_row(i, reference) for i in range(len(problem.stages))]
-        critical = problem.columns(critical_scenarios(problem, goal, reference))
+        index = critical_scenarios(problem, goal, reference)
+        critical = problem.columns(index, costs=goal.cost_bound_usd < inf)
         multipliers = ascend(critical, goal, rows)
         suffix = Suffix.of(critical, lambda i: multipliers.stage(critical, goal, i))
         # a plan may break each of two bounds in as many scenarios

@@ -125,7 +125,9 @@ def where(points: Points, by_upstream: bool) -> Floats:
     return coordinates
 
 
-def fit_correction(points: Points, residuals: Floats, held_out: Floats, variances: Floats, noise: float) -> Correction:
+def fit_correction(
+    points: Points, residuals: Floats, held_out: Floats, variances: Floats, noise: float, *, repeated: bool = True
+) -> Correction:
     """Weigh ``a``, ``b`` and the lengths by the likelihood of residuals of settings left out of the fit.
 
     The prior is the mean of all candidates, weighted: a mixture is steadier than the best of some 80 on 20 settings.
@@ -136,6 +138,8 @@ def fit_correction(points: Points, residuals: Floats, held_out: Floats, variance
         held_out: Mean log residuals against fits without each setting: their spread is what a new one will show.
         variances: Variance of each mean, about σ²/m.
         noise: σ, the unit of the candidates.
+        repeated: Whether repeats tell noise from misfit. Without, what one setting shows alone counts as noise, and
+            only what neighbours share is corrected.
     """
     by_upstream = len(np.unique(points.workers)) == 1
     at = where(points, by_upstream)
@@ -154,10 +158,10 @@ def fit_correction(points: Points, residuals: Floats, held_out: Floats, variance
     shared = dict.fromkeys(_LENGTHS, 0.0)
     for (lengths, a, _), share in zip(grid, odds, strict=True):
         shared[lengths] += share * (a * noise) ** 2
-    alone = float(np.dot(odds, [(b * noise) ** 2 for _, _, b in grid]))
+    alone = float(np.dot(odds, [(b * noise) ** 2 for _, _, b in grid])) if repeated else 0.0
     # Misfit has heavy tails: a setting far outside what the others allow for is believed as far as its repeats agree.
     mean = residuals[:, 0]
-    odd = mean**2 > _ODD**2 * (alone + sum(shared.values()) + variances)
+    odd = repeated & (mean**2 > _ODD**2 * (alone + sum(shared.values()) + variances))
     per_kernel = np.stack([_per_dimension(doublings) for doublings in shared])
     return Correction(
         at,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 
 import numpy as np
@@ -126,6 +126,19 @@ class StageData:
 
     def __len__(self) -> int:
         return len(self.wall_s)
+
+    def followed_by(self, other: StageData) -> StageData:
+        """The rows of both."""
+        points = Points(
+            *(np.concatenate([getattr(self.points, f.name), getattr(other.points, f.name)]) for f in fields(Points))
+        )
+        return StageData(
+            points,
+            np.concatenate([self.wall_s, other.wall_s]),
+            np.concatenate([self.busy_s, other.busy_s]),
+            np.concatenate([self.steps_s, other.steps_s]),
+            np.concatenate([self.weights, other.weights]),
+        )
 
     def take(self, index: Ints | Bools) -> StageData:
         """The rows at ``index`` (positions or a mask)."""

@@ -13,7 +13,8 @@ from prefect_slo.models.empirical import Empirical
 from prefect_slo.models.history import History
 from prefect_slo.models.inputs import Inputs
 from prefect_slo.models.memory import MemoryNeed
-from prefect_slo.models.protocol import StageModel
+from prefect_slo.models.noise import enough_repeats
+from prefect_slo.models.protocol import Response, StageModel
 from prefect_slo.models.startup import Startup
 from prefect_slo.models.whitebox import WhiteBox
 from prefect_slo.workflow import Stage
@@ -61,17 +62,40 @@ def learn(stage: Stage, rows: History, *, kind: str, features: Sequence[str], we
     cold = rows["cold"] > 0
     if _n_settings(data, ~cold) < _WARM_SHARE * _n_settings(data, np.ones(len(rows), dtype=bool)):
         cold = np.zeros(len(rows), dtype=bool)
-    model = KINDS[kind]().fit(data.take(~cold))
+    warm = data.take(~cold)
+    model = KINDS[kind]().fit(warm)
     startup = Startup(np.zeros(0), np.zeros(0))
     if cold.any():
         chilled = data.take(cold)
-        warm_wall, warm_busy = model.mean(chilled.points, "wall"), model.mean(chilled.points, "busy")
-        startup = Startup.of(chilled.wall_s, chilled.busy_s, warm_wall, warm_busy)
+        responses: tuple[Response, ...] = ("wall", "busy")
+        expected = [model.quantile(chilled.points, 0.5, response) for response in responses]
+        startup = Startup.of(chilled.wall_s, chilled.busy_s, *expected)
+        if not enough_repeats(warm.points.settings):
+            model = KINDS[kind]().fit(warm.followed_by(_warmed(chilled, *expected)))
     sizes = data.points.features[:, 0] if data.points.features.shape[1] else None
     return Learned(
         model, startup, Inputs.of(data.points.items, data.points.features, data.weights),
         frozenset(rows.knobs.tolist()), MemoryNeed.fit(rows["peak_memory_mb"], sizes),
     )  # fmt: skip
+
+
+def _warmed(cold: StageData, wall_s: Floats, busy_s: Floats) -> StageData:
+    """Cold rows as repeats of warm ones, at half their weight, where warm repeats are too few.
+
+    What a start adds is taken off in the median, as seconds or as a factor, whichever leaves less spread around the
+    expected warm times.
+    """
+
+    def adjusted(actual: Floats, expected: Floats) -> Floats:
+        less = np.maximum(actual - np.median(actual - expected), 0.2 * actual)
+        divided = actual / np.median(actual / expected)
+        spreads = [float(np.median(np.abs(np.log(each / expected)))) for each in (less, divided)]
+        return less if spreads[0] <= spreads[1] else divided
+
+    wall, busy = adjusted(cold.wall_s, wall_s), adjusted(cold.busy_s, busy_s)
+    busy = np.minimum(busy, wall)
+    steps = cold.steps_s * (busy / cold.busy_s)[:, None]
+    return StageData(cold.points, wall, busy, steps, 0.5 * cold.weights)
 
 
 def stage_data(stage: Stage, rows: History, *, features: Sequence[str], weights: Floats) -> StageData:

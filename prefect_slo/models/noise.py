@@ -137,13 +137,19 @@ def mean_variances(residuals: Floats, settings: Ints, weights: Floats) -> tuple[
     counts, mass = np.bincount(settings), np.bincount(settings, weights)
     deviations = residuals - setting_means(residuals, settings, weights)[settings]
     repeated = counts[settings] > 1
-    if not repeated.any():
+    if not enough_repeats(settings):
         core = max(1.4826 * weighted_median(np.abs(residuals - weighted_median(residuals, weights)), weights), _FLOOR)
         return core, core**2 / mass
     inflate = np.sqrt(counts / np.maximum(counts - 1, 1))[settings]
     core = max(1.4826 * weighted_median(np.abs(deviations * inflate)[repeated], weights[repeated]), _FLOOR)
     own = np.bincount(settings, weights * deviations**2)
     return core, (_PRIOR_FREEDOM * core**2 + own) / (_PRIOR_FREEDOM + counts - 1) / mass
+
+
+def enough_repeats(settings: Ints) -> bool:
+    """Whether enough settings were repeated to tell noise from misfit: one repeat in four settings, at least 3."""
+    counts = np.bincount(settings)
+    return int(np.sum(counts - 1)) >= max(3, len(counts) // 4)
 
 
 def without_outliers(values: Floats, settings: Ints, weights: Floats, core: float) -> Floats:

@@ -19,7 +19,15 @@ from prefect_slo.errors import NotEnoughObservations
 from prefect_slo.models.basis import LEVELS, Level
 from prefect_slo.models.correction import Correction, fit_correction, no_correction
 from prefect_slo.models.design import Bools, Floats, Ints, Points, StageData
-from prefect_slo.models.noise import Noise, fit_noise, mean_variances, setting_means, weighted_median, without_outliers
+from prefect_slo.models.noise import (
+    Noise,
+    enough_repeats,
+    fit_noise,
+    mean_variances,
+    setting_means,
+    weighted_median,
+    without_outliers,
+)
 from prefect_slo.models.posynomial import Posynomial, fit_posynomial
 from prefect_slo.models.protocol import Draws, Response
 
@@ -206,7 +214,8 @@ class WhiteBox:
         means = np.stack([setting_means(column - surplus, settings, weights) for column in residuals.rows.T], axis=1)
         if not self.correct:
             return no_correction(at, means, variances)
-        return fit_correction(at, means, setting_means(residuals.held_out, settings, weights), variances, noise)
+        held_out = setting_means(residuals.held_out, settings, weights)
+        return fit_correction(at, means, held_out, variances, noise, repeated=enough_repeats(settings))
 
 
 def _fit_steps(data: StageData, resamples: Floats, level: Level) -> tuple[tuple[Posynomial, ...], Posynomial | None]:

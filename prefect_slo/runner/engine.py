@@ -144,6 +144,7 @@ class Ended:
         tags: Tags at submission.
         started: When it started, or ``None`` where it never did.
         elapsed_s: How long it ran.
+        runs: How often it was started.
     """
 
     task: Task[Any, Any]
@@ -155,6 +156,7 @@ class Ended:
     tags: frozenset[str]
     started: datetime | None = None
     elapsed_s: float = 0.0
+    runs: int = 1
 
 
 def record(ended: Ended) -> None:
@@ -174,7 +176,8 @@ def record(ended: Ended) -> None:
         state.timestamp = ended.started + took  # type: ignore[assignment]
         task_run.start_time, task_run.end_time = ended.started, state.timestamp  # type: ignore[assignment]
         task_run.expected_start_time = ended.started  # type: ignore[assignment]
-        task_run.total_run_time, task_run.run_count = took, 1
+        task_run.total_run_time = took
+    task_run.run_count = ended.runs
     task_run.state, task_run.state_type, task_run.state_name = state, state.type, state.name
     emit_task_run_state_change_event(task_run=task_run, initial_state=begun, validated_state=state)
 

@@ -9,31 +9,25 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future
 from contextvars import Context
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Any
 
-import cloudpickle
-from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 from prefect.logging import get_logger
-from prefect.states import Cancelled, Crashed, Failed
-from prefect.utilities.annotations import quote
-from prefect.utilities.collections import StopVisiting, visit_collection
-from prefect.utilities.engine import link_state_to_task_run_result
+from prefect.states import Crashed
 
 from prefect_slo.control import Scheduler, StageRule
 from prefect_slo.control import events as control
-from prefect_slo.errors import OutOfMemory, SloError, TaskTimedOut, Unpicklable, WorkerLost
 from prefect_slo.plan import Record
-from prefect_slo.runner import engine, program, relay
+from prefect_slo.runner import parcels, relay
 from prefect_slo.runner.backends import protocol
 from prefect_slo.runner.backends.protocol import Backend, Bundle
-from prefect_slo.runner.calls import Call, Raised, Returned
+from prefect_slo.runner.calls import Call
+from prefect_slo.runner.endings import Endings
 from prefect_slo.runner.measure import Measure
-from prefect_slo.runner.payloads import importable_by_workers
+from prefect_slo.runner.parcels import Parcels
 from prefect_slo.runner.write_behind import WriteBehind
 
 GRACE_S = 1.0
@@ -48,7 +42,7 @@ class Session:
         backends: By pool name.
         context: The flow's context, in which futures are completed and events sent.
         measure: Hears what was measured.
-        notice: Tells the user something, once each.
+        notice: Tells the user something, once each; with a stage where that has moved to threads.
         level: Record level of a stage's next bundle, given its stage, its measured item time and its items so far.
     """
 
@@ -59,7 +53,7 @@ class Session:
         *,
         context: Context,
         measure: Measure,
-        notice: Callable[[str], None],
+        notice: Callable[[str, str | None], None],
         level: Callable[[str], Record],
         capacity: Mapping[str, float | None],
     ) -> None:
@@ -70,12 +64,15 @@ class Session:
         self._calls: dict[int, Call] = {}
         self._reports: dict[int, protocol.ItemReport] = {}
         self._records: dict[int, Record] = {}
+        self._sent: dict[int, control.Dispatch] = {}
         self._writer = WriteBehind(context.copy())
+        self._endings = Endings(context, measure, self._writer)
+        self._parcels = Parcels(run_key, context)
+        self._events_of_run = relay.FlowRunEvents(context.copy())
         self._rules: dict[str, StageRule] = {}
         self._pool_of: dict[int, str] = {}
+        self._can: dict[str, protocol.Capabilities] = {}
         self._loss: protocol.Lost | None = None
-        self._programs: dict[str, bytes] = {}
-        self._flow_context: bytes | None = None
         self._timer_at: float | None = None
         self._broken: BaseException | None = None
         self._drained = threading.Event()
@@ -123,7 +120,7 @@ class Session:
 
     def _events(self, message: Any) -> Iterable[control.Event]:
         """What a message means to the scheduler."""
-        self._loss = message if isinstance(message, protocol.Lost) else None
+        self._loss = self._whole(message) if isinstance(message, protocol.Lost) else None
         match message:
             case (str(stage), rule, list(calls)):
                 return self._submitted(stage, rule, calls)
@@ -135,17 +132,24 @@ class Session:
             case protocol.Opened(lease=lease):
                 self._measure.opened(message)
                 return (control.LeaseUp(lease),)
-            case protocol.Lost(lease=lease, reason=reason, untouched=untouched):
+            case protocol.Lost(lease=lease, reason=reason) if self._loss is not None:
                 self._measure.lost(message)
-                return (control.LeaseLost(lease, reason, untouched),)
+                return (control.LeaseLost(lease, reason, self._loss.untouched),)
             case protocol.Chatter(payload=payload):
-                relay.receive(payload, self._context)
+                self._events_of_run.receive(payload)
                 return ()
             case control.Closed():
                 self._closing = True
                 return (message,)
             case _:
                 return (message,)
+
+    def _whole(self, lost: protocol.Lost) -> protocol.Lost:
+        """A loss that also speaks of the bundle that was on its way when the worker was already gone."""
+        sent = self._sent.pop(lost.lease, None)
+        if sent is None or sent.bundle == lost.bundle:
+            return lost
+        return replace(lost, running=None, untouched=sent.items)
 
     def _submitted(self, stage: str, rule: StageRule | None, calls: list[Call]) -> list[control.Event]:
         events: list[control.Event] = []
@@ -156,7 +160,7 @@ class Session:
         ready, waiting = [], []
         for call in calls:
             self._calls[call.item] = call
-            if call.has_inputs and (upstream := _pending(call)):
+            if call.has_inputs and (upstream := parcels.pending(call)):
                 waiting.append(call.item)
                 self._await(call, upstream)
             else:
@@ -217,6 +221,7 @@ class Session:
                 self._measure.leased(lease, stage, size, time.monotonic())
                 self._backends[pool].open(lease, size, self._inbox.put)
             case control.CloseLease(lease):
+                self._sent.pop(lease, None)
                 self._measure.released(lease, time.monotonic())
                 self._backends[self._pool_of.pop(lease)].close(lease)
             case control.CancelBundle(lease):
@@ -228,8 +233,8 @@ class Session:
 
     def _dispatch(self, action: control.Dispatch) -> None:
         pool = self._pool_of[action.lease]
-        backend = self._backends[pool]
-        isolated = backend.capabilities().isolated
+        backend, can = self._backends[pool], self._capabilities(pool)
+        isolated = can.isolated
         record = self._level(action.stage)
         calls = [self._calls[item] for item in action.items]
         items: list[tuple[int, Any]] = []
@@ -237,14 +242,15 @@ class Session:
         begun = time.monotonic()
         for call in calls:
             try:
-                items.append((call.item, self._payload(call, record, isolated=isolated)))
+                items.append((call.item, self._parcels.payload(call, record, isolated=isolated)))
             except Exception as error:
                 self._reports[call.item] = _stuck(call.item, error)
                 rejected.append(call.item)
         opened: Any = None
         if items:
             try:
-                opened = self._program(action.stage, calls[0], pool, isolated=isolated)
+                inline = self._rules[action.stage].workers is not None
+                opened = self._parcels.program(action.stage, calls[0], isolated=isolated, inline=inline)
             except Exception as error:
                 for item, _ in items:
                     self._reports[item] = _stuck(item, error)
@@ -254,45 +260,28 @@ class Session:
         if not items:
             self._inbox.put(control.BundleDone(action.lease, 0.0))
             return
-        timeout = calls[0].task.timeout_seconds
         bundle = Bundle(
             action.bundle,
             f"{self._run_key}/{action.stage}",
             opened,
             tuple(items),
-            timeout_s=timeout + GRACE_S if timeout and backend.capabilities().hard_timeouts else None,
+            timeout_s=_hard_limit(calls) if can.hard_timeouts else None,
         )
-        if record == "summary":
-            self._records.update(dict.fromkeys(action.items, record))
+        self._records.update(dict.fromkeys(action.items, record))
+        self._sent[action.lease] = action
         self._measure.dispatched(action.lease, action.bundle, begun, min(call.ready for call in calls))
         backend.submit(action.lease, bundle)
 
-    def _payload(self, call: Call, record: Record, *, isolated: bool) -> Any:
-        if not isolated:
-            return (call, record)
-        if not call.has_inputs:
-            return program.dump_call(call, call.parameters, call.wait_for, record)
-        parameters = {name: _futures_to_states(value) for name, value in call.parameters.items()}
-        wait_for = [_futures_to_states(value) for value in call.wait_for] if call.wait_for else None
-        return program.dump_call(call, parameters, wait_for, record)
-
-    def _program(self, stage: str, call: Call, pool: str, *, isolated: bool) -> Any:
-        if not isolated:
-            return program.ThreadProgram(inline=self._rules[stage].workers is not None)
-        if stage not in self._programs:
-            importable_by_workers(call.task.fn)
-            if self._flow_context is None:
-                self._flow_context = self._context.copy().run(program.dump_context)
-            task = cloudpickle.dumps(call.task)
-            opened = program.ProcessProgram(self._run_key, self._flow_context, task)
-            self._programs[stage] = bytes(cloudpickle.dumps(opened))
-        return self._programs[stage]
+    def _capabilities(self, pool: str) -> protocol.Capabilities:
+        if pool not in self._can:
+            self._can[pool] = self._backends[pool].capabilities()
+        return self._can[pool]
 
     def _tell(self, stage: str, what: str, detail: str) -> None:
         if what == "fallback":
-            self._notice(f"Stage {stage!r} runs on threads from now on: {detail}.")
+            self._notice(f"Stage {stage!r} runs on threads from now on: {detail}.", stage)
         elif what == "grown":
-            self._notice(f"Stage {stage!r} ran out of memory and moves to workers of {detail}.")
+            self._notice(f"Stage {stage!r} ran out of memory and moves to workers of {detail}.", None)
 
     # ---- endings ----------------------------------------------------------------------------------------------------
 
@@ -303,68 +292,11 @@ class Session:
         report = self._reports.pop(item, None)
         record = self._records.pop(item, None)
         if ending == "done" and report is not None:
-            self._complete(call, report, record)
-            return
-        if ending == "cancelled" and (self._loss is None or item in self._loss.untouched):
-            call.future.cancel()
-            call.future.set_running_or_notify_cancel()
-            self._measure.failed(call.stage)
-            return
-        error = self._error(call, ending, attempts, report)
-        self._end(call, _final_state(ending, error))
-
-    def _complete(self, call: Call, report: protocol.ItemReport, record: Record | None) -> None:
-        result = report.outcome.payload
-        travelled = isinstance(result, bytes)
-        if travelled:
-            try:
-                result = program.load_result(result)
-            except Exception as error:
-                self._end(call, Crashed(message=str(error), data=Unpicklable(call.stage, "result", str(error))))
-                return
-        if isinstance(result, Raised):
-            self._measure.failed(call.stage)
-            call.future.set_exception(result.error)
-            return
-        if isinstance(result, Returned):
-            state = self._context.run(engine.completed, result.value, call.task_run_id)
-            self._context.run(link_state_to_task_run_result, state, result.value)
+            self._endings.done(call, report, record)
+        elif ending == "cancelled" and (self._loss is None or item in self._loss.untouched):
+            self._endings.dropped(call)
         else:
-            state = result
-            if travelled and state.is_completed():
-                self._context.run(_link, state)
-        if record == "summary":
-            self._writer.add(_ended(call, state, report))
-        if not state.is_completed():
-            self._measure.failed(call.stage)
-        call.future.set_result(state)
-
-    def _error(
-        self,
-        call: Call,
-        ending: control.Ending,
-        attempts: int,
-        report: protocol.ItemReport | None,
-    ) -> SloError:
-        loss = self._loss
-        match ending:
-            case "memory" if loss is not None:
-                return OutOfMemory(call.stage, loss.peak_mb, loss.limit_mb, attempts)
-            case "timeout":
-                return TaskTimedOut(call.stage, float(call.task.timeout_seconds or 0), attempts)
-            case "unpicklable":
-                outcome = report.outcome if report is not None else protocol.Outcome(b"")
-                return Unpicklable(call.stage, "argument" if outcome.failed else "result", outcome.unpicklable)
-            case "start":
-                return WorkerLost(call.stage, f"no worker started: {loss.detail if loss else 'unknown'}", attempts)
-            case _:
-                return WorkerLost(call.stage, loss.detail if loss is not None else ending, attempts)
-
-    def _end(self, call: Call, state: State[Any]) -> None:
-        """End a call that no engine has ended, in Prefect's records too."""
-        self._measure.failed(call.stage)
-        self._writer.add(_ended(call, state, None))
-        call.future.set_result(state)
+            self._endings.lost(call, ending, attempts, loss=self._loss, report=report)
 
     def _abandon(self, error: BaseException) -> None:
         for call in list(self._calls.values()):
@@ -380,65 +312,15 @@ def _stuck(item: int, error: Exception) -> protocol.ItemReport:
     return protocol.ItemReport(item, protocol.Outcome(b"", True, f"{type(error).__name__}: {error}"), 0.0, 0.0)
 
 
-def _ended(call: Call, state: State[Any], report: protocol.ItemReport | None) -> engine.Ended:
-    started, elapsed_s = None, 0.0
-    if report is not None:
-        started = datetime.now(UTC) - timedelta(seconds=time.monotonic() - report.started)
-        elapsed_s = report.ended - report.started
-    return engine.Ended(
-        call.task,
-        call.task_run_id,
-        state,
-        tuple(call.parameters),
-        call.dependencies,
-        call.wait_for,
-        call.tags,
-        started,
-        elapsed_s,
-    )
+def _hard_limit(calls: list[Call]) -> float | None:
+    """Seconds after which a call of the bundle can only hang: every attempt has had its timeout, and time to notice.
 
-
-def _final_state(ending: control.Ending, error: SloError) -> State[Any]:
-    if ending == "timeout":
-        return Failed(name="TimedOut", message=str(error), data=error)
-    if ending == "cancelled":
-        return Cancelled(message=str(error), data=error)
-    return Crashed(message=str(error), data=error)
-
-
-def _link(state: State[Any]) -> None:
-    """Let Prefect recognise the result where the flow passes it on: the link the engine made is in the worker."""
-    link_state_to_task_run_result(state, state.result(raise_on_failure=False, _sync=True))  # type: ignore[call-arg]
-
-
-def _pending(call: Call) -> list[PrefectFuture[Any]]:
-    """Futures among a call's inputs that are not done."""
-    found: dict[int, PrefectFuture[Any]] = {}
-
-    def look(value: Any, context: dict[str, Any]) -> None:
-        if isinstance(context.get("annotation"), quote):
-            raise StopVisiting
-        if isinstance(value, PrefectFuture) and not _is_done(value):
-            found[id(value)] = value
-
-    visit_collection([*call.parameters.values(), *(call.wait_for or ())], look, return_data=False, context={})
-    return list(found.values())
-
-
-def _is_done(future: PrefectFuture[Any]) -> bool:
-    wrapped = getattr(future, "wrapped_future", None)
-    return wrapped.done() if isinstance(wrapped, Future) else future.state.is_final()
-
-
-def _futures_to_states(value: Any) -> Any:
-    """A parameter with futures (all done) replaced by their final states, annotations kept."""
-
-    def replace(found: Any, context: dict[str, Any]) -> Any:
-        if isinstance(context.get("annotation"), quote):
-            raise StopVisiting
-        if isinstance(found, PrefectFuture):
-            found.wait()
-            return found.state
-        return found
-
-    return visit_collection(value, replace, return_data=True, max_depth=-1, context={})
+    A tagged call may rightly wait for a concurrency slot for ever: it has no limit.
+    """
+    task = calls[0].task
+    if not task.timeout_seconds or task.tags or any(call.tags for call in calls):
+        return None
+    delays = task.retry_delay_seconds
+    each = delays if isinstance(delays, list) else [delays or 0.0]
+    waits = sum(float(each[min(i, len(each) - 1)]) for i in range(task.retries)) if each else 0.0
+    return (task.retries + 1) * (task.timeout_seconds + GRACE_S) + waits * (1 + (task.retry_jitter_factor or 0.0))

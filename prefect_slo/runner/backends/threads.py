@@ -96,13 +96,27 @@ class _Worker:
         self.inbox: SimpleQueue[Bundle | None] = SimpleQueue()
         self._programs: dict[str, RunItem] = {}
         self._abandoned = False
+        self._bundle: Bundle | None = None
+        self._begun = 0  # items of the bundle that were started
         Thread(target=self._run, name="prefect-slo-worker", daemon=True).start()
 
     def abandon(self) -> None:
         """Report the lease as lost and hear nothing more of it; the thread ends after the item that it is in."""
         sink, self.sink, self._abandoned = self.sink, _unheard, True
         self.inbox.put(None)
-        sink(Lost(self.lease, "cancelled", "cancelled"))
+        bundle, begun = self._bundle, self._begun
+        items = [item for item, _ in bundle.items] if bundle is not None else []
+        running = items[begun - 1] if begun else None
+        sink(
+            Lost(
+                self.lease,
+                "cancelled",
+                "cancelled",
+                running,
+                tuple(items[begun:]),
+                bundle=bundle.id if bundle is not None else None,
+            )
+        )
 
     def _run(self) -> None:
         while (bundle := self.inbox.get()) is not None:
@@ -111,10 +125,20 @@ class _Worker:
     def _run_bundle(self, bundle: Bundle) -> None:
         received, cpu = time.monotonic(), time.thread_time()
         lease, sink = self.lease, self.sink
+        self._bundle, self._begun = bundle, 0
         run = self._programs.get(bundle.program_key)
         if run is None:
             self._programs.clear()  # one flow run at a time: what it held is let go
-            run = bundle.program.open(lambda payload: sink(Chatter(lease, payload)))
+            try:
+                run = bundle.program.open(lambda payload: sink(Chatter(lease, payload)))
+            except Exception as error:
+                untouched = tuple(item for item, _ in bundle.items)
+                sink(
+                    Lost(
+                        lease, "start", f"its program could not be opened: {error!r}", None, untouched, bundle=bundle.id
+                    )
+                )
+                return
             self._programs[bundle.program_key] = run
         opened = time.monotonic()
         gathered: list[ItemReport] = []
@@ -122,6 +146,7 @@ class _Worker:
         for item, payload in bundle.items:
             if self._abandoned:
                 return
+            self._begun += 1
             started = time.monotonic()
             outcome = run(item, payload)
             ended = time.monotonic()
@@ -131,6 +156,7 @@ class _Worker:
                 gathered, sent = [], ended
         if gathered:
             self.sink(Progress(lease, bundle.id, tuple(gathered)))
+        self._bundle, self._begun = None, 0
         self.sink(
             Finished(
                 lease,

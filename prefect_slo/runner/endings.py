@@ -1,0 +1,152 @@
+"""How a call ends: with what its worker sent, or with the state and typed error that stand for what happened to it."""
+
+from __future__ import annotations
+
+import time
+from contextvars import Context
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from prefect.client.schemas.objects import State
+from prefect.logging import get_logger
+from prefect.results import ResultRecord  # type: ignore[attr-defined]
+from prefect.states import Cancelled, Crashed, Failed
+from prefect.utilities.engine import link_state_to_task_run_result
+
+from prefect_slo.control import events as control
+from prefect_slo.errors import OutOfMemory, SloError, TaskTimedOut, Unpicklable, WorkerLost
+from prefect_slo.plan import Record
+from prefect_slo.runner import engine, program
+from prefect_slo.runner.backends import protocol
+from prefect_slo.runner.calls import Call, Raised, Returned
+from prefect_slo.runner.measure import Measure
+from prefect_slo.runner.write_behind import WriteBehind
+
+
+class Endings:
+    """Completes futures, and writes down what no engine has written down.
+
+    Args:
+        context: The flow's context: states need its result store, links its table of results.
+        measure: Hears of failures.
+        writer: Writes the records.
+    """
+
+    def __init__(self, context: Context, measure: Measure, writer: WriteBehind) -> None:
+        self._context, self._measure, self._writer = context, measure, writer
+
+    def done(self, call: Call, report: protocol.ItemReport, record: Record | None) -> None:
+        """A call has come back from its worker."""
+        result = report.outcome.payload
+        travelled = isinstance(result, bytes)
+        if travelled:
+            try:
+                result = program.load_result(result)
+            except Exception as error:
+                lost = Unpicklable(call.stage, "result", f"{type(error).__name__}: {error}")
+                self.crashed(call, lost)
+                return
+        if isinstance(result, Raised):
+            self._measure.failed(call.stage)
+            call.future.set_exception(result.error)
+            return
+        if isinstance(result, Returned):
+            state = self._context.run(engine.completed, result.value, call.task_run_id)
+            self._context.run(link_state_to_task_run_result, state, result.value)
+        else:
+            state = result
+            if travelled and state.is_completed():
+                self._context.run(_link, state)
+        if record == "summary":
+            self._writer.add(_ended(call, state, report))
+        if not state.is_completed():
+            self._measure.failed(call.stage)
+        elif state.name == "Cached":
+            self._measure.came_from_cache(call.stage)
+        call.future.set_result(state)
+
+    def dropped(self, call: Call) -> None:
+        """A call has not been started and never will be: as with stock runners, it has no task run."""
+        call.future.cancel()
+        call.future.set_running_or_notify_cancel()
+        self._measure.failed(call.stage)
+
+    def lost(
+        self,
+        call: Call,
+        ending: control.Ending,
+        attempts: int,
+        *,
+        loss: protocol.Lost | None,
+        report: protocol.ItemReport | None,
+    ) -> None:
+        """A call was lost with its worker, or could not travel."""
+        error = _error(call, ending, attempts, loss, report)
+        if ending == "timeout":
+            self._end(call, Failed(name="TimedOut", message=str(error), data=error), attempts)
+        elif ending == "cancelled":
+            self._end(call, Cancelled(message=str(error), data=error), attempts)
+        else:
+            self.crashed(call, error, attempts)
+
+    def crashed(self, call: Call, error: BaseException, attempts: int = 1) -> None:
+        """A call has ended without its engine's saying so."""
+        self._end(call, Crashed(message=str(error), data=error), attempts)
+
+    def _end(self, call: Call, state: State[Any], attempts: int) -> None:
+        """Complete and record it at once: until then Prefect believes that it runs."""
+        self._measure.failed(call.stage)
+        try:
+            self._context.run(engine.record, _ended(call, state, None, runs=attempts))
+        except Exception:
+            get_logger("slo").warning("The end of a task run could not be recorded.", exc_info=True)
+        call.future.set_result(state)
+
+
+def _error(
+    call: Call,
+    ending: control.Ending,
+    attempts: int,
+    loss: protocol.Lost | None,
+    report: protocol.ItemReport | None,
+) -> SloError:
+    detail = loss.detail if loss is not None else ending
+    match ending:
+        case "memory" if loss is not None:
+            return OutOfMemory(call.stage, loss.peak_mb, loss.limit_mb, attempts)
+        case "timeout":
+            return TaskTimedOut(call.stage, float(call.task.timeout_seconds or 0), attempts)
+        case "unpicklable":
+            outcome = report.outcome if report is not None else protocol.Outcome(b"")
+            return Unpicklable(call.stage, "argument" if outcome.failed else "result", outcome.unpicklable)
+        case "start":
+            return WorkerLost(call.stage, f"no worker started: {detail}", attempts)
+        case _:
+            return WorkerLost(call.stage, detail, attempts)
+
+
+def _ended(call: Call, state: State[Any], report: protocol.ItemReport | None, *, runs: int = 1) -> engine.Ended:
+    started, elapsed_s = None, 0.0
+    if report is not None:
+        started = datetime.now(UTC) - timedelta(seconds=time.monotonic() - report.started)
+        elapsed_s = report.ended - report.started
+    return engine.Ended(
+        call.task,
+        call.task_run_id,
+        state,
+        tuple(call.parameters),
+        call.dependencies,
+        call.wait_for,
+        call.tags,
+        started,
+        elapsed_s,
+        runs,
+    )
+
+
+def _link(state: State[Any]) -> None:
+    """Let Prefect recognise the result where the flow passes it on: the link the engine made is in the worker."""
+    if isinstance(state.data, ResultRecord):
+        link_state_to_task_run_result(state, state.data.result)
+    else:  # in result storage
+        link_state_to_task_run_result(state, state.result(raise_on_failure=False, _sync=True))  # type: ignore[call-arg]

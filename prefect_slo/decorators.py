@@ -6,7 +6,7 @@ import functools
 import inspect
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -19,7 +19,7 @@ from prefect_slo.errors import InvalidValue, UnsupportedTaskRunner
 from prefect_slo.loop.director import Features, LoopDirector, Mode
 from prefect_slo.loop.menus import MenuSettings
 from prefect_slo.objective import Budget, Latency, Slo
-from prefect_slo.runner.recipe import Isolation
+from prefect_slo.runner.recipe import Recipe
 from prefect_slo.runner.task_runner import FlowClock, SLOTaskRunner
 from prefect_slo.units import fraction
 
@@ -96,12 +96,14 @@ def slo(
     def decorate(flow: Flow[P, R]) -> Flow[P, R]:
         if not isinstance(flow, Flow):
             raise InvalidValue("slo", flow, "a Prefect flow: put @slo(...) above @flow")
-        isolation, workers, declared = _stands_for(flow.task_runner)
+        own: TaskRunner[Any] = flow.task_runner
+        if isinstance(own, SLOTaskRunner) and isinstance(own.director, LoopDirector):
+            own = own.stock or ThreadPoolTaskRunner()  # decorated before: this decorator takes the other's place
+        usual, declared = _stands_for(own)
         director = LoopDirector(
             slo=objective,
             mode=mode,
-            isolation=isolation,
-            workers=workers,
+            usual=usual,
             menu=settings,
             stages={**declared, **declarations},
             features=_features(features),
@@ -109,7 +111,7 @@ def slo(
             seed=seed,
         )
         runner = SLOTaskRunner(stages=director.stages, director=director)
-        runner.stock = flow.task_runner if not isinstance(flow.task_runner, SLOTaskRunner) else None
+        runner.stock = own
         decorated = flow.with_options(task_runner=cast("TaskRunner[Any]", runner))
         decorated.fn = timed(flow.fn)
         return decorated
@@ -145,7 +147,7 @@ def _same_kind(fn: Callable[..., Any]) -> Callable[..., Any]:
         with _Timing():
             return fn(*args, **kwargs)
 
-    def generator(*args: Any, **kwargs: Any) -> Iterator[Any]:
+    def generator(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         with _Timing():
             return (yield from fn(*args, **kwargs))
 
@@ -178,19 +180,19 @@ class _Timing:
         self._clock.returned = time.monotonic()
 
 
-def _stands_for(runner: TaskRunner[Any]) -> tuple[Isolation, int | None, Mapping[str, Declaration]]:
-    """What a flow's own task runner means for runs that change nothing.
+def _stands_for(runner: TaskRunner[Any]) -> tuple[Recipe, Mapping[str, Declaration]]:
+    """How a flow with a task runner of its own is run where nothing is to change, and what that declares of tasks.
 
     Raises:
         UnsupportedTaskRunner: It has no matching backend.
     """
     if isinstance(runner, SLOTaskRunner):
-        return runner.recipe.isolation, runner.recipe.workers, runner.stages
+        return runner.recipe, runner.stages
     if type(runner) is ThreadPoolTaskRunner:
         limit = runner._max_workers
-        return "thread", limit if limit < sys.maxsize else None, {}
+        return Recipe(isolation="thread", workers=limit if limit < sys.maxsize else None, record="full"), {}
     if type(runner) is ProcessPoolTaskRunner:
-        return "process", runner._max_workers, {}
+        return Recipe(isolation="process", workers=runner._max_workers, record="full"), {}
     raise UnsupportedTaskRunner(type(runner).__name__, SUPPORTED)
 
 

@@ -6,22 +6,22 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
-from prefect.logging import get_logger
 
 from prefect_slo.declaration import Declaration
 from prefect_slo.loop.knowledge import knowledge
 from prefect_slo.loop.learning import Learner
 from prefect_slo.loop.menus import MenuSettings
 from prefect_slo.loop.planning import Decision, decide
+from prefect_slo.loop.saying import say_once
 from prefect_slo.objective import Slo
 from prefect_slo.observation import Invocation
 from prefect_slo.plan import Plan
 from prefect_slo.pricing import PriceList, price_list
-from prefect_slo.runner.recipe import Isolation, ObservedRun, Recipe
+from prefect_slo.runner.recipe import ObservedRun, Recipe
 from prefect_slo.settings import SLOSettings
 from prefect_slo.telemetry import RunLog
 
@@ -38,6 +38,9 @@ class Following:
         recipe: In place of a plan.
         heard: Gets what each run shows.
         learn: Whether the runs are folded into the profile as they end.
+        flow_name: The flow that is told; by default the one that the plan is for. Other decorated flows, which this one
+            may call, decide for themselves.
+        on_threads: Stages that are known not to pickle, with the hash of their code.
     """
 
     plan: Plan | None = None
@@ -45,6 +48,13 @@ class Following:
     heard: Callable[[ObservedRun], None] | None = None
     learn: bool = False
     mode: str = "profile"
+    flow_name: str = ""
+    on_threads: Mapping[str, str] = field(default_factory=dict)
+
+    def concerns(self, flow_name: str) -> bool:
+        """Whether a flow is told by this."""
+        named = self.flow_name or (self.plan.workflow if self.plan is not None else flow_name)
+        return named == flow_name
 
 
 _FOLLOWING: ContextVar[Following | None] = ContextVar("prefect_slo_following", default=None)
@@ -76,8 +86,7 @@ class LoopDirector:
     Attributes:
         slo: What is asked.
         mode: ``None``: enforce once the models are identified, observe before.
-        isolation: What the flow's own task runner stands for, in runs that change nothing.
-        workers: Its number of workers.
+        usual: How runs are run that change nothing: what the flow's own task runner stands for.
         menu: What the decorator says of menus.
         stages: Declarations by task name.
         features: Input size from the flow's parameters.
@@ -87,8 +96,7 @@ class LoopDirector:
 
     slo: Slo
     mode: Mode | None = None
-    isolation: Isolation = "thread"
-    workers: int | None = None
+    usual: Recipe = field(default_factory=lambda: Recipe(isolation="thread", record="full"))
     menu: MenuSettings = field(default_factory=MenuSettings)
     stages: Mapping[str, Declaration] = field(default_factory=dict)
     features: Features | None = None
@@ -111,7 +119,10 @@ class LoopDirector:
     def recipe(self, flow_name: str, run_id: str, parameters: Mapping[str, Any]) -> Recipe:
         """How to run the run that starts now; see ``runner.recipe.Director``."""
         told = _FOLLOWING.get()
-        decision = Decision(told.plan, told.mode) if told is not None else self._decide(flow_name, run_id)
+        if told is not None and told.concerns(flow_name):
+            decision = Decision(told.plan, told.mode, on_threads=told.on_threads)
+        else:
+            told, decision = None, self._decide(flow_name, run_id)
         settings = SLOSettings()
         log = None
         if settings.telemetry:
@@ -119,14 +130,14 @@ class LoopDirector:
         with self._lock:
             self._active[run_id] = _Active(log, decision, told)
         if decision.note:
-            get_logger("slo").info("%s: %s", flow_name, decision.note)
+            say_once(flow_name, decision.note)
         if told is not None and told.recipe is not None:
             return told.recipe
-        if decision.plan is None or decision.mode == "advise":
-            return Recipe(isolation=self.isolation, workers=self.workers, record="full", prices=self.prices)
+        if decision.followed is None:
+            return replace(self.usual, prices=self.prices)
         return Recipe(
-            plan=decision.plan,
-            on_threads=decision.on_threads,
+            plan=decision.followed,
+            on_threads=frozenset(decision.on_threads),
             ladders=decision.ladders,
             prices=self.prices,
         )
@@ -157,7 +168,7 @@ class LoopDirector:
             rng = np.random.default_rng([self.seed, *run_id.encode()])
             return decide(known, self.slo, mode=mode, seed=self.seed, explore=self.explore, rng=rng)
         except Exception as error:
-            return Decision(None, "observe", f"runs as it is: no plan ({type(error).__name__}: {error})")
+            return Decision(None, "observe", f"runs as it is: there is no plan ({type(error).__name__}: {error}).")
 
     def _facts(self, decision: Decision) -> dict[str, Any]:
         slo = self.slo
@@ -168,9 +179,10 @@ class LoopDirector:
             "plan_digest": decision.digest,
             "predicted_s": None,
         }
-        if decision.plan is not None and decision.plan.predicted is not None:
-            facts["predicted_s"] = decision.plan.predicted.latency_s.mean
-            facts["predicted_at_percentile_s"] = decision.plan.predicted.latency_at_percentile_s
+        if decision.followed is not None and decision.followed.predicted is not None:
+            predicted = decision.followed.predicted
+            facts["predicted_s"] = predicted.latency_s.mean
+            facts["predicted_at_percentile_s"] = predicted.latency_at_percentile_s
         return facts
 
     @property

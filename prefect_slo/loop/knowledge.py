@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+from prefect_slo.artifacts.forecast import StageForecast
 from prefect_slo.blocks.profile import SLOProfile
 from prefect_slo.loop.policy import PastRun
 from prefect_slo.models import WorkflowModel
@@ -20,6 +24,10 @@ FRESH_S = 30.0
 """A profile read this recently is not read again: runs in a row learn through ``remember``."""
 
 
+UNPICKLED = "unpickled:"
+"""Facts of a run that begin so name a stage that doesn't pickle, and hold the hash of its code."""
+
+
 @dataclass(frozen=True)
 class Knowledge:
     """A flow's profile, opened.
@@ -29,9 +37,12 @@ class Knowledge:
         workflow: Its graph with menus; ``None`` before the first completed run.
         model: Its fitted model; ``None`` where there is none.
         plan: The plan in force.
-        past: Runs so far, oldest first.
-        on_threads: Stages that are known not to pickle.
+        past: Completed runs so far, oldest first.
+        on_threads: Stages that are known not to pickle, with the hash of their code.
+        history: Entries of the plans that were in force before this one, oldest first.
+        revision: Of the profile.
         made: Plans made from this knowledge so far, by objective.
+        forecasts: What the model says of each stage under a plan, by the plan's digest.
     """
 
     flow_name: str
@@ -39,8 +50,11 @@ class Knowledge:
     model: WorkflowModel | None = None
     plan: Plan | None = None
     past: tuple[PastRun, ...] = ()
-    on_threads: frozenset[str] = frozenset()
+    on_threads: Mapping[str, str] = field(default_factory=dict)
+    history: tuple[Mapping[str, Any], ...] = ()
+    revision: int = 0
     made: dict[Slo, Plan] = field(default_factory=dict, compare=False)
+    forecasts: dict[str, Mapping[str, StageForecast]] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, flow_name: str, profile: SLOProfile | None) -> Knowledge:
@@ -51,8 +65,12 @@ class Knowledge:
         model = WorkflowModel.from_document(workflow, document) if workflow is not None and document else None
         completed = profile.ledger().completed()
         past = tuple(_past(run.facts, run.latency_s) for run in completed)
-        unpickled = frozenset(str(s) for run in completed[-1:] for s in _list(run.facts.get("on_threads")))
-        return cls(flow_name, workflow, model, profile.plan_in_force(), past, unpickled)
+        return cls(
+            flow_name, workflow, model, profile.plan_in_force(), past,
+            on_threads=_unpickled(completed[-1].facts) if completed else {},
+            history=tuple(profile.plan_history[:-1]),
+            revision=profile.revision,
+        )  # fmt: skip
 
     def missing(self) -> str:
         """Why the flow can't be planned yet, in words; empty when it can."""
@@ -63,6 +81,13 @@ class Knowledge:
             if not verdict:
                 return f"stage {stage.name!r}: {verdict.reason}"
         return ""
+
+
+@contextmanager
+def impatient() -> Iterator[None]:
+    """Inside, a request that fails is tried once more, not five times: a flow must not wait for an API that is down."""
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1}):
+        yield
 
 
 class _Remembered:
@@ -77,7 +102,16 @@ class _Remembered:
             read, known = self._known.get(flow_name, (-math.inf, Knowledge(flow_name)))
         if time.monotonic() - read < FRESH_S:
             return known
-        return self.put(Knowledge.of(flow_name, SLOProfile.of_flow(flow_name)))
+        try:
+            with impatient():
+                profile = SLOProfile.of_flow(flow_name)
+        except Exception:
+            if not known.revision:
+                raise
+            return self.put(known)  # what was known a while ago is better than nothing
+        if profile is not None and profile.revision == known.revision:
+            return self.put(known)  # nothing new: opening a profile fits its model
+        return self.put(Knowledge.of(flow_name, profile))
 
     def put(self, known: Knowledge) -> Knowledge:
         with self._lock:
@@ -112,14 +146,17 @@ def forget(flow_name: str) -> None:
 
 
 def _past(facts: Mapping[str, Any], latency_s: float) -> PastRun:
-    predicted = facts.get("predicted_s")
     return PastRun(
         plan=str(facts.get("plan_digest") or ""),
         latency_s=latency_s,
-        predicted_s=float(predicted) if isinstance(predicted, (int, float)) else math.nan,
-        met=bool(facts.get("met", True)),
+        predicted_s=_number(facts.get("predicted_s")),
+        cost_usd=_number(facts.get("cost_usd")),
     )
 
 
-def _list(value: object) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else []
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, (int, float)) else math.nan
+
+
+def _unpickled(facts: Mapping[str, Any]) -> dict[str, str]:
+    return {name.removeprefix(UNPICKLED): str(source) for name, source in facts.items() if name.startswith(UNPICKLED)}

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from prefect.logging import get_logger
-
-from prefect_slo.artifacts.forecast import RunActual, StageForecast
+from prefect_slo.artifacts.forecast import RunActual, stage_forecasts
 from prefect_slo.artifacts.publishing import publish_attainment, publish_plan
 from prefect_slo.attainment import Attainment
-from prefect_slo.blocks import fold_in, put_in_force
+from prefect_slo.blocks import fold_in, plan_from_history, put_in_force, update_profile
+from prefect_slo.errors import InvalidPlan
 from prefect_slo.loop import policy
-from prefect_slo.loop.knowledge import Knowledge, knowledge, remember
+from prefect_slo.loop.knowledge import UNPICKLED, Knowledge, impatient, knowledge, remember
 from prefect_slo.loop.menus import with_menus
-from prefect_slo.loop.planning import Decision, plan_digest, replan
-from prefect_slo.models import WorkflowModel
+from prefect_slo.loop.planning import KEPT, Decision, plan_digest, replan
+from prefect_slo.loop.policy import PastRun
+from prefect_slo.loop.saying import say_once
 from prefect_slo.objective import Slo
 from prefect_slo.plan import Plan
 from prefect_slo.runner.recipe import ObservedRun
@@ -26,6 +31,32 @@ from prefect_slo.telemetry.store import publish_log, sweep_orphans
 
 if TYPE_CHECKING:
     from prefect_slo.loop.director import LoopDirector
+
+MOVED = 0.02
+"""A plan that is kept gets its new prediction stored where that has moved by 2 %."""
+
+
+class _Waiting:
+    """Runs of this process that are stored but not folded in, by flow: what says when it is time to learn."""
+
+    def __init__(self) -> None:
+        self._runs: defaultdict[str, list[PastRun]] = defaultdict(list)
+        self._lock = threading.Lock()
+
+    def add(self, flow_name: str, run: PastRun) -> None:
+        with self._lock:
+            self._runs[flow_name].append(run)
+
+    def of(self, flow_name: str) -> tuple[PastRun, ...]:
+        with self._lock:
+            return tuple(self._runs[flow_name])
+
+    def clear(self, flow_name: str) -> None:
+        with self._lock:
+            self._runs.pop(flow_name, None)
+
+
+_WAITING = _Waiting()
 
 
 class Learner:
@@ -40,36 +71,48 @@ class Learner:
         self._director, self._decision = director, decision
 
     def take(self, run: ObservedRun, log: RunLog | None, *, learn: bool) -> None:
-        """Write the run down, show it, and learn where it is time. Never raises for an API that is down."""
-        met = self._met(run)
-        if log is not None:
-            self._write(run, log, met)
-            publish_log(log)
-        if not learn:
-            return
-        self._show(run, met)
-        try:
-            self._learn(run)
-        except Exception as error:
-            get_logger("slo").warning(
-                "%s: nothing was learned from this run yet (%s: %s); a later one will.",
-                run.flow_name, type(error).__name__, error,
-            )  # fmt: skip
+        """Write the run down, show it, and learn where it is time. Never raises: each step that fails is said once."""
+        past = self._past(run)
+        with impatient():
+            if log is not None:
+                with _never_failing(run.flow_name, "its telemetry is incomplete"):
+                    self._write(run, log, met=past.met(self._director.slo))
+                publish_log(log)
+            if not learn or not run.clean:
+                return
+            _WAITING.add(run.flow_name, past)
+            with _never_failing(run.flow_name, "its plan was not compared with the run"):
+                self._show(run)
+        with _never_failing(run.flow_name, "nothing was learned from this run yet; a later one will"):
+            self._learn(run.flow_name)
 
-    def _write(self, run: ObservedRun, log: RunLog, met: bool) -> None:
-        on_threads = sorted(name for name, seen in run.stages.items() if seen.pickles is False)
+    def _past(self, run: ObservedRun) -> PastRun:
+        plan = self._decision.followed
+        predicted = math.nan if plan is None or plan.predicted is None or run.cached else plan.predicted.latency_s.mean
+        return PastRun(self._decision.digest, run.latency_s, predicted, run.cost_usd)
+
+    def _write(self, run: ObservedRun, log: RunLog, *, met: bool) -> None:
+        unpickled = unpickled_stages(run, self._decision.on_threads)
         if run.workflow is not None:
-            declarations = run.declarations
-            workflow = with_menus(run.workflow, self._director.menu, declarations, frozenset(on_threads))
-            log.workflow(workflow.to_document())
+            menus = (self._director.menu, run.declarations, frozenset(unpickled))
+            log.workflow(with_menus(run.workflow, *menus).to_document())
         features = self._features(run)
+        plan = self._decision.followed
         for row in run.stage_runs:
             seen = run.stages[row.stage]
-            planned = self._decision.plan.stages.get(row.stage) if self._decision.plan is not None else None
-            key = StageKey(seen.key, seen.source, row.hardware)
-            log.stage_run(row, key, knobs=dict(planned.knobs) if planned is not None else None, features=features)
+            planned = plan.stages.get(row.stage) if plan is not None else None
+            log.stage_run(
+                row,
+                StageKey(seen.key, seen.source, row.hardware),
+                status="cached" if seen.cached else "completed",
+                knobs=dict(planned.knobs) if planned is not None else None,
+                features=features,
+            )
+        if run.cached:
+            log.note(predicted_s=None)  # a run that didn't do its work says nothing of the prediction
+        log.note(**{f"{UNPICKLED}{stage}": source for stage, source in unpickled.items()})
         status: Status = "completed" if run.clean else "failed"
-        log.end(status, latency_s=run.latency_s, met=met, cost_usd=run.cost_usd, on_threads=on_threads)
+        log.end(status, latency_s=run.latency_s, met=met, cost_usd=run.cost_usd)
 
     def _features(self, run: ObservedRun) -> dict[str, float]:
         if self._director.features is None:
@@ -77,53 +120,35 @@ class Learner:
         try:
             return {name: float(value) for name, value in self._director.features(run.parameters).items()}
         except Exception as error:
-            get_logger("slo").warning("%s: features failed (%s: %s).", run.flow_name, type(error).__name__, error)
+            message = f"features= failed ({type(error).__name__}: {error}); runs count as if it weren't there."
+            say_once(run.flow_name, message, level=logging.WARNING, about="features")
             return {}
 
-    def _met(self, run: ObservedRun) -> bool:
-        slo = self._director.slo
-        latency = slo.latency is None or not run.latency_s > slo.latency.bound_s
-        return latency and (slo.budget is None or run.cost_usd <= slo.budget.bound_usd)
-
-    def _show(self, run: ObservedRun, met: bool) -> None:
+    def _show(self, run: ObservedRun) -> None:
         """Predicted against actual, as an artifact of the run."""
-        plan = self._decision.plan
-        if plan is None or plan.predicted is None or not run.clean or not math.isfinite(run.latency_s):
+        plan, slo = self._decision.followed, self._director.slo
+        if plan is None or plan.predicted is None or not math.isfinite(run.latency_s):
             return
         known = knowledge(run.flow_name)
         name = plan_digest(plan)
-        earlier = [past for past in known.past if past.plan == name]
-        attainment = Attainment(sum(past.met for past in earlier) + met, len(earlier) + 1)
-        actual = RunActual(run.latency_s, run.cost_usd, {row.stage: row.wall_s for row in run.stage_runs})
+        followed = [past for past in (*known.past, *_WAITING.of(run.flow_name)) if past.plan == name]
+        if known.model is not None and name not in known.forecasts:
+            known.forecasts[name] = stage_forecasts(known.model, plan)
         publish_attainment(
             run.flow_name,
             plan,
-            actual,
-            attainment=attainment,
-            forecasts=forecasts(known.model, plan) if known.model is not None else None,
-            history=[RunActual(past.latency_s) for past in earlier if math.isfinite(past.latency_s)],
+            RunActual(run.latency_s, run.cost_usd, {row.stage: row.wall_s for row in run.stage_runs}),
+            attainment=Attainment(sum(past.met(slo) for past in followed), len(followed)),
+            forecasts=known.forecasts.get(name),
+            history=[RunActual(past.latency_s) for past in followed[:-1] if math.isfinite(past.latency_s)],
             flow_run_id=_uuid(run.run_id),
         )
 
-    def _learn(self, run: ObservedRun) -> None:
-        known = knowledge(run.flow_name)
-        seen = known.past
-        latest = policy.PastRun(self._decision.digest, run.latency_s, self._predicted(), met=self._met(run))
-        waiting = _waiting.setdefault(run.flow_name, [])
-        if run.clean:
-            waiting.append(latest)
-        off = policy.drifting([*seen, *waiting])
-        if not policy.due(len(waiting), len(seen), drifting=off):
-            return
-        learn(run.flow_name, self._director.slo, seed=self._director.seed)
-
-    def _predicted(self) -> float:
-        plan = self._decision.plan
-        return plan.predicted.latency_s.mean if plan is not None and plan.predicted is not None else math.nan
-
-
-_waiting: dict[str, list[policy.PastRun]] = {}
-"""Runs of this process that are stored but not folded in, by flow: what says when it is time."""
+    def _learn(self, flow_name: str) -> None:
+        known, waiting = knowledge(flow_name), _WAITING.of(flow_name)
+        off = policy.drifting([*known.past, *waiting])
+        if policy.due(len(waiting), len(known.past), drifting=off):
+            learn(flow_name, self._director.slo, seed=self._director.seed)
 
 
 def learn(flow_name: str, slo: Slo, *, seed: int = 0, refit: bool = False) -> Knowledge:
@@ -139,37 +164,69 @@ def learn(flow_name: str, slo: Slo, *, seed: int = 0, refit: bool = False) -> Kn
         TimeoutError: Another writer took too long.
         httpx.HTTPError: The API cannot be reached.
     """
-    sweep_orphans_here()
-    profile = fold_in(flow_name, objective=_objective(slo), refit=refit)
-    _waiting.pop(flow_name, None)
+    settings = SLOSettings()
+    sweep_orphans(settings.telemetry_directory)
+    timeout_s = settings.fold_timeout_s
+    profile = fold_in(flow_name, objective=_objective(slo), refit=refit, timeout_s=timeout_s)
+    _WAITING.clear(flow_name)
     known = remember(flow_name, profile)
-    plan, reason = replan(known, slo, seed=seed)
-    if plan is None or (known.plan is not None and reason == "kept"):
+    plan, reason = replan(known, slo, seed=seed, earlier=earlier_plans(known))
+    if plan is None or known.workflow is None:
         return known
-    known = remember(flow_name, put_in_force(flow_name, plan, reason))
-    assert known.workflow is not None
-    publish_plan(
-        flow_name,
-        plan,
-        workflow=known.workflow,
-        forecasts=forecasts(known.model, plan) if known.model is not None else None,
+    if reason == KEPT:
+        if not _moved(known.plan, plan):
+            return known
+        document = plan.to_document()
+        profile = update_profile(flow_name, lambda p: p.model_copy(update={"plan": document}), timeout_s=timeout_s)
+    else:
+        profile = put_in_force(flow_name, plan, reason, timeout_s=timeout_s)
+    forecasts = stage_forecasts(known.model, plan) if known.model is not None else None
+    publish_plan(flow_name, plan, workflow=known.workflow, forecasts=forecasts)
+    return remember(flow_name, profile)
+
+
+def earlier_plans(known: Knowledge) -> Iterator[Plan]:
+    """Plans that were in force before the one that is, newest first; those that are gone are left out."""
+    for entry in reversed(known.history):
+        try:
+            plan = plan_from_history(entry)
+        except InvalidPlan:
+            continue
+        if plan is not None:
+            yield plan
+
+
+def unpickled_stages(run: ObservedRun, known: Mapping[str, str]) -> dict[str, str]:
+    """Stages that don't pickle, with the hash of their code: those that a run has shown, and those of before.
+
+    A stage that is known not to pickle runs on threads, where it is not tried again as long as its code stays.
+    """
+    return {
+        name: seen.source
+        for name, seen in run.stages.items()
+        if seen.pickles is False or (seen.pickles is None and known.get(name) == seen.source)
+    }
+
+
+@contextmanager
+def _never_failing(flow_name: str, consequence: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        message = f"{consequence} ({type(error).__name__}: {error})."
+        say_once(flow_name, message, level=logging.WARNING, about=consequence)
+
+
+def _moved(before: Plan | None, after: Plan) -> bool:
+    if before is None or before.predicted is None or after.predicted is None:
+        return True
+    old, new = before.predicted, after.predicted
+    pairs = (
+        (old.latency_s.mean, new.latency_s.mean),
+        (old.latency_at_percentile_s, new.latency_at_percentile_s),
+        (old.cost_usd.mean, new.cost_usd.mean),
     )
-    return known
-
-
-def sweep_orphans_here() -> None:
-    """Pick up logs that crashed or offline runs of this machine have left."""
-    sweep_orphans(SLOSettings().telemetry_directory)
-
-
-def forecasts(model: WorkflowModel, plan: Plan) -> dict[str, StageForecast]:
-    """What the model says of each stage under a plan."""
-    samples = model.predict(plan, n_samples=4000, seed=plan.seed).samples
-    found = {}
-    for name, latency in samples.stage_latency_s.items():
-        p95 = float(sorted(latency)[int(0.95 * len(latency))])
-        found[name] = StageForecast(float(latency.mean()), p95, float(samples.stage_cost_usd[name].mean()))
-    return found
+    return any(not math.isclose(a, b, rel_tol=MOVED) for a, b in pairs)
 
 
 def _objective(slo: Slo) -> dict[str, Any]:
@@ -181,8 +238,9 @@ def _objective(slo: Slo) -> dict[str, Any]:
     }
 
 
-def _uuid(text: str) -> UUID | None:
+def _uuid(run_id: str) -> UUID | None:
+    """The flow run's id; later attempts of one carry ``#2``, ``#3``, … behind it."""
     try:
-        return UUID(text)
+        return UUID(run_id.partition("#")[0])
     except ValueError:
         return None

@@ -11,6 +11,7 @@ import psutil
 from prefect_slo import units
 from prefect_slo.declaration import NOTHING, Declaration
 from prefect_slo.errors import InvalidValue
+from prefect_slo.pricing import price_list
 from prefect_slo.resources import Capacity, Menu, Pool, Size
 from prefect_slo.runner.backends.local import usable_vcpus
 from prefect_slo.runner.rules import PROCESS, THREAD
@@ -29,6 +30,10 @@ class MenuSettings:
         memory_mb: Memory of a worker; by default its vCPUs' share of the machine's memory.
         batch: Batch sizes of batched tasks.
         prices: Price list.
+
+    Raises:
+        InvalidValue: A count or size that can't be, or nothing to choose from.
+        UnknownPrices: The price list does not exist.
     """
 
     workers: tuple[int, ...] | None = None
@@ -36,6 +41,17 @@ class MenuSettings:
     memory_mb: tuple[int, ...] | None = None
     batch: tuple[int, ...] = (1,)
     prices: str = "local"
+
+    def __post_init__(self) -> None:
+        checks = {"workers": units.whole, "vcpus": units.positive, "memory_mb": _megabytes, "batch": units.whole}
+        for name, check in checks.items():
+            values = getattr(self, name)
+            if values is None:
+                continue
+            if not values:
+                raise InvalidValue(f"menu.{name}", values, "at least one value")
+            object.__setattr__(self, name, tuple(check(value, f"menu.{name}") for value in values))
+        price_list(self.prices)
 
     @classmethod
     def of(cls, value: Mapping[str, Any] | MenuSettings | None) -> MenuSettings:
@@ -46,16 +62,23 @@ class MenuSettings:
         """
         if isinstance(value, MenuSettings):
             return value
-        settings: dict[str, Any] = {}
-        for name, given in (value or {}).items():
+        return cls().updated(value or {})
+
+    def updated(self, fields: Mapping[str, Any]) -> MenuSettings:
+        """A copy with some fields replaced; single values stand for lists of one.
+
+        Raises:
+            InvalidValue: A field that there isn't, or a value that it may not hold.
+        """
+        if not isinstance(fields, Mapping):
+            raise InvalidValue("menu", fields, f"a mapping with some of {', '.join(_FIELDS)}")
+        changes: dict[str, Any] = {}
+        for name, given in fields.items():
             if name not in _FIELDS:
                 raise InvalidValue("menu", name, f"one of {', '.join(_FIELDS)}")
-            if name == "prices":
-                settings[name] = str(given)
-                continue
-            values = tuple(given) if isinstance(given, (list, tuple, range)) else (given,)
-            settings[name] = tuple(units.megabytes(v) for v in values) if name == "memory_mb" else values
-        return cls(**settings)
+            several = isinstance(given, (list, tuple, range)) or name == "prices"
+            changes[name] = given if name == "prices" else tuple(given) if several else (given,)
+        return replace(self, **changes)
 
 
 def local_capacity() -> Capacity:
@@ -64,16 +87,14 @@ def local_capacity() -> Capacity:
 
 
 def local_menu(settings: MenuSettings, declared: Declaration = NOTHING, *, on_threads: bool = False) -> Menu:
-    """The menu of a stage on this machine.
+    """The menu of a stage on this machine. Batches are not on it: local workers take items one by one.
 
     Args:
         settings: What the flow's decorator says.
         declared: What the task's own declaration says; it goes before.
         on_threads: Whether the stage is known not to pickle.
     """
-    own = replace(
-        settings, **{name: MenuSettings.of({name: v}).__getattribute__(name) for name, v in declared.menu.items()}
-    )
+    own = settings.updated(declared.menu)
     pins = declared.pins
     pool = str(pins.get("pool", declared.pool or ""))
     threads = on_threads or pool == THREAD or declared.isolation == THREAD
@@ -92,14 +113,11 @@ def local_menu(settings: MenuSettings, declared: Declaration = NOTHING, *, on_th
         workers=tuple(workers),
         sizes=sizes,
         pools=(Pool(THREAD if threads else pool or PROCESS),),
-        batch=own.batch if declared.batched else (1,),
         knobs=declared.knobs,
     )
-    held = {name: pins[name] for name in ("workers", "batch") if name in pins}
+    held = {"workers": pins["workers"]} if "workers" in pins else {}
     if "vcpus" in pins or "memory_mb" in pins:
-        held["size"] = Size(
-            float(pins.get("vcpus", sizes[0].vcpus)), units.megabytes(pins.get("memory_mb", sizes[0].memory_mb))
-        )
+        held["size"] = _pinned(sizes, pins)
     return menu.pinned(**held) if held else menu
 
 
@@ -120,6 +138,19 @@ def with_menus(
             menu = replace(menu, workers=(1,))
         stages.append(replace(stage, menu=menu))
     return replace(workflow, stages=tuple(stages), capacity=local_capacity())
+
+
+def _megabytes(value: object, field: str) -> int:
+    return units.megabytes(value, field=field)  # type: ignore[arg-type]
+
+
+def _pinned(sizes: tuple[Size, ...], pins: Mapping[str, Any]) -> Size:
+    """The size that pins ask for: what they leave open is that of the first size on the menu that fits them."""
+    vcpus = float(pins["vcpus"]) if "vcpus" in pins else None
+    memory_mb = units.megabytes(pins["memory_mb"]) if "memory_mb" in pins else None
+    fitting = (s for s in sizes if vcpus in (None, s.vcpus) and memory_mb in (None, s.memory_mb))
+    like = next(fitting, sizes[0])
+    return replace(like, vcpus=vcpus or like.vcpus, memory_mb=memory_mb or like.memory_mb)
 
 
 def _powers(n: int) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,8 +19,18 @@ from prefect_slo.resources import Option, Size
 from prefect_slo.telemetry.packing import digest
 from prefect_slo.workflow import Workflow
 
+PROFILE_IT = "Profile it with 'prefect-slo profile'."
+
 EXPLORATION_COST = 1.25
 """An exploring run may cost a quarter more than the plan's, and must keep the bound under the model."""
+
+
+KEPT = "kept"
+"""Reason of a re-plan that changes nothing."""
+
+TIGHTER = 1.02
+ATTEMPTS = 4
+"""A plan that real runs have shown to miss is not made again: so many times the bound is tightened, by 2 % at least."""
 
 
 @dataclass(frozen=True)
@@ -31,20 +41,25 @@ class Decision:
         plan: The plan; ``None`` to observe.
         mode: ``observe``, ``advise``, ``enforce``, ``explore`` or ``profile``.
         note: What the user should know, or nothing.
-        on_threads: Stages that are known not to pickle.
+        on_threads: Stages that are known not to pickle, with the hash of their code.
         ladders: Larger sizes by stage, for items that run out of memory.
     """
 
     plan: Plan | None
     mode: str
     note: str = ""
-    on_threads: frozenset[str] = frozenset()
+    on_threads: Mapping[str, str] = field(default_factory=dict)
     ladders: Mapping[str, tuple[Size, ...]] = field(default_factory=dict)
 
     @property
+    def followed(self) -> Plan | None:
+        """The plan that the run is run by; a plan that is only shown is none."""
+        return None if self.mode == "advise" else self.plan
+
+    @property
     def digest(self) -> str:
-        """Names the choices of the plan, whatever it predicts; empty without one."""
-        return plan_digest(self.plan) if self.plan is not None else ""
+        """Names the choices of the plan that is followed, whatever it predicts; empty without one."""
+        return plan_digest(self.followed) if self.followed is not None else ""
 
 
 def decide(
@@ -61,20 +76,19 @@ def decide(
         rng: Draws whether this run does.
     """
     missing = known.missing()
-    if mode == "observe" or missing:
-        hint = f"runs as it is and is observed: {missing}. Profile it with 'prefect-slo profile'." if missing else ""
-        return Decision(None, "observe", hint)
+    if missing:
+        hint = f"runs as it is and is observed: {missing}."
+        return Decision(None, "observe", hint if "prefect-slo profile" in hint else f"{hint[:-1]}. {PROFILE_IT}")
+    if mode == "observe":
+        return Decision(None, "observe")
     assert known.model is not None
     assert known.workflow is not None
-    note = ""
     plan = known.plan
     if plan is None or not fits(plan, known.workflow, slo):
-        try:
-            plan = known.made.get(slo) or make_plan(known.model, slo, seed=seed)
-        except InfeasibleSlo as error:
-            plan = fastest(known.model, slo, seed)
-            note = f"{error} Meanwhile it runs by its fastest plan."
+        plan = known.made.get(slo) or replan(known, slo, seed=seed)[0]
+        assert plan is not None
         known.made[slo] = plan
+    note = f"{slo} is kept by no plan for sure; it runs by its fastest." if plan.certificate is None else ""
     if mode == "advise":
         return Decision(plan, "advise", note or "a plan is ready; it is shown and not followed (mode 'advise').")
     mode = "enforce"
@@ -138,43 +152,87 @@ def objective_value(prediction: Prediction, slo: Slo) -> float:
     return prediction.cost_usd.mean if slo.latency is not None else prediction.latency_at_percentile_s
 
 
-def replan(known: Knowledge, slo: Slo, *, seed: int) -> tuple[Plan | None, str]:
+def replan(known: Knowledge, slo: Slo, *, seed: int, earlier: Iterable[Plan] = ()) -> tuple[Plan | None, str]:
     """The plan that should be in force from now on, and why; ``None`` where nothing can be planned yet.
 
-    The plan in force stays unless it no longer keeps the bound under the model, misses it more often in real runs than
-    its percentile allows for, or a candidate is better by ``policy.MARGIN``. A plan that misses too often is replaced
-    by one made for a bound tightened by how far its runs went over (``policy.correction``).
+    The plan in force stays (``KEPT``, with what the model predicts of it now) unless
+
+    - it misses the bound in real runs more often than its percentile allows for: then an earlier plan comes back that
+      was tried, kept the bound in its own runs and still does under the model; where there is none, a new one is made
+      for a bound tightened by how far the runs went over (``policy.correction``);
+    - it no longer keeps the bound under the model;
+    - a candidate that real runs have not shown to miss is better by ``policy.MARGIN``;
+    - the objective, the stages or a menu have changed.
+
+    Args:
+        known: What is known of the flow.
+        slo: What is asked.
+        seed: Of the planner's draws.
+        earlier: Plans that were in force before, newest first; looked at only where one may come back.
     """
     if known.missing() or known.model is None or known.workflow is None:
         return None, known.missing()
     model, current = known.model, known.plan
-    asked = slo
-    reason = "first plan"
-    if current is not None and not fits(current, known.workflow, slo):
-        current, reason = None, "the objective, the stages or a menu have changed"
-    if current is not None:
-        now = predicted(model, current)
-        assert now.predicted is not None
-        name = plan_digest(current)
-        if policy.distrusted(known.past, name, slo.percentile):
-            factor = policy.correction(known.past, name, slo.percentile, now.predicted.latency_at_percentile_s)
-            asked = tightened(slo, factor)
-            reason = f"misses too often: planned for a bound {factor:.3g} times tighter"
-        elif keeps(now.predicted, slo):
-            try:
-                candidate = make_plan(model, slo, seed=seed)
-            except InfeasibleSlo:
-                return now, "no plan is certain to keep the bound; the one in force does under the model"
-            assert candidate.predicted is not None
-            if policy.keep(objective_value(now.predicted, slo), objective_value(candidate.predicted, slo)):
-                return replace(now, certificate=current.certificate), "kept"
-            return candidate, "better by more than the margin"
-        else:
-            reason = "no longer keeps the bound under the model"
+    if current is None:
+        return _made(known, slo, seed, "first plan")
+    if not fits(current, known.workflow, slo):
+        return _made(known, slo, seed, "the objective, the stages or a menu have changed")
+    now = predicted(model, current)
+    assert now.predicted is not None
+    name = plan_digest(current)
+    if policy.distrusted(known.past, name, slo):
+        missed = [not run.met(slo) for run in known.past if run.plan == name]
+        why = f"{sum(missed)} of {len(missed)} runs missed the bound"
+        back = _rolled_back(known, slo, earlier)
+        if back is not None:
+            return back, f"rolled back to an earlier plan: {why}"
+        at = now.predicted.latency_at_percentile_s if slo.latency is not None else now.predicted.cost_at_percentile_usd
+        return _made(known, slo, seed, f"a bound tightened: {why}", policy.correction(known.past, name, slo, at))
+    if not keeps(now.predicted, slo):
+        return _made(known, slo, seed, "no longer keeps the bound under the model")
     try:
-        return replace(make_plan(model, asked, seed=seed), objective=slo), reason
+        candidate = make_plan(model, slo, seed=seed)
+    except InfeasibleSlo:  # none is certain to; the one in force does under the model
+        return now, KEPT
+    assert candidate.predicted is not None
+    if plan_digest(candidate) == name:
+        return candidate, KEPT
+    better = not policy.keep(objective_value(now.predicted, slo), objective_value(candidate.predicted, slo))
+    if better and not policy.distrusted(known.past, plan_digest(candidate), slo):
+        return candidate, f"better by {policy.MARGIN:.0%} or more"
+    return now, KEPT
+
+
+def _rolled_back(known: Knowledge, slo: Slo, earlier: Iterable[Plan]) -> Plan | None:
+    assert known.model is not None
+    assert known.workflow is not None
+    for plan in earlier:
+        if fits(plan, known.workflow, slo) and policy.trusted(known.past, plan_digest(plan), slo):
+            again = predicted(known.model, plan)
+            assert again.predicted is not None
+            if keeps(again.predicted, slo):
+                return again
+    return None
+
+
+def _made(known: Knowledge, slo: Slo, seed: int, reason: str, factor: float = 1.0) -> tuple[Plan, str]:
+    """A new plan for the bound divided by ``factor``, or more where real runs have shown the plan to miss.
+
+    ``KEPT`` where it makes the same choices for the same objective as the one in force.
+    """
+    assert known.model is not None
+    try:
+        for _ in range(ATTEMPTS):
+            plan = make_plan(known.model, slo if factor == 1 else tightened(slo, factor), seed=seed)
+            if not policy.distrusted(known.past, plan_digest(plan), slo):
+                break
+            factor *= TIGHTER
     except InfeasibleSlo as error:
-        return fastest(model, slo, seed), f"infeasible: {error}"
+        plan, reason = fastest(known.model, slo, seed), f"infeasible: {error}"
+    plan = replace(plan, objective=slo)
+    current = known.plan
+    same = current is not None and current.objective == slo and plan_digest(current) == plan_digest(plan)
+    return plan, KEPT if same else reason
 
 
 def tightened(slo: Slo, factor: float) -> Slo:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binom
 
+from prefect_slo.objective import Slo
+
 MARGIN = 0.05
 """A new plan replaces the one in force when it is 5 % better: less is within what the model's noise turns over."""
 
@@ -19,6 +21,9 @@ LEARN_SHARE = 0.25
 SUSPICION = 0.01
 """A plan is distrusted when so many misses, or more, had a chance below 1 %."""
 
+PROOF = 3
+"""Runs that a plan must have had before it can be gone back to: fewer would say nothing against two misses."""
+
 DRIFT_RUNS = 5
 DRIFT_FACTOR = 1.25
 """Five runs in a row whose latency is a quarter off what was predicted on average: the work has changed."""
@@ -26,19 +31,25 @@ DRIFT_FACTOR = 1.25
 
 @dataclass(frozen=True)
 class PastRun:
-    """What the rules look at of a run.
+    """What the rules look at of a completed run.
 
     Attributes:
         plan: Digest of the plan that it followed; empty where it followed none.
         latency_s: What it took.
         predicted_s: Mean latency that its plan predicted; ``nan`` where it followed none.
-        met: Whether it kept the bound.
+        cost_usd: What it cost.
     """
 
     plan: str
     latency_s: float
     predicted_s: float = math.nan
-    met: bool = True
+    cost_usd: float = math.nan
+
+    def met(self, slo: Slo) -> bool:
+        """Whether it kept a bound, be it the one that held then or another; what is unknown kept it."""
+        late = slo.latency is not None and self.latency_s > slo.latency.bound_s
+        dear = slo.budget is not None and self.cost_usd > slo.budget.bound_usd
+        return not (late or dear)
 
 
 def due(new_runs: int, learned_runs: int, *, drifting: bool = False) -> bool:
@@ -53,14 +64,19 @@ def keep(in_force: float, candidate: float) -> bool:
     return not candidate < (1 - MARGIN) * in_force
 
 
-def distrusted(runs: Sequence[PastRun], plan: str, percentile: float) -> bool:
-    """Whether a plan misses its bound more often than its percentile allows for.
+def distrusted(runs: Sequence[PastRun], plan: str, slo: Slo) -> bool:
+    """Whether a plan misses the bound more often than its percentile allows for.
 
     The misses among the runs that followed it are compared with Binomial(n, 1 − percentile), one-sided.
     """
     followed = [run for run in runs if run.plan == plan]
-    misses = sum(not run.met for run in followed)
-    return misses > 1 and float(binom.sf(misses - 1, len(followed), 1 - percentile)) < SUSPICION
+    misses = sum(not run.met(slo) for run in followed)
+    return misses > 1 and float(binom.sf(misses - 1, len(followed), 1 - slo.percentile)) < SUSPICION
+
+
+def trusted(runs: Sequence[PastRun], plan: str, slo: Slo) -> bool:
+    """Whether a plan was tried and may be gone back to: followed by ``PROOF`` runs, and not distrusted."""
+    return sum(run.plan == plan for run in runs) >= PROOF and not distrusted(runs, plan, slo)
 
 
 def drifting(runs: Sequence[PastRun]) -> bool:
@@ -71,17 +87,19 @@ def drifting(runs: Sequence[PastRun]) -> bool:
     return min(ratios) > DRIFT_FACTOR or max(ratios) < 1 / DRIFT_FACTOR
 
 
-def correction(runs: Sequence[PastRun], plan: str, percentile: float, predicted_s: float) -> float:
-    """What to divide the bound by so that a plan that missed too often would have kept it.
+def correction(runs: Sequence[PastRun], plan: str, slo: Slo, predicted: float) -> float:
+    """What to divide the leading bound by so that a plan that missed too often would have kept it.
 
-    The empirical percentile (rounded up in rank, as split conformal prediction does) of the latencies of the runs that
-    followed the plan, over the percentile that was predicted; at least 1.
+    The empirical percentile (rounded up in rank, as split conformal prediction does) of the latencies (under a budget:
+    the costs) of the runs that followed the plan, over the percentile that was predicted; at least 1.
     """
-    latencies = sorted(run.latency_s for run in runs if run.plan == plan)
-    if not latencies or not predicted_s > 0:
+    followed = [run for run in runs if run.plan == plan]
+    values = sorted(run.latency_s if slo.latency is not None else run.cost_usd for run in followed)
+    values = [value for value in values if math.isfinite(value)]
+    if not values or not predicted > 0:
         return 1.0
-    rank = min(math.ceil((len(latencies) + 1) * percentile), len(latencies))
-    return max(1.0, float(latencies[rank - 1] / predicted_s))
+    rank = min(math.ceil((len(values) + 1) * slo.percentile), len(values))
+    return max(1.0, values[rank - 1] / predicted)
 
 
 def explores(budget: float, rng: np.random.Generator) -> bool:

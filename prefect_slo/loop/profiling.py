@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from prefect import Flow
 from prefect.logging import get_logger
+from prefect.settings import PREFECT_TASKS_REFRESH_CACHE, temporary_settings
 
-from prefect_slo.blocks import SLOProfile
+from prefect_slo.blocks import SLOProfile, fold_in
 from prefect_slo.decorators import director_of
 from prefect_slo.errors import InvalidValue
 from prefect_slo.loop import sweep
 from prefect_slo.loop.director import Following, LoopDirector, following
 from prefect_slo.loop.knowledge import Knowledge, forget, knowledge
-from prefect_slo.loop.learning import learn
+from prefect_slo.loop.learning import learn, unpickled_stages
 from prefect_slo.loop.menus import with_menus
 from prefect_slo.observation import StageRuns
 from prefect_slo.plan import Plan, StagePlan
@@ -27,6 +30,9 @@ from prefect_slo.resources import Option
 from prefect_slo.runner.recipe import ObservedRun, Recipe
 from prefect_slo.telemetry.learned import observations_of
 from prefect_slo.workflow import Workflow
+
+FAILURES = 4
+"""A sweep ends after so many failed runs."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +93,10 @@ def profile(
     """Run a decorated flow at different settings until its models are identified.
 
     Every stage is measured at a spread of its menu's settings, ``repeats`` times each; all stages change in every run.
-    Settings that were measured before, in this flow or for the same task in another one, are not measured again.
-    Failed runs are counted and don't train.
+    Settings that were measured before, in this flow or for the same task in another one, are not measured again; one
+    run always shows what the flow looks like now. Failed runs are counted and don't train. Results that come from a
+    cache say nothing, so once one does the remaining runs refresh the cache. What was measured is kept, however the
+    sweep ends: the next one goes on from there. Blocks; call it from a thread where an event loop is running.
 
     Args:
         flow: A flow decorated with ``@slo``.
@@ -102,6 +110,7 @@ def profile(
     Raises:
         InvalidValue: The flow isn't decorated, no input is given, or a cap isn't positive.
         httpx.HTTPError: The API cannot be reached.
+        KeyboardInterrupt: Ctrl-C, after what was measured has been folded into the profile.
     """
     director = director_of(flow)
     if not inputs:
@@ -130,16 +139,30 @@ class _Sweep:
         self._begun = time.monotonic()
         self._slowest_s = self._dearest_usd = self._spent_usd = 0.0
         self._item_s: dict[str, float] = {}
+        self._on_threads: dict[str, str] = {}
+        self._cached = False
 
     def run(self) -> SweepReport:
-        shown = self._run_once({}, planned=1)
-        stopped = "the first run failed" if shown is None else ""
-        if shown is not None:
-            learn(self._flow.name, self._director.slo, seed=self._director.seed)
-            stopped = self._measure(self._workflow(shown))
-        forget(self._flow.name)
-        known = learn(self._flow.name, self._director.slo, seed=self._director.seed, refit=True)
+        try:
+            stopped = self._sweep()
+        except KeyboardInterrupt:
+            self._learn()
+            raise
+        known = self._learn()
         return SweepReport(tuple(self._runs), time.monotonic() - self._begun, self._spent_usd, stopped, known)
+
+    def _sweep(self) -> str:
+        """Run the flow once to see it, then at what is to be measured; returns why it ended."""
+        shown = self._run_once({}, planned=1)
+        if shown is None:
+            return "the first run failed"
+        workflow = self._workflow(shown)
+        fold_in(self._flow.name)  # rows of tasks that other flows have profiled are there from now on
+        return self._measure(workflow)
+
+    def _learn(self) -> Knowledge:
+        forget(self._flow.name)
+        return learn(self._flow.name, self._director.slo, seed=self._director.seed, refit=True)
 
     def _measure(self, workflow: Workflow) -> str:
         """Run the design; returns why it ended."""
@@ -153,8 +176,8 @@ class _Sweep:
                 return why
             if self._run_once(design.setting(number, usual), planned=1 + design.runs, workflow=workflow) is None:
                 failures += 1
-                if failures > 3:
-                    return "four runs failed"
+                if failures == FAILURES:
+                    return f"{FAILURES} runs failed"
         return "every setting was measured" if design.runs else "every setting had been measured before"
 
     def _known_rows(self, workflow: Workflow) -> StageRuns | None:
@@ -176,11 +199,15 @@ class _Sweep:
         seen: list[ObservedRun] = []
         plan = self._plan(settings, workflow) if workflow is not None else None
         recipe = Recipe(prices=self._director.prices) if plan is None else None
-        told = Following(plan=plan, recipe=recipe, heard=seen.append)
+        names: dict[str, Any] = {"flow_name": self._flow.name, "on_threads": self._on_threads}
+        told = Following(plan, recipe, heard=seen.append, **names)
         parameters = dict(self._inputs[len(self._runs) % len(self._inputs)])
         begun, error = time.monotonic(), ""
         try:
-            with following(told):
+            with ExitStack() as stack:
+                stack.enter_context(following(told))
+                if self._cached:
+                    stack.enter_context(temporary_settings({PREFECT_TASKS_REFRESH_CACHE: True}))
                 _call(self._flow, parameters)
         except Exception as failure:
             error = f"{type(failure).__name__}: {failure}"
@@ -192,6 +219,7 @@ class _Sweep:
         self._slowest_s, self._dearest_usd = max(self._slowest_s, took), max(self._dearest_usd, cost)
         if observed is not None:
             self._note_items(observed)
+            self._cached |= observed.cached
         latency_s = observed.latency_s if observed is not None else math.nan
         measurement = Measurement(len(self._runs) + 1, planned, settings, latency_s, cost, error)
         self._runs.append(measurement)
@@ -216,10 +244,26 @@ class _Sweep:
     def _workflow(self, run: ObservedRun) -> Workflow:
         if run.workflow is None:
             raise InvalidValue("flow", run.flow_name, "a flow that submits tasks: there is nothing to size")
-        on_threads = frozenset(name for name, seen in run.stages.items() if seen.pickles is False)
-        return with_menus(run.workflow, self._director.menu, run.declarations, on_threads)
+        self._on_threads = unpickled_stages(run, {})
+        return with_menus(run.workflow, self._director.menu, run.declarations, frozenset(self._on_threads))
 
 
-def _call(flow: Flow[Any, Any], parameters: Mapping[str, Any]) -> Any:
+def _call(flow: Flow[Any, Any], parameters: Mapping[str, Any]) -> None:
+    """Run a flow of any kind to its end."""
     result = flow(**parameters)
-    return asyncio.run(result) if asyncio.iscoroutine(result) else result
+    if inspect.isawaitable(result):
+        asyncio.run(_awaited(result))
+    elif inspect.isasyncgen(result):
+        asyncio.run(_exhausted(result))
+    elif inspect.isgenerator(result):
+        for _ in result:
+            pass
+
+
+async def _awaited(result: Awaitable[Any]) -> None:
+    await result
+
+
+async def _exhausted(result: AsyncIterator[Any]) -> None:
+    async for _ in result:
+        pass

@@ -37,6 +37,7 @@ class _Stage:
     submitted: int = 0
     done: int = 0
     failed: int = 0
+    cached: int = 0
     first_ready: float | None = None
     last_end: float = 0.0
     item_s: float = 0.0
@@ -171,6 +172,9 @@ class Measure:
     def failed(self, stage: str) -> None:
         self._stages[stage].failed += 1
 
+    def came_from_cache(self, stage: str) -> None:
+        self._stages[stage].cached += 1
+
     # ---- what was measured ------------------------------------------------------------------------------------------
 
     def mean_item_s(self, stage: str) -> float | None:
@@ -182,6 +186,11 @@ class Measure:
         """Items submitted to a stage so far."""
         seen = self._stages.get(stage)
         return seen.submitted if seen is not None else 0
+
+    def cached_items(self, stage: str) -> int:
+        """Items of a stage whose results came from a cache."""
+        seen = self._stages.get(stage)
+        return seen.cached if seen is not None else 0
 
     @property
     def clean(self) -> bool:

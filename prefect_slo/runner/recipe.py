@@ -56,12 +56,14 @@ class StageSeen:
         source: Hash of its code: the model's version.
         pickles: Whether its arguments and results travel between processes; ``None`` where it was not tried.
         pool: Pool that it ran on at the end.
+        cached: How many of its results came from a cache: its row says nothing of its work.
     """
 
     key: str
     source: str
     pickles: bool | None
     pool: str
+    cached: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class ObservedRun:
     """What one flow run has shown.
 
     Attributes:
-        run_id: The flow run's id.
+        run_id: The flow run's id; with ``#2``, ``#3``, … behind it for later attempts of the same flow run.
         flow_name: The flow's name.
         recipe: How it was run.
         workflow: Its stage graph, with empty menus; ``None`` where it submitted nothing.
@@ -97,6 +99,11 @@ class ObservedRun:
     started_at: float
     parameters: Mapping[str, Any]
     declarations: Mapping[str, Declaration] = field(default_factory=dict)
+
+    @property
+    def cached(self) -> bool:
+        """Whether any result came from a cache."""
+        return any(seen.cached for seen in self.stages.values())
 
 
 class Director(Protocol):

@@ -13,7 +13,7 @@ from itertools import count
 from typing import Any, Literal, Self
 
 from prefect import Task
-from prefect.client.schemas.objects import RunInput, State
+from prefect.client.schemas.objects import FlowRun, RunInput, State
 from prefect.context import FlowRunContext, TagsContext
 from prefect.futures import PrefectConcurrentFuture, PrefectFuture, PrefectFutureList
 from prefect.logging import get_run_logger
@@ -200,7 +200,7 @@ class _Run:
         context = FlowRunContext.get()
         self.flow_name = context.flow.name if context is not None and context.flow is not None else "flow"
         flow_run = context.flow_run if context is not None else None
-        self.run_id = str(flow_run.id) if flow_run is not None else str(uuid7())
+        self.run_id = _name_of_run(flow_run) if flow_run is not None else str(uuid7())
         self.parameters = dict(context.parameters or {}) if context is not None else {}
         self.started_at = time.time()
         self._director, self._stages = runner.director, runner.stages
@@ -243,6 +243,7 @@ class _Run:
             rule = None if stage in self._pools else self._first_call(stage, task)
         if tags:
             self._ineligible.add(stage)
+        parameters = self._with_knobs(stage, parameters)
         call = Call(
             item=next(self._items),
             stage=stage,
@@ -311,6 +312,13 @@ class _Run:
             self._notice(f"No plan for this run ({type(error).__name__}: {error}); it runs by the default.")
             return Recipe(isolation="thread", record="full")
 
+    def _with_knobs(self, stage: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        """The arguments with the plan's choices for those that were declared as knobs."""
+        planned = self.recipe.plan.stages.get(stage) if self.recipe.plan is not None else None
+        if planned is None or not planned.knobs:
+            return parameters
+        return {**parameters, **{name: value for name, value in planned.knobs if name in parameters}}
+
     def _first_call(self, stage: str, task: Task[Any, Any]) -> Any:
         declaration = self._stages.get(task.name, declared(task))
         self._declared[stage] = declaration
@@ -343,10 +351,11 @@ class _Run:
     def _seen(self, stage: str) -> StageSeen:
         key, source = self._graph.key_of(stage)
         pool = self._pools[stage]
+        cached = self.measure.cached_items(stage)
         if pool == THREAD:
-            return StageSeen(key, source, None, THREAD)
+            return StageSeen(key, source, None, THREAD, cached)
         fallen = stage in self._fallen
-        return StageSeen(key, source, not fallen, THREAD if fallen else pool)
+        return StageSeen(key, source, not fallen, THREAD if fallen else pool, cached)
 
     def _heard(self, invocation: Invocation) -> None:
         self._invocations.append(invocation)
@@ -421,6 +430,11 @@ def _loop_is_running() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def _name_of_run(flow_run: FlowRun) -> str:
+    """The flow run's id; a flow's own retries are runs of their own, with ``#2``, ``#3``, … behind it."""
+    return str(flow_run.id) if flow_run.run_count <= 1 else f"{flow_run.id}#{flow_run.run_count}"
 
 
 def _log(message: str) -> None:

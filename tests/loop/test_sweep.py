@@ -1,0 +1,81 @@
+"""Which settings a sweep measures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefect_slo.loop.sweep import SETTINGS, design, fallback_options, spread
+from prefect_slo.observation import StageRuns
+from prefect_slo.resources import Menu, Option, Pool, Size
+from prefect_slo.workflow import Edge, Stage, Workflow
+
+
+def test_every_setting_of_a_small_menu_is_measured_as_often_as_asked(workflow: Workflow) -> None:
+    found = design(workflow, None, repeats=3, seed=0)
+    assert Counter(found.todo["train"]) == dict.fromkeys(workflow["train"].menu.options(), 3)
+    assert Counter(found.todo["load"]) == {workflow["load"].menu.options()[0]: 3}
+    assert found.runs == 18, "one option of every stage at a time"
+
+
+def test_what_was_measured_is_not_measured_again(workflow: Workflow, rows: Callable[..., StageRuns]) -> None:
+    assert design(workflow, rows(repeats=2), repeats=2, seed=0).runs == 0
+    half = design(workflow, rows(repeats=1), repeats=2, seed=0)
+    assert Counter(half.todo["train"]) == dict.fromkeys(workflow["train"].menu.options(), 1)
+
+
+def test_only_a_new_stage_is_measured(workflow: Workflow, rows: Callable[..., StageRuns]) -> None:
+    grown = replace(workflow, stages=(*workflow.stages, Stage("test", (Edge("train"),), workflow["train"].menu)))
+    found = design(grown, rows(repeats=2), repeats=2, seed=0)
+    assert set(found.todo) == {"test"}
+    usual = fallback_options(grown, {})
+    assert {found.setting(run, usual)["train"] for run in range(found.runs)} == {usual["train"]}
+
+
+def test_rows_of_other_hardware_do_not_count(workflow: Workflow, rows: Callable[..., StageRuns]) -> None:
+    measured = rows(repeats=2)
+    elsewhere = StageRuns({**measured.columns, "hardware": measured["hardware"].copy()})
+    elsewhere.columns["hardware"][:] = "thread"
+    assert design(workflow, elsewhere, repeats=2, seed=0).runs == 12
+
+
+def test_the_seed_decides_the_order_and_stages_do_not_go_together(workflow: Workflow) -> None:
+    twins = replace(workflow, stages=tuple(replace(workflow["train"], name=n, after=()) for n in "ab"))
+    first, again = design(twins, None, repeats=2, seed=1), design(twins, None, repeats=2, seed=1)
+    assert first == again
+    assert first.todo["a"] != first.todo["b"]
+    assert first != design(twins, None, repeats=2, seed=2)
+
+
+@given(
+    st.lists(st.integers(1, 64), min_size=1, max_size=8, unique=True),
+    st.lists(st.sampled_from((0.5, 1.0, 2.0, 4.0, 8.0, 16.0)), min_size=1, max_size=6, unique=True),
+    st.integers(2, 12),
+)
+def test_a_large_menu_is_spread_over_its_corners(workers: list[int], vcpus: list[float], settings: int) -> None:
+    menu = Menu(workers=tuple(sorted(workers)), sizes=tuple(Size(v, 1024) for v in sorted(vcpus)))
+    options = menu.options()
+    chosen = spread(Stage("s", menu=menu), settings)
+    assert len(chosen) == len(set(chosen)) == min(settings, len(options))
+    assert {options[0], options[-1]} <= set(chosen)
+    for dimension in ("workers", "vcpus"):
+        if len({getattr(option, dimension) for option in options}) > 1:
+            assert len({getattr(option, dimension) for option in chosen}) > 1, "each dimension varies"
+
+
+def test_each_pool_and_knob_gets_its_share() -> None:
+    pools = (Pool("cpu", (Size(1, 1024),)), Pool("gpu", (Size(1, 1024, 1.0, "gpu"),)))
+    menu = Menu(workers=tuple(range(1, 9)), pools=pools, knobs={"resolution": (480, 720)})
+    chosen = spread(Stage("s", menu=menu), SETTINGS)
+    assert len({(option.pool, option.knobs) for option in chosen}) == 4
+
+
+def test_stages_with_nothing_to_measure_keep_to_the_plan_in_force(workflow: Workflow) -> None:
+    options = workflow["train"].menu.options()
+    assert fallback_options(workflow, {"train": options[2]})["train"] == options[2]
+    gone = Option(64, Size(1, 1024))
+    assert fallback_options(workflow, {"train": gone})["train"] == options[-1]

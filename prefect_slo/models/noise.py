@@ -10,7 +10,7 @@ Analysis, §3.2). For promises with a confidence, the next of n + 1 exchangeable
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -28,6 +28,8 @@ _FLOOR = 2e-3
 _PRIOR_FREEDOM = 2.0
 _OUTLIER = 2.5
 _LEAST_LEFT = 0.2
+_MOST_GROWTH = float(np.log(2.5))
+_BEYOND_DOUBT = 3.0
 
 _PRIOR_SIGMA, _PRIOR_ROWS = 0.05, 1.0
 """What is believed of the noise before any repeat: 5 %, worth one degree of freedom. Few rows can be fitted exactly."""
@@ -45,12 +47,26 @@ class Noise:
         busy: Deviations of log busy time of the same rows.
         weights: Chance of each row to be drawn.
         freedom: Degrees of freedom, ν, that of the prior included.
+        growth: How the log of the deviations' scale grows per doubling of workers; 0 unless the rows show it. The
+            stage waits for the slowest of d workers, so that d can widen or narrow the noise.
+        at_log2_workers: Where the scale is that of the deviations.
     """
 
     wall: Floats
     busy: Floats
     weights: Floats
     freedom: float
+    growth: float = 0.0
+    at_log2_workers: float = 0.0
+
+    def scale(self, workers: Floats) -> Floats:
+        """Factor of the deviations at a number of workers, shape as ``workers``; within 2.5 times either way."""
+        exponent = self.growth * (np.log2(workers) - self.at_log2_workers)
+        return np.asarray(np.exp(np.clip(exponent, -_MOST_GROWTH, _MOST_GROWTH)), dtype=float)
+
+    def centre(self, response: Literal["wall", "busy"]) -> float:
+        """Mean deviation of log wall or busy time, around which they are scaled."""
+        return float(np.average(self.wall if response == "wall" else self.busy, weights=self.weights))
 
     @cached_property
     def sigma(self) -> float:
@@ -110,7 +126,9 @@ class Noise:
         return drawn
 
 
-def fit_noise(wall: Floats, busy: Floats, absorbed: Floats, settings: Ints, weights: Floats, *, terms: int) -> Noise:
+def fit_noise(
+    wall: Floats, busy: Floats, absorbed: Floats, settings: Ints, weights: Floats, *, terms: int, workers: Floats
+) -> Noise:
     """Noise from log deviations against the corrected basis.
 
     Args:
@@ -120,12 +138,37 @@ def fit_noise(wall: Floats, busy: Floats, absorbed: Floats, settings: Ints, weig
         settings: Number of the setting of each row.
         weights: Row weights.
         terms: Coefficients of the basis.
+        workers: Workers of each row.
     """
     counts = np.bincount(settings)
     lost = (2.0 * absorbed - absorbed**2) / counts
     left = np.maximum(1.0 - lost[settings] - terms / len(wall), _LEAST_LEFT)
     freedom = max(float(len(wall) - absorbed.sum() - terms), 1.0) + _PRIOR_ROWS
-    return Noise(_widened(wall, weights, left), _widened(busy, weights, left), weights, freedom)
+    pooled = Noise(_widened(wall, weights, left), _widened(busy, weights, left), weights, freedom)
+    growth, at = _growth(pooled, workers)
+    if growth == 0.0:
+        return pooled
+    grown = replace(pooled, growth=growth, at_log2_workers=at)
+    scale = grown.scale(workers)
+    wall_centre, busy_centre = pooled.centre("wall"), pooled.centre("busy")
+    return replace(
+        grown,
+        wall=wall_centre + (pooled.wall - wall_centre) / scale,
+        busy=busy_centre + (pooled.busy - busy_centre) / scale,
+    )
+
+
+def _growth(noise: Noise, workers: Floats) -> tuple[float, float]:
+    """Slope of log |deviation| over log2 workers where it is beyond doubt, shrunk by its uncertainty; and the mean."""
+    x = np.log2(workers)
+    at = float(np.average(x, weights=noise.weights))
+    spread = float(np.average((x - at) ** 2, weights=noise.weights))
+    if spread < 0.1:
+        return 0.0, at
+    size = np.log(np.abs(noise.wall - noise.centre("wall")) + 0.1 * noise.sigma)
+    slope = float(np.average((x - at) * size, weights=noise.weights)) / spread
+    t = abs(slope) / (float(np.std(size)) / np.sqrt(spread * len(x)))
+    return (slope * (1.0 - 1.0 / t**2), at) if t > _BEYOND_DOUBT else (0.0, at)
 
 
 def mean_variances(residuals: Floats, settings: Ints, weights: Floats) -> tuple[float, Floats]:

@@ -98,6 +98,7 @@ class WhiteBox:
             busy_only.rows[:, 0] - busy_correction.at_settings[settings],
             wall_correction.absorbed, settings, plain.weights,
             terms=max(len(part.terms) for part in (*busy, *((overhead,) if overhead else ()))),
+            workers=plain.points.workers,
         )  # fmt: skip
         self._fit = _Fit(
             tuple(_without_held_out(part, self.draws) for part in busy),
@@ -140,8 +141,12 @@ class WhiteBox:
         wall_noise, busy_noise = fit.noise.sample(n_samples, rng, blocks=blocks)
         wall = self._located(points, "wall", rng)[:, which]
         busy = self._located(points, "busy", rng)[:, which]
-        wall *= np.exp(wall_noise).astype(np.float32)
-        busy *= np.exp(busy_noise).astype(np.float32)
+        scales, back = np.unique(fit.noise.scale(points.workers), return_inverse=True)
+        responses: tuple[Response, ...] = ("wall", "busy")
+        for values, deviations, response in zip((wall, busy), (wall_noise, busy_noise), responses, strict=True):
+            centre = fit.noise.centre(response)
+            factors = np.exp(centre + np.outer(scales, deviations - centre)).astype(np.float32)
+            values *= factors if len(scales) == 1 else factors[back.ravel()]
         return Draws(wall, np.minimum(busy, wall, out=busy))
 
     def _located(self, points: Points, response: Response, rng: np.random.Generator) -> NDArray[np.float32]:

@@ -141,3 +141,14 @@ def test_heavy_outliers_move_neither_basis_nor_median(
     model = WhiteBox().fit(replace(data, wall_s=wall, busy_s=0.9 * wall))
     np.testing.assert_allclose(model.median(GRID), truth(GRID.workers, GRID.vcpus), rtol=0.12)
     assert model.quantile(GRID, 0.99)[0] > 1.5 * model.median(GRID)[0]
+
+
+@pytest.mark.parametrize("grows", [True, False])
+def test_noise_that_grows_with_workers_is_seen_where_the_rows_show_it(stage_data: Build, grows: bool) -> None:
+    data = stage_data(repeats=8, sigma=0.0)
+    sigma = 0.03 * data.points.workers if grows else np.full(len(data), 0.1)
+    wall = data.wall_s * np.exp(sigma * np.random.default_rng(1).standard_normal(len(data)))
+    model = WhiteBox().fit(replace(data, wall_s=wall, busy_s=0.9 * wall))
+    at = Points.of([1.0, 8.0], [2.0, 2.0])
+    narrow, wide = np.log(model.quantile(at, 0.95) / model.quantile(at, 0.5))
+    assert wide / narrow > 2 if grows else 0.7 < wide / narrow < 1.4

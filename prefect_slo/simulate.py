@@ -67,7 +67,7 @@ def simulate(
     runs: int = 1000,
     seed: int = 0,
     *,
-    cold: bool = False,
+    cold: bool | float = False,
 ) -> Simulation:
     """Runs of a plan under a model; its options may lie off the menu.
 
@@ -76,7 +76,7 @@ def simulate(
         plan: A plan, or options by stage.
         runs: How many.
         seed: Of every draw; the same seed gives the same runs.
-        cold: Workers start cold.
+        cold: Whether workers start cold, or the share of runs in which they do.
 
     Raises:
         InvalidPlan: The plan lacks a stage of the workflow.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from prefect_slo.planner.multipliers import Network
+from prefect_slo.planner.network import Network
 from prefect_slo.planner.problem import Problem
 
 

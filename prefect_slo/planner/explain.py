@@ -79,7 +79,7 @@ class Explanation:
 
 
 def explain(
-    model: TableSource, plan: Plan, *, seed: int | None = None, cold: bool = False, samples: int = 4000
+    model: TableSource, plan: Plan, *, seed: int | None = None, cold: bool | float = False, samples: int = 4000
 ) -> Explanation:
     """Explain a plan whose options are on the menu.
 

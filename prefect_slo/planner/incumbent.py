@@ -1,14 +1,9 @@
-"""Good plans fast: dual ascent on a typical run, then moves of one or two stages.
-
-The multipliers of a *typical* scenario under bounds from loose to tight walk the cost/latency trade-off from the
-cheapest plan to the fastest. All bounds ascend together, as columns, and every plan that a step picks is a candidate,
-so the same sweep starts the search for every goal and seeds the Pareto front.
-"""
+"""Good plans fast: the best of a sweep, then moves of one or two stages."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from math import inf
 
@@ -16,13 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefect_slo.planner.batch import admitted, costs, latencies, mean_costs, rows_of
-from prefect_slo.planner.multipliers import Network, ascend
-from prefect_slo.planner.problem import Choice, CompiledStage, Goal, Problem, percentile
+from prefect_slo.planner.network import Network
+from prefect_slo.planner.problem import Choice, Goal, Problem, percentile
+from prefect_slo.planner.sweep import sweep
 
 Floats = NDArray[np.floating]
-
-COLUMNS = 24
-"""Bounds in a sweep."""
 
 SAMPLES = 512
 """Samples on which candidates and moves are compared before the best are judged on all."""
@@ -50,38 +43,6 @@ class Start:
     reference: Choice | None
 
 
-def sweep(problem: Problem, reference: Choice | None = None) -> list[Choice]:
-    """Plans from cheapest to fastest, duplicates and those that break structural limits left out.
-
-    Args:
-        problem: What is planned.
-        reference: A plan that says how many workers feed each stage; the cheapest options by default.
-    """
-    typical = [stage.latency.mean(axis=2) for stage in problem.stages]
-    start = reference or _greedy(problem, [stage.mean_cost for stage in problem.stages])
-    if start is None:
-        return []
-    found: dict[Choice, None] = dict.fromkeys([start])
-    for times in ([stage.mean_cost for stage in problem.stages], typical):
-        if (plan := _greedy(problem, times)) is not None:
-            found[plan] = None
-    fastest = _greedy(problem, typical) or start
-    rows = [problem.upstream_row(i, start) for i in range(len(problem.stages))]
-    slow, fast = (float(problem.latency(plan).mean()) for plan in (start, fastest))
-    bounds = np.geomspace(0.9 * min(fast, slow), 1.1 * max(fast, slow), COLUMNS).astype(np.float32)
-    flat = replace(
-        problem,
-        stages=tuple(_flat(stage, times) for stage, times in zip(problem.stages, typical, strict=True)),
-        driver=np.float32(problem.driver.mean()) + bounds[0] - bounds,
-    )
-    picks: list[NDArray[np.intp]] = []
-    ascend(flat, Goal(latency_bound_s=float(bounds[0])), rows, picks=picks)
-    choices = np.unique(np.concatenate(picks, axis=1).T, axis=0)
-    for choice in choices[admitted(problem, choices)]:
-        found[tuple(choice.tolist())] = None
-    return list(found)
-
-
 def begin(problem: Problem, goal: Goal, extra: Sequence[Choice] = ()) -> Start:
     """The best plan that sweeps and moves of one or two stages reach.
 
@@ -102,6 +63,12 @@ def begin_from(problem: Problem, goal: Goal, candidates: Sequence[Choice]) -> St
     if not candidates:
         return Start(None, None)
     best, score = _best(problem, goal, candidates)
+    if best is None and goal.latency_bound_s < inf and not goal.latency_weight:
+        # no candidate is fast enough: is the fastest that moves can make of them?
+        fastest = begin_from(problem, goal.fastest(), candidates)
+        best, score = fastest.plan, inf if fastest.plan is None else problem.score(fastest.plan, goal)
+        if score == inf:
+            return Start(None, fastest.reference)
     if best is None:
         return Start(None, _nearest(problem, goal, candidates))
     best, _ = polish(problem, goal, best, score)
@@ -271,21 +238,3 @@ def _nearest(problem: Problem, goal: Goal, candidates: Sequence[Choice]) -> Choi
         allowed = goal.allowed(some.n_samples)
         return min(candidates, key=lambda choice: percentile(some.latency(choice), allowed))
     return min(candidates, key=problem.mean_cost)
-
-
-def _greedy(problem: Problem, value: Sequence[Floats]) -> Choice | None:
-    """The option of least value for every stage in turn, given those before it; ``None`` when nothing is left."""
-    choice: list[int] = []
-    for i in range(len(problem.stages)):
-        options = np.flatnonzero(problem.open_options(i, choice))
-        if not options.size:
-            return None
-        choice.append(int(options[value[i][problem.upstream_row(i, choice), options].argmin()]))
-    return tuple(choice) if problem.admits(choice) else None
-
-
-def _flat(stage: CompiledStage, typical: Floats) -> CompiledStage:
-    """A stage whose every sample is the typical one."""
-    shape = (*typical.shape, COLUMNS)
-    latency = np.broadcast_to(typical.astype(np.float32)[:, :, None], shape)
-    return replace(stage, latency=latency, cost=latency)

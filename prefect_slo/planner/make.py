@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil, floor, inf, log10
 
 import numpy as np
@@ -13,11 +13,12 @@ from prefect_slo.errors import InfeasibleSlo, Nearest
 from prefect_slo.objective import Slo
 from prefect_slo.plan import Certificate, Plan, Prediction, Quantiles, StagePlan
 from prefect_slo.planner.bundles import bundled
-from prefect_slo.planner.certify import CERTIFY_SAMPLES, SEARCH_SHARE, Verdict, judge
+from prefect_slo.planner.certify import CERTIFY_SAMPLES, SEARCH_SHARE, Verdict, allowed_violations, judge
 from prefect_slo.planner.criticality import criticality
 from prefect_slo.planner.goals import Balanced, PlanObjective, goal_of
 from prefect_slo.planner.incumbent import begin, polish
 from prefect_slo.planner.problem import Choice, Goal, Problem, percentile
+from prefect_slo.planner.relax import quantile_bound
 from prefect_slo.planner.sampling import Sampler, TableSource
 from prefect_slo.planner.search import NODE_LIMIT, Found, search
 from prefect_slo.units import whole
@@ -42,7 +43,7 @@ def make_plan(
     objective: PlanObjective,
     *,
     seed: int = 0,
-    cold: bool = False,
+    cold: bool | float = False,
     pins: Mapping[str, Mapping[str, object]] | None = None,
     samples: int = SEARCH_SAMPLES,
     certify_samples: int = CERTIFY_SAMPLES,
@@ -55,7 +56,7 @@ def make_plan(
         objective: A latency bound (least mean cost), a budget (least latency at the percentile), both (the first with
             the second as a constraint), or a ``Balanced`` weighting.
         seed: Seed of every draw; the same input and seed give the same plan, byte for byte.
-        cold: Plan for workers that all start cold.
+        cold: Plan for workers that start cold, or the share of runs in which they do.
         pins: Choices that are fixed, by stage: ``{"train": {"workers": 8}}``.
         samples: Samples of the search.
         certify_samples: Fresh samples of the certificate.
@@ -142,6 +143,9 @@ def _certified(sampler: Sampler, problem: Problem, goal: Goal, slo: Slo | None, 
         found = solve(problem, goal.at(1 - share * risk), node_limit)
         if found.choice is None and attempt == 0:
             found = solve(problem, goal, node_limit)
+        last = found.choice is None
+        if last:
+            found = _safest(problem, goal, node_limit)
         if found.choice is None:
             break
         latency, cost = sampler.fresh(problem, found.choice, attempt)
@@ -151,8 +155,23 @@ def _certified(sampler: Sampler, problem: Problem, goal: Goal, slo: Slo | None, 
         if verdict.passed:
             certificate = _certificate(problem, goal, found, verdict, slo.confidence)
             return Winner(problem, found.choice, latency, cost, certificate)
+        if last:
+            break
         share *= min(0.97, 0.98 * verdict.allowed / verdict.violations)
     raise _infeasible(sampler, problem, goal, slo, node_limit)
+
+
+def _safest(problem: Problem, goal: Goal, node_limit: int) -> Found:
+    """The plan with most room to its bound, where the cheapest could not be certified or none was found."""
+    none = Found(None, inf, -inf, 0, False)
+    if goal.latency_bound_s == inf:
+        choice = _frugal(problem, goal.percentile, node_limit) if goal.cost_bound_usd < inf else None
+    else:
+        choice = solve(problem, goal.fastest(), node_limit).choice
+    score = problem.score(choice, goal) if choice is not None else inf
+    if choice is None or score == inf:
+        return none
+    return Found(choice, score, quantile_bound(problem, goal, choice), 0, False)
 
 
 def _bounds(
@@ -185,7 +204,7 @@ def _balance(objective: Balanced, problem: Problem, node_limit: int) -> Goal:
     plain = objective.goal(1.0, 1.0)
     free = Goal(percentile=plain.percentile)
     cheapest = solve(problem, free, node_limit).score
-    fastest = solve(problem, replace(free, cost_weight=0.0, latency_weight=1.0), node_limit).score
+    fastest = solve(problem, free.fastest(), node_limit).score
     if cheapest == inf:
         raise InfeasibleSlo("a plan", None, problem.workflow.order[0], 0.0)
     return objective.goal(max(cheapest, 1e-12), max(fastest, 1e-12))
@@ -195,22 +214,30 @@ def _infeasible(sampler: Sampler, problem: Problem, goal: Goal, slo: Slo | None,
     """What to tell: the nearest bound of the objective that a plan on the menu keeps with room to spare."""
     words = str(slo) if slo else "a plan"
     risk = SEARCH_SHARE * (1 - goal.percentile)
-    fastest = replace(goal, percentile=1 - risk, latency_bound_s=inf, cost_weight=0.0, latency_weight=1.0)
+    fastest = goal.at(1 - risk).fastest()
+    room = 1 - _sure_risk(sampler.fresh_samples, 1 - goal.percentile, 1 - (slo.confidence if slo else 0.99))
     if goal.latency_bound_s < inf:
         found = solve(problem, fastest, node_limit)
         if found.choice is not None:
             latency, cost = sampler.fresh(problem, found.choice, ATTEMPTS)
-            bound = _round_up(max(_at(latency, 1 - risk), found.score))
+            bound = _round_up(max(_at(latency, room), found.score))
             where = max(criticality(problem, found.choice), key=lambda c: c.path_share)
             nearest = Nearest(bound, _at(latency, goal.percentile), _rounded(float(cost.mean())))
             return InfeasibleSlo(str(slo.latency) if slo else words, nearest, where.stage, where.path_share)
     if goal.cost_bound_usd < inf and (choice := _frugal(problem, 1 - risk, node_limit)) is not None:
         latency, cost = sampler.fresh(problem, choice, ATTEMPTS)
-        bound = _round_up(max(_at(cost, 1 - risk), _at(problem.cost(choice), 1 - risk)))
+        bound = _round_up(max(_at(cost, room), _at(problem.cost(choice), 1 - risk)))
         where = max(criticality(problem, choice), key=lambda c: c.cost_share)
         nearest = Nearest(bound, _at(latency, goal.percentile), _at(cost, goal.percentile))
         return InfeasibleSlo(str(slo.budget) if slo else words, nearest, where.stage, where.cost_share)
     return InfeasibleSlo(words, None, problem.workflow.order[0], 0.0)
+
+
+def _sure_risk(samples: int, risk: float, error: float) -> float:
+    """A share of violations that passes even the last test almost surely: four deviations under its threshold."""
+    allowed = allowed_violations(samples, risk, error / 2**ATTEMPTS)
+    sure = (allowed - 4 * (samples * risk * (1 - risk)) ** 0.5) / samples
+    return min(max(sure, 0.5 / samples), SEARCH_SHARE * risk)
 
 
 def _frugal(problem: Problem, at: float, node_limit: int) -> Choice | None:

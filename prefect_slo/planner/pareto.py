@@ -10,11 +10,12 @@ import numpy as np
 
 from prefect_slo.plan import StagePlan
 from prefect_slo.planner.certify import SEARCH_SHARE
-from prefect_slo.planner.incumbent import begin, begin_from, sweep
+from prefect_slo.planner.incumbent import begin, begin_from
 from prefect_slo.planner.make import stage_plans
 from prefect_slo.planner.problem import Choice, Goal, Problem, percentile
 from prefect_slo.planner.sampling import Sampler, TableSource
 from prefect_slo.planner.search import search
+from prefect_slo.planner.sweep import sweep
 from prefect_slo.units import fraction, whole
 
 NODES = 60
@@ -44,7 +45,7 @@ def pareto(
     points: int = 20,
     percentile: float = 0.95,
     seed: int = 0,
-    cold: bool = False,
+    cold: bool | float = False,
     pins: Mapping[str, Mapping[str, object]] | None = None,
     samples: int = 4000,
     node_limit: int = NODES,
@@ -75,7 +76,7 @@ def front(problem: Problem, at: float, points: int, node_limit: int = NODES) -> 
         return percentile(problem.latency(choice), allowed)
 
     ends = []
-    for goal in (replace(free, cost_weight=0.0, latency_weight=1.0), free):
+    for goal in (free.fastest(), free):
         first = begin(problem, goal)
         ends.append(search(problem, goal, incumbent=first.plan, reference=first.reference, node_limit=node_limit))
     if ends[0].choice is None or ends[1].choice is None:

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefect_slo.planner.capacity import Antichains
-from prefect_slo.planner.multipliers import Network, ascend
+from prefect_slo.planner.multipliers import ascend
+from prefect_slo.planner.network import Network
 from prefect_slo.planner.problem import Choice, CompiledStage, Goal, Problem
 from prefect_slo.planner.relax import ScenarioBounds
 from prefect_slo.planner.suffix import Suffix

@@ -54,6 +54,10 @@ class Goal:
         """How many of ``n_samples`` may break a bound."""
         return floor((1.0 - self.percentile) * n_samples * (1 + 1e-12))
 
+    def fastest(self) -> Goal:
+        """The least latency within the cost bound, at the same percentile."""
+        return replace(self, latency_bound_s=inf, cost_weight=0.0, latency_weight=1.0)
+
     def at(self, percentile: float) -> Goal:
         """The same at another percentile."""
         return replace(self, percentile=percentile)

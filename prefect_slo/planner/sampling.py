@@ -53,12 +53,12 @@ class TableSource(Protocol):
         """What it models."""
         ...
 
-    def tables(self, n_samples: int, rng: np.random.Generator, *, cold: bool = False) -> SampleTables:
+    def tables(self, n_samples: int, rng: np.random.Generator, *, cold: bool | float = False) -> SampleTables:
         """Draws of every menu option."""
         ...
 
     def sample_plan(
-        self, plan: Mapping[str, Option], n_samples: int, rng: np.random.Generator, *, cold: bool = False
+        self, plan: Mapping[str, Option], n_samples: int, rng: np.random.Generator, *, cold: bool | float = False
     ) -> PlanSamples:
         """Draws of runs of one plan, whose options may lie off the menu."""
         ...
@@ -79,7 +79,7 @@ class Sampler:
 
     model: TableSource
     seed: int = 0
-    cold: bool = False
+    cold: bool | float = False
     pins: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     samples: int = 4000
     fresh_samples: int = 100_000

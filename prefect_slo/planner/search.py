@@ -29,6 +29,7 @@ from prefect_slo.planner.paths import PathBounds, restrict
 from prefect_slo.planner.problem import ROUNDING, Choice, Goal, Problem
 from prefect_slo.planner.relax import ScenarioBounds
 from prefect_slo.planner.suffix import Suffix
+from prefect_slo.planner.tails import fastest, tails
 
 Floats = NDArray[np.floating]
 
@@ -125,7 +126,7 @@ class _Search:
         self.least_cost = Suffix.of(self.critical, lambda i: self.critical.stages[i].cost) if self.budgeted else None
         self.paths = _tightened(PathBounds.of(bounds, goal, self.best), problem, goal, self.best)
         self.beside = self.paths.least_beside(problem) if self.paths else np.zeros(self.n + 1)
-        self.tail_end, self.tail_handover = _tails(self.critical)
+        self.tail_end, self.tail_handover = tails(self.critical)
         self.nodes = 0
 
     def run(self, node_limit: int) -> Found:
@@ -159,8 +160,8 @@ class _Search:
 
     def tail_start(self, i: int) -> Floats:
         """Least time from the start of a stage to the end, ``(n_columns,)``."""
-        fastest, wave = _fastest(self.critical, i)
-        return np.maximum(fastest + self.tail_end[i], wave + self.tail_handover[i])
+        least, wave = fastest(self.critical, i)
+        return np.maximum(least + self.tail_end[i], wave + self.tail_handover[i])
 
     def _expand(self, node: _Node) -> list[_Node]:
         k, problem, goal = node.depth, self.critical, self.goal
@@ -290,30 +291,3 @@ def _tightened(paths: PathBounds | None, problem: Problem, goal: Goal, plan: Cho
             plain = Goal(goal.percentile, goal.latency_bound_s)
             root[p] = max(root[p], search(chain, plain, incumbent=own, node_limit=SHORT_NODES).lower_bound)
     return replace(paths, root=root)
-
-
-def _fastest(problem: Problem, i: int) -> tuple[Floats, Floats]:
-    """Per scenario, a stage's least time and least wave over its options, ``(n_columns,)`` each."""
-    stage, mask = problem.stages[i], problem.allowed[i]
-    own = stage.latency[:, mask]
-    least = own.min(axis=(0, 1))
-    if (stage.piece[mask] == 1).all():
-        return least, least
-    return least, (own * stage.piece[mask, None]).min(axis=(0, 1))
-
-
-def _tails(problem: Problem) -> tuple[list[Floats], list[Floats]]:
-    """Least time from each stage's end, and from its hand-over, to the end of the run, ``(n_columns,)`` each."""
-    n = len(problem.stages)
-    zero = np.zeros(problem.n_samples, dtype=np.float32)
-    end, handover = [zero] * n, [zero] * n
-    for j in reversed(range(n)):
-        fastest, wave = _fastest(problem, j)
-        from_start = np.maximum(fastest + end[j], wave + handover[j])
-        for p, kind in problem.stages[j].parents:
-            if kind == "item":
-                end[p] = np.maximum(end[p], wave + end[j])
-                handover[p] = np.maximum(handover[p], from_start)
-            else:
-                end[p] = np.maximum(end[p], from_start)
-    return end, handover

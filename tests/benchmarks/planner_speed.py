@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from prefect_slo.planner.incumbent import sweep
 from prefect_slo.planner.make import solve
 from prefect_slo.planner.pareto import front
 from prefect_slo.planner.problem import Goal, Problem, percentile
 from prefect_slo.planner.search import search
+from prefect_slo.planner.sweep import sweep
 
 WORKERS, VCPUS = (1, 2, 4, 8, 16, 32), (0.5, 1, 1.5, 2, 2.5, 3, 4, 5, 6)
 """54 options a stage."""

@@ -7,7 +7,8 @@ import pytest
 
 from prefect_slo.planner.incumbent import begin
 from prefect_slo.planner.make import solve
-from prefect_slo.planner.multipliers import Network, ascend
+from prefect_slo.planner.multipliers import ascend
+from prefect_slo.planner.network import Network
 from prefect_slo.planner.paths import PathBounds, split
 from prefect_slo.planner.problem import Goal, Problem, percentile
 from prefect_slo.planner.relax import ScenarioBounds, quantile_bound, relax

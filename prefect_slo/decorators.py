@@ -21,7 +21,7 @@ from prefect_slo.loop.menus import MenuSettings
 from prefect_slo.objective import Budget, Latency, Slo
 from prefect_slo.runner.recipe import Recipe
 from prefect_slo.runner.task_runner import FlowClock, SLOTaskRunner
-from prefect_slo.units import fraction
+from prefect_slo.units import fraction, items, text, whole
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -92,6 +92,7 @@ def slo(
     declarations = {name: Declaration.of(value) for name, value in (stages or {}).items()}
     settings = MenuSettings.of(menu)
     explored = 0.0 if explore == 0 else fraction(explore, "explore")
+    seed = whole(seed, "seed", least=0)
 
     def decorate(flow: Flow[P, R]) -> Flow[P, R]:
         if not isinstance(flow, Flow):
@@ -106,7 +107,7 @@ def slo(
             usual=usual,
             menu=settings,
             stages={**declared, **declarations},
-            features=_features(features),
+            features=_features(features, flow),
             explore=explored,
             seed=seed,
         )
@@ -176,8 +177,8 @@ class _Timing:
         self._clock = runner.clock if isinstance(runner, SLOTaskRunner) else FlowClock()
         self._clock.entered = time.monotonic()
 
-    def __exit__(self, *_: object) -> None:
-        self._clock.returned = time.monotonic()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._clock.returned, self._clock.raised = time.monotonic(), kind is not None
 
 
 def _stands_for(runner: TaskRunner[Any]) -> tuple[Recipe, Mapping[str, Declaration]]:
@@ -196,10 +197,14 @@ def _stands_for(runner: TaskRunner[Any]) -> tuple[Recipe, Mapping[str, Declarati
     raise UnsupportedTaskRunner(type(runner).__name__, SUPPORTED)
 
 
-def _features(features: Features | str | tuple[str, ...] | None) -> Features | None:
+def _features(features: Features | str | tuple[str, ...] | None, flow: Flow[Any, Any]) -> Features | None:
     if features is None or callable(features):
         return features
-    names = (features,) if isinstance(features, str) else tuple(features)
+    names = (features,) if isinstance(features, str) else items(features, "features")
+    for name in names:
+        if text(name, "features") not in flow.parameters.properties:
+            known = ", ".join(flow.parameters.properties) or "none"
+            raise InvalidValue("features", name, f"a function, or parameters of the flow ({known})")
     return functools.partial(_parameters, names)
 
 

@@ -155,7 +155,7 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
             if run is not None:
                 interrupted = exc_type is not None and not issubclass(exc_type, Exception)
                 run.close(at_once=interrupted)
-                run.report(self.clock, failed=exc_type is not None)
+                run.report(self.clock, failed=exc_type is not None or self.clock.raised)
         finally:
             super().__exit__(exc_type, exc_value, traceback)
 
@@ -183,10 +183,15 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
 
 @dataclass
 class FlowClock:
-    """When the flow function was entered and left (monotonic); the runner's own entry where nobody says."""
+    """When the flow function was entered and left (monotonic), and whether by raising.
+
+    The runner's own entry where nobody says. Only the function itself knows that it raised: Prefect's engine has
+    turned the exception into a state before the runner ends.
+    """
 
     entered: float = 0.0
     returned: float | None = None
+    raised: bool = False
 
     @property
     def latency_s(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, floor, inf, log10
+from math import ceil, floor, inf, log10, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -236,7 +236,7 @@ def _infeasible(sampler: Sampler, problem: Problem, goal: Goal, slo: Slo | None,
 def _sure_risk(samples: int, risk: float, error: float) -> float:
     """A share of violations that passes even the last test almost surely: four deviations under its threshold."""
     allowed = allowed_violations(samples, risk, error / 2**ATTEMPTS)
-    sure = (allowed - 4 * (samples * risk * (1 - risk)) ** 0.5) / samples
+    sure = (allowed - 4 * sqrt(samples * risk * (1 - risk))) / samples
     return min(max(sure, 0.5 / samples), SEARCH_SHARE * risk)
 
 

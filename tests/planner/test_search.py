@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations, product
 from math import inf
 
@@ -33,6 +34,9 @@ def instance(model_of, seed: int) -> SampleTables:
         noise=float(rng.uniform(0.02, 0.3)),
         capacity=Capacity(vcpus=float(rng.integers(5, 12)), workers=9) if seed % 5 == 0 else None,
     )
+    if seed % 4 == 1:  # branches that are not always taken
+        stages = tuple(replace(stage, probability=0.6) if stage.after else stage for stage in model.workflow.stages)
+        model = replace(model, workflow=replace(model.workflow, stages=stages))
     return model.tables(SAMPLES, rng)
 
 

@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 
 from prefect_slo.models.design import Floats, Ints
+from prefect_slo.models.spread import Spread, fit_spread
 
 _BANDWIDTH = 0.3
 """Smoothing of the resampled residuals, in their standard deviations; the variance is kept."""
@@ -28,8 +29,6 @@ _FLOOR = 2e-3
 _PRIOR_FREEDOM = 2.0
 _OUTLIER = 2.5
 _LEAST_LEFT = 0.2
-_MOST_GROWTH = float(np.log(2.5))
-_BEYOND_DOUBT = 3.0
 
 _PRIOR_SIGMA, _PRIOR_ROWS = 0.05, 1.0
 """What is believed of the noise before any repeat: 5 %, worth one degree of freedom. Few rows can be fitted exactly."""
@@ -47,22 +46,14 @@ class Noise:
         busy: Deviations of log busy time of the same rows.
         weights: Chance of each row to be drawn.
         freedom: Degrees of freedom, ν, that of the prior included.
-        growth: How the log of the deviations' scale grows per doubling of workers; 0 unless the rows show it. The
-            stage waits for the slowest of d workers, so that d can widen or narrow the noise.
-        at_log2_workers: Where the scale is that of the deviations.
+        spread: Where the noise is wider or narrower than these deviations, which are divided by it.
     """
 
     wall: Floats
     busy: Floats
     weights: Floats
     freedom: float
-    growth: float = 0.0
-    at_log2_workers: float = 0.0
-
-    def scale(self, workers: Floats) -> Floats:
-        """Factor of the deviations at a number of workers, shape as ``workers``; within 2.5 times either way."""
-        exponent = self.growth * (np.log2(workers) - self.at_log2_workers)
-        return np.asarray(np.exp(np.clip(exponent, -_MOST_GROWTH, _MOST_GROWTH)), dtype=float)
+    spread: Spread = Spread()
 
     def centre(self, response: Literal["wall", "busy"]) -> float:
         """Mean deviation of log wall or busy time, around which they are scaled."""
@@ -145,30 +136,15 @@ def fit_noise(
     left = np.maximum(1.0 - lost[settings] - terms / len(wall), _LEAST_LEFT)
     freedom = max(float(len(wall) - absorbed.sum() - terms), 1.0) + _PRIOR_ROWS
     pooled = Noise(_widened(wall, weights, left), _widened(busy, weights, left), weights, freedom)
-    growth, at = _growth(pooled, workers)
-    if growth == 0.0:
-        return pooled
-    grown = replace(pooled, growth=growth, at_log2_workers=at)
-    scale = grown.scale(workers)
     wall_centre, busy_centre = pooled.centre("wall"), pooled.centre("busy")
+    spread = fit_spread(workers, pooled.wall - wall_centre, weights)
+    scale = spread.scale(workers)
     return replace(
-        grown,
+        pooled,
         wall=wall_centre + (pooled.wall - wall_centre) / scale,
         busy=busy_centre + (pooled.busy - busy_centre) / scale,
+        spread=spread,
     )
-
-
-def _growth(noise: Noise, workers: Floats) -> tuple[float, float]:
-    """Slope of log |deviation| over log2 workers where it is beyond doubt, shrunk by its uncertainty; and the mean."""
-    x = np.log2(workers)
-    at = float(np.average(x, weights=noise.weights))
-    spread = float(np.average((x - at) ** 2, weights=noise.weights))
-    if spread < 0.1:
-        return 0.0, at
-    size = np.log(np.abs(noise.wall - noise.centre("wall")) + 0.1 * noise.sigma)
-    slope = float(np.average((x - at) * size, weights=noise.weights)) / spread
-    t = abs(slope) / (float(np.std(size)) / np.sqrt(spread * len(x)))
-    return (slope * (1.0 - 1.0 / t**2), at) if t > _BEYOND_DOUBT else (0.0, at)
 
 
 def mean_variances(residuals: Floats, settings: Ints, weights: Floats) -> tuple[float, Floats]:

@@ -141,7 +141,7 @@ class WhiteBox:
         wall_noise, busy_noise = fit.noise.sample(n_samples, rng, blocks=blocks)
         wall = self._located(points, "wall", rng)[:, which]
         busy = self._located(points, "busy", rng)[:, which]
-        scales, back = np.unique(fit.noise.scale(points.workers), return_inverse=True)
+        scales, back = np.unique(fit.noise.spread.scale(points.workers), return_inverse=True)
         responses: tuple[Response, ...] = ("wall", "busy")
         for values, deviations, response in zip((wall, busy), (wall_noise, busy_noise), responses, strict=True):
             centre = fit.noise.centre(response)

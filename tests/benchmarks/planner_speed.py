@@ -114,8 +114,8 @@ def main() -> None:
     for shape in ("chain", "diamonds", "sources", "random"):
         print(measure(f"latency bound, {shape}", shape, 8, count, latency, **menu), flush=True)
     for shape in ("chain", "diamonds"):
-        print(measure(f"budget, {shape}", shape, 8, count, budget, **menu), flush=True)
-    own = measure("chain, options' own noise 3 %", "chain", 8, count, latency, own_noise=0.03, **menu)
+        print(measure(f"budget, {shape}", shape, 8, count, budget, proof=2000, **menu), flush=True)
+    own = measure("chain, options' own noise 3 %", "chain", 8, count, latency, proof=4000, own_noise=0.03, **menu)
     print(own, flush=True)
     print("4 stages x 24 options x 4,000 samples")
     small = {"workers": (4, 8, 16, 32), "vcpus": (1, 2, 3, 3.5, 4, 5)}

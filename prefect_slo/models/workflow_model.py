@@ -24,7 +24,7 @@ from prefect_slo.observation import StageRuns
 from prefect_slo.plan import Plan, Prediction, Quantiles
 from prefect_slo.pricing import price_list
 from prefect_slo.resources import Option, Size
-from prefect_slo.units import whole
+from prefect_slo.units import positive, whole
 from prefect_slo.workflow import Workflow
 
 SCHEMA = 1
@@ -98,6 +98,8 @@ class WorkflowModel:
         """
         if self.kind not in KINDS:
             raise InvalidValue("kind", self.kind, f"one of {', '.join(KINDS)}")
+        if self.half_life_runs is not None:
+            positive(self.half_life_runs, "half_life_runs")
         self._histories: dict[str, History] = {}
         self._branches = {stage.name: (0, 0) for stage in self.workflow.stages}
         self._driver = Driver()
@@ -342,6 +344,9 @@ class WorkflowModel:
         self, n_samples: int, rng: np.random.Generator, cold: bool | float
     ) -> tuple[dict[str, np.random.Generator], Shared]:
         """One stream per stage, and what the stages of a run share."""
+        whole(n_samples, "n_samples")
+        if not 0.0 <= float(cold) <= 1.0:
+            raise InvalidValue("cold", cold, "true, false, or the share of cold runs in [0, 1]")
         first, *others = rng.spawn(1 + len(self.workflow.order))
         streams = dict(zip(self.workflow.order, others, strict=True))
         ranks, chill = first.random(n_samples), first.random(n_samples)
@@ -412,7 +417,8 @@ class WorkflowModel:
         size = Size(self._vcpus(stage, memory_mb, vcpus), max(round(memory_mb or 1024), 1), hardware=hardware or "cpu")
         named = tuple(sorted((knobs or {}).items()))
         option = Option(whole(workers, "workers"), size, batch=whole(batch, "batch"), knobs=named)
-        above = (upstream if upstream is not None else self._usual_upstream(stage, workers),)
+        given_above = self._usual_upstream(stage, workers) if upstream is None else upstream
+        above = (whole(given_above, "upstream", least=0),)
         inputs = learned.inputs
         if items is None:
             levels = [points_of(learned, [option], above, level) for level in range(len(inputs))]

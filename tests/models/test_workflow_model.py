@@ -330,5 +330,42 @@ def test_bad_settings_are_refused(diamond: Workflow, table: Build) -> None:
         model.predict({"load": Option(1, Size(1, 1024))})
     with pytest.raises(InvalidValue, match="memory_mb"):
         model.stage_time("left", workers=2)
+    for bad in ({"cold": 2.0}, {"cold": -0.1}):
+        with pytest.raises(InvalidValue, match="cold"):
+            model.tables(5, np.random.default_rng(0), **bad)
+    with pytest.raises(InvalidValue, match="n_samples"):
+        model.tables(0, np.random.default_rng(0))
+    with pytest.raises(InvalidValue, match="blocks"):
+        model.sample_plan(_plan(diamond), 101, np.random.default_rng(0), blocks=10)
+    with pytest.raises(InvalidValue, match="upstream"):
+        model.stage_time("left", workers=1, vcpus=1.0, upstream=-5)
+    with pytest.raises(InvalidValue, match="half_life_runs"):
+        WorkflowModel(diamond, half_life_runs=0).fit(rows)
     with pytest.raises(InvalidValue, match="schema"):
         WorkflowModel.from_document(diamond, {**model.to_document(), "schema": 99})
+
+
+def test_too_little_memory_is_not_on_offer() -> None:
+    sizes = tuple(Size(1.0, memory) for memory in (512, 1024, 2048))
+    workflow = Workflow("one", (Stage("a", menu=Menu(workers=(1, 2), sizes=sizes)),))
+    rows = {
+        "run_id": [f"r{k}" for k in range(8)],
+        "stage": ["a"] * 8,
+        "workers": [1, 2] * 4,
+        "vcpus": [1.0] * 8,
+        "memory_mb": [2048] * 8,
+        "wall_s": [2.0 + 0.01 * k for k in range(8)],
+        "peak_memory_mb": [700.0] * 8,
+    }
+    model = WorkflowModel(workflow).fit(rows)
+    assert 700 < model.memory_needed("a") < 1024
+    assert {o.memory_mb for o in model.tables(5, np.random.default_rng(0))["a"].options} == {1024, 2048}
+
+
+def test_blocks_of_a_plan_vary_as_little_is_known(diamond: Workflow, table: Build) -> None:
+    few, many = (WorkflowModel(diamond).fit(table(diamond, repeats=n, sigma=0.1)) for n in (2, 8))
+    spreads = []
+    for model in (few, many):
+        latency = model.sample_plan(_plan(diamond), 20_000, np.random.default_rng(0), blocks=100).latency_s
+        spreads.append(np.std(np.quantile(latency.reshape(100, 200), 0.5, axis=1)))
+    assert spreads[0] > 1.3 * spreads[1]

@@ -10,7 +10,7 @@ import numpy as np
 
 from prefect_slo.plan import StagePlan
 from prefect_slo.planner.certify import SEARCH_SHARE
-from prefect_slo.planner.incumbent import begin, begin_from
+from prefect_slo.planner.incumbent import SAMPLES, begin, begin_from
 from prefect_slo.planner.make import stage_plans
 from prefect_slo.planner.problem import Choice, Goal, Problem, percentile
 from prefect_slo.planner.sampling import Sampler, TableSource
@@ -18,8 +18,12 @@ from prefect_slo.planner.search import search
 from prefect_slo.planner.sweep import sweep
 from prefect_slo.units import fraction, whole
 
-NODES = 60
+NODES = 30
 """Nodes per point: neighbours start from each other's plans, so little is left to search."""
+
+
+SEEDS = 12
+"""Plans of the sweeps that a point starts from: the cheapest of those that seem fast enough."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +88,16 @@ def front(problem: Problem, at: float, points: int, node_limit: int = NODES) -> 
     low, high = slowness(ends[0].choice), slowness(ends[1].choice)
     found: dict[Choice, float] = {ends[1].choice: ends[1].lower_bound}
     seeds = [*sweep(problem), *sweep(problem, ends[0].choice), *sweep(problem, ends[1].choice), ends[0].choice]
+    seeds = list(dict.fromkeys(seeds))
+    some = problem.sample(SAMPLES)
+    times = np.array([percentile(some.latency(seed), free.allowed(some.n_samples)) for seed in seeds])
     previous = ends[1].choice
     for bound in np.geomspace(low, max(high, low), points)[::-1]:
         if slowness(previous) <= bound and found.get(previous, -inf) > -inf and previous in found:
             continue
         goal = replace(free, latency_bound_s=float(bound))
-        first = begin_from(problem, goal, [previous, *seeds])
+        near = [seeds[at] for at in np.flatnonzero(times <= 1.03 * bound)]
+        first = begin_from(problem, goal, [previous, *sorted(near, key=problem.mean_cost)[:SEEDS]])
         result = search(problem, goal, incumbent=first.plan, reference=first.reference, node_limit=node_limit)
         if result.choice is None:
             continue

@@ -30,10 +30,16 @@ _logger = logging.getLogger("prefect.slo")
 
 
 def fit_model(workflow: Workflow, stage_runs: StageRuns, run_latency_s: Mapping[str, float]) -> Mapping[str, Any]:
-    """The document of the package's own workflow model, fitted to these rows."""
+    """The document of the package's own workflow model, fitted to these rows.
+
+    Columns that are no knobs are features of the input, as ``@slo(features=...)`` names them; without any, bytes read
+    stand for the size of the input.
+    """
     from prefect_slo.models.workflow_model import WorkflowModel
 
-    return WorkflowModel(workflow).fit(stage_runs, run_latency_s=run_latency_s).to_document()
+    knobs = {knob for stage in workflow.stages for knob in stage.menu.knobs}
+    features = tuple(name for name in stage_runs.extra if name not in knobs) or ("bytes_in",)
+    return WorkflowModel(workflow, features=features).fit(stage_runs, run_latency_s=run_latency_s).to_document()
 
 
 def fold_in(

@@ -54,6 +54,16 @@ class Inputs:
         """Level of each sample, given the rank of its input in [0, 1), shape ``(n_samples,)``."""
         return np.minimum(np.searchsorted(self._reached, ranks, side="right"), len(self) - 1)
 
+    def known(self, features: Floats) -> Inputs:
+        """The one level of a run whose input is known, with the items of the level most like it.
+
+        Args:
+            features: Relative to their typical value, shape ``(n_features,)``.
+        """
+        logs = np.log(np.maximum(self.features, 1e-12)) - np.log(np.maximum(features, 1e-12))
+        like = int(np.argmin((logs**2).sum(axis=1)))
+        return Inputs(self.items[like : like + 1], features[None, :], np.ones(1))
+
     @property
     def typical(self) -> int:
         """The median level."""

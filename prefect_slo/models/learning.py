@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -39,6 +39,7 @@ class Learned:
         inputs: How many items and how much input it meets.
         knobs: Knob settings that were measured, as labels.
         memory: Peak memory of a worker; ``None`` where it was never measured.
+        scales: Median of each feature of the input that the model knows.
     """
 
     model: StageModel
@@ -46,6 +47,16 @@ class Learned:
     inputs: Inputs
     knobs: frozenset[str]
     memory: MemoryNeed | None
+    scales: Mapping[str, float] = field(default_factory=dict)
+
+    def given(self, features: Mapping[str, float]) -> Learned:
+        """The same for a run whose input is known; features that are not named stay at their typical value."""
+        if not self.scales.keys() & features.keys():
+            return self
+        row = self.inputs.features[self.inputs.typical].copy()
+        for k, (name, scale) in enumerate(self.scales.items()):
+            row[k] = features.get(name, row[k] * scale) / scale
+        return replace(self, inputs=self.inputs.known(row))
 
 
 def learn(stage: Stage, rows: History, *, kind: str, features: Sequence[str], weights: Floats) -> Learned:
@@ -75,7 +86,7 @@ def learn(stage: Stage, rows: History, *, kind: str, features: Sequence[str], we
     sizes = data.points.features[:, 0] if data.points.features.shape[1] else None
     return Learned(
         model, startup, Inputs.of(data.points.items, data.points.features, data.weights),
-        frozenset(rows.knobs.tolist()), MemoryNeed.fit(rows["peak_memory_mb"], sizes),
+        frozenset(rows.knobs.tolist()), MemoryNeed.fit(rows["peak_memory_mb"], sizes), feature_scales(rows, features),
     )  # fmt: skip
 
 
@@ -134,11 +145,17 @@ def _items(rows: History) -> Floats:
 
 
 def _features(rows: History, names: Sequence[str]) -> Floats:
-    """Columns that vary between runs of one setting, relative to their median, shape ``(n_rows, n_features)``.
+    """Features of each row relative to their median, shape ``(n_rows, n_features)``."""
+    columns = [rows.numbers[name] / scale for name, scale in feature_scales(rows, names).items()]
+    return np.stack(columns, axis=1) if columns else np.ones((len(rows), 0))
+
+
+def feature_scales(rows: History, names: Sequence[str]) -> dict[str, float]:
+    """Medians of the columns that vary between runs of one setting.
 
     A column that only follows the setting (bytes read grow with the number of workers) is an effect, no input.
     """
-    columns = []
+    scales = {}
     settings = Points.of(rows["workers"], rows["vcpus"], upstream=rows["upstream"], batch=rows["batch"]).settings
     for name in names:
         values = rows.numbers.get(name)
@@ -147,8 +164,8 @@ def _features(rows: History, names: Sequence[str]) -> Floats:
         relative = values / np.median(values)
         means = np.bincount(settings, relative) / np.bincount(settings)
         if np.sqrt(np.mean((relative - means[settings]) ** 2)) > _FEATURE_SPREAD:
-            columns.append(relative)
-    return np.stack(columns, axis=1) if columns else np.ones((len(rows), 0))
+            scales[name] = float(np.median(values))
+    return scales
 
 
 def _n_settings(data: StageData, mask: Bools) -> int:

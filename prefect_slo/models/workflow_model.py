@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -294,6 +295,24 @@ class WorkflowModel:
             _quantiles(samples.latency_s), _quantiles(samples.cost_usd), float(np.quantile(samples.latency_s, at)),
             float(np.quantile(samples.cost_usd, at)), samples=samples,
         )  # fmt: skip
+
+    def given(self, features: Mapping[str, float]) -> Self:
+        """The model of a run whose input is known: its stages as they are for these features.
+
+        Args:
+            features: Values of columns named in ``features``, in their own units. Those that the model hasn't seen
+                vary, and those that are not given, change nothing.
+
+        Raises:
+            InvalidValue: A feature that isn't a finite number above 0.
+        """
+        known = {name: positive(value, f"features.{name}") for name, value in features.items()}
+        model = copy(self)
+        model._known = {
+            stage: {hardware: learned.given(known) for hardware, learned in kinds.items()}
+            for stage, kinds in self._known.items()
+        }
+        return model
 
     # --- learning -----------------------------------------------------------------------------------------------
 

@@ -96,6 +96,7 @@ class Endings:
     def _end(self, call: Call, state: State[Any], attempts: int) -> None:
         """Complete and record it at once: until then Prefect believes that it runs."""
         self._measure.failed(call.stage)
+        self._context.run(engine.finish, state, call.task_run_id)
         try:
             self._context.run(engine.record, _ended(call, state, None, runs=attempts))
         except Exception:

@@ -8,7 +8,9 @@ then emits a single terminal event that carries the measured start and end (``re
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from contextlib import ExitStack
+from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -73,7 +75,7 @@ def run_full(
     try:
         if task.isasync:
             coroutine = run_task_async(**call)
-            state = runner.run(coroutine) if runner is not None else asyncio.run(coroutine)
+            state = run_async(coroutine, runner)
         else:
             state = run_task_sync(**call)
     except BaseException as error:  # the engine re-raises what is not the task's own failure: it belongs to the caller
@@ -112,7 +114,7 @@ def run_bare(
     try:
         return Returned(_call(task, values, runner))
     except Exception as error:
-        return _finish(_failed(error, task), task_run_id)
+        return finish(_failed(error, task), task_run_id)
     except BaseException as error:
         return Raised(error)
 
@@ -127,7 +129,7 @@ def completed(value: Any, task_run_id: UUID, flow_run_id: UUID | None = None) ->
         state = Completed(data=data)
     if flow_run_id is None and context is not None and context.flow_run is not None:
         flow_run_id = context.flow_run.id
-    return _finish(state, task_run_id, flow_run_id)
+    return finish(state, task_run_id, flow_run_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,11 +171,11 @@ def record(ended: Ended) -> None:
             wait_for=ended.wait_for,
             extra_task_inputs={k: v for k, v in (ended.dependencies or {}).items() if k in ended.names} or None,
         )
-    state = _finish(ended.state.model_copy(), ended.task_run_id)
+    took = timedelta(seconds=ended.elapsed_s)
+    when = ended.started + took if ended.started is not None else ended.state.timestamp
+    state = finish(ended.state.model_copy(update={"timestamp": when}), ended.task_run_id)
     begun: State[Any] = Pending()
     if ended.started is not None:
-        took = timedelta(seconds=ended.elapsed_s)
-        state.timestamp = ended.started + took  # type: ignore[assignment]
         task_run.start_time, task_run.end_time = ended.started, state.timestamp  # type: ignore[assignment]
         task_run.expected_start_time = ended.started  # type: ignore[assignment]
         task_run.total_run_time = took
@@ -185,12 +187,17 @@ def record(ended: Ended) -> None:
 _METADATA = ResultRecordMetadata()
 
 
+def run_async(coroutine: Coroutine[Any, Any, Any], runner: asyncio.Runner | None) -> Any:
+    """Run a coroutine to its end, in the current context: a runner left to itself keeps that of its first call."""
+    return asyncio.run(coroutine) if runner is None else runner.run(coroutine, context=copy_context())
+
+
 def _call(task: Task[Any, Any], values: dict[str, Any], runner: asyncio.Runner | None) -> Any:
     args, kwargs = parameters_to_args_kwargs(task.fn, values)
     if not task.isasync:
         return task.fn(*args, **kwargs)
     coroutine = task.fn(*args, **kwargs)
-    return runner.run(coroutine) if runner is not None else asyncio.run(coroutine)
+    return run_async(coroutine, runner)
 
 
 def _resolved(parameters: dict[str, Any], wait_for: list[Any] | None) -> dict[str, Any]:
@@ -222,7 +229,8 @@ def _failed(error: Exception, task: Task[Any, Any]) -> State[Any]:
     return Failed(data=error, message=f"Task run encountered an exception {format_exception(error)}")
 
 
-def _finish(state: State[Any], task_run_id: UUID, flow_run_id: UUID | None = None) -> State[Any]:
+def finish(state: State[Any], task_run_id: UUID, flow_run_id: UUID | None = None) -> State[Any]:
+    """Say in a state whose it is, as Prefect's engine does."""
     if flow_run_id is None:
         context = FlowRunContext.get()
         flow_run_id = context.flow_run.id if context is not None and context.flow_run is not None else None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copyreg
 from concurrent.futures import Future
 from contextvars import Context
+from dataclasses import replace
 from typing import Any
 
 import cloudpickle
 from prefect.futures import PrefectFuture
-from prefect.utilities.annotations import quote
+from prefect.utilities.annotations import BaseAnnotation, quote
 from prefect.utilities.collections import StopVisiting, visit_collection
 
 from prefect_slo.plan import Record
@@ -52,13 +54,15 @@ class Parcels:
         Raises:
             Exception: Whatever pickling the arguments raises.
         """
-        if not isolated:
-            return (call, record)
-        if not call.has_inputs:
-            return program.dump_call(call, call.parameters, call.wait_for, record)
-        parameters = {name: futures_to_states(value) for name, value in call.parameters.items()}
-        wait_for = [futures_to_states(value) for value in call.wait_for] if call.wait_for else None
-        return program.dump_call(call, parameters, wait_for, record)
+        parameters, wait_for = call.parameters, call.wait_for
+        if call.has_inputs:
+            # On threads too: asked for its state, a future asks the API, which may still believe that it runs, and
+            # the engine would take it for this call's parent.
+            parameters = {name: futures_to_states(value) for name, value in parameters.items()}
+            wait_for = [futures_to_states(value) for value in wait_for] if wait_for else None
+        if isolated:
+            return program.dump_call(call, parameters, wait_for, record)
+        return (replace(call, parameters=parameters, wait_for=wait_for) if call.has_inputs else call, record)
 
 
 def pending(call: Call) -> list[PrefectFuture[Any]]:
@@ -92,3 +96,12 @@ def futures_to_states(value: Any) -> Any:
 def _is_done(future: PrefectFuture[Any]) -> bool:
     wrapped = getattr(future, "wrapped_future", None)
     return wrapped.done() if isinstance(wrapped, Future) else future.state.is_final()
+
+
+def _reduce(annotation: BaseAnnotation[Any]) -> tuple[Any, ...]:
+    return type(annotation), (annotation.value,)
+
+
+for _kind in BaseAnnotation.__subclasses__():
+    # They are tuples with a constructor of their own, and come back from a pickle holding a tuple of their value.
+    copyreg.pickle(_kind, _reduce)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ import cloudpickle
 from prefect import Task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
-from prefect.context import FlowRunContext, SyncClientContext, TagsContext, hydrated_context, serialize_context
+from prefect.context import FlowRunContext, SyncClientContext, hydrated_context, serialize_context
 
 from prefect_slo.plan import Record
 from prefect_slo.runner import engine, relay, worker_state
@@ -103,6 +103,7 @@ def dump_context() -> bytes:
     """
     context = serialize_context()
     context["settings_context"] = {}
+    context["tags_context"] = {}  # every call brings the tags that it was submitted under
     return bytes(cloudpickle.dumps(context))
 
 
@@ -167,8 +168,7 @@ def _run_pickled(task: Task[Any, Any], payload: bytes, loop: asyncio.Runner) -> 
     except Exception as error:
         return Outcome(b"", failed=True, unpicklable=f"{type(error).__name__}: {error}")
     read = time.perf_counter()
-    held = TagsContext.get().current_tags
-    with engine.under_tags(frozenset(tags) - held):
+    with engine.under_tags(frozenset(tags)):
         call: dict[str, Any] = {
             "parameters": parameters,
             "wait_for": wait_for,
@@ -204,7 +204,7 @@ def _portable(result: State[Any] | Returned | Raised) -> State[Any] | Raised:
         return Raised(RuntimeError(f"{type(result.error).__name__}: {result.error}"))
     assert isinstance(result, State)
     error = RuntimeError(result.message or "the task failed with an exception that cannot be pickled")
-    return result.model_copy(update={"data": error})
+    return result.model_copy(update={"data": error, "timestamp": result.timestamp})
 
 
 def _forget_results() -> None:

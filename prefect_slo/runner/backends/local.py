@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextvars import copy_context
 from typing import Any
 
 from prefect.settings import get_current_settings
@@ -18,14 +19,14 @@ PRELOAD = ("prefect", "prefect.main", "prefect.task_engine", "prefect_slo.runner
 
 
 class LocalBackends(Mapping[str, Backend]):
-    """``process`` and ``thread``, made when first asked for.
+    """``process`` and ``thread``, made when first asked for; settings are those in force where this is made.
 
     Args:
         client: The flow run's API client: workers are told its address, else each would start a server of its own.
     """
 
     def __init__(self, client: Any = None) -> None:
-        self._client = client
+        self._client, self._context = client, copy_context()
         self._made: dict[str, Backend] = {}
 
     def __getitem__(self, pool: str) -> Backend:
@@ -53,7 +54,8 @@ class LocalBackends(Mapping[str, Backend]):
         if pool == THREAD:
             return ThreadBackend()
         if pool == PROCESS:
-            return ProcessBackend.shared(env=worker_environment(self._client), preload=PRELOAD)
+            env = self._context.run(worker_environment, self._client)
+            return ProcessBackend.shared(env=env, preload=PRELOAD)
         raise KeyError(pool)
 
 

@@ -1,0 +1,166 @@
+"""Runs flows with different task runners and reads from the API what each has left there."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect import Flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.objects import State
+from prefect.client.schemas.sorting import LogSort
+from prefect.settings import (
+    PREFECT_LOGGING_LEVEL,
+    PREFECT_LOGGING_TO_API_BATCH_INTERVAL,
+    PREFECT_LOGGING_TO_API_ENABLED,
+    temporary_settings,
+)
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from prefect_slo.runner.task_runner import SLOTaskRunner
+
+RUNNERS: dict[str, Callable[[], Any]] = {
+    "stock": ThreadPoolTaskRunner,
+    "thread": lambda: SLOTaskRunner(isolation="thread", record="full"),
+    "process": lambda: SLOTaskRunner(isolation="process", record="full"),
+    "auto": lambda: SLOTaskRunner(record="full"),
+}
+SETTLE_S = 60.0
+
+
+@dataclass
+class Seen:
+    """What one run of a flow has shown; run names and ids, which differ from run to run, are taken out.
+
+    Attributes:
+        outcome: The returned value, or the type and message of what was raised.
+        flow_state: Type, name and message of the final state.
+        tasks: One entry per task run.
+        logs: Level, message, and whether a task said it.
+    """
+
+    outcome: Any
+    flow_run_id: UUID
+    flow_state: tuple[str, str, str] = ("", "", "")
+    tasks: list[dict[str, Any]] = field(default_factory=list)
+    logs: list[tuple[int, str, bool]] = field(default_factory=list)
+
+
+def run(flow: Flow[..., Any], runner: str) -> Seen:
+    """Run a flow to its end with a task runner, whatever that end is."""
+    ids: list[UUID] = []
+    named = flow.with_options(
+        task_runner=RUNNERS[runner](), on_running=[*flow.on_running_hooks, lambda _f, run, _s: ids.append(run.id)]
+    )
+    try:
+        value = named()
+        if flow.isasync:
+            import asyncio
+
+            value = asyncio.run(value)
+        outcome = ("returned", plain(value))
+    except Exception as error:
+        outcome = ("raised", type(error).__name__, unnamed(str(error)))
+    return Seen(outcome, ids[0])
+
+
+def read(client: SyncPrefectClient, seen: Seen) -> Seen:
+    """What the API knows of a run now."""
+    flow_run = client.read_flow_run(seen.flow_run_id)
+    assert flow_run.state is not None
+    of_run = FlowRunFilter(id=FlowRunFilterId(any_=[seen.flow_run_id]))
+    task_runs = client.read_task_runs(flow_run_filter=of_run, limit=200)
+    base = {task_run.id: _base(task_run.name) for task_run in task_runs}
+    tasks = [
+        {
+            "name": base[task_run.id],
+            "key": task_run.task_key,
+            "state": (task_run.state_type and task_run.state_type.value, task_run.state_name),
+            "runs": task_run.run_count,
+            "tags": sorted(task_run.tags),
+            "edges": {
+                name: sorted(base.get(getattr(source, "id", None), str(source.input_type)) for source in sources)
+                for name, sources in task_run.task_inputs.items()
+            },
+        }
+        for task_run in task_runs
+    ]
+    logs = client.read_logs(
+        LogFilter(flow_run_id=LogFilterFlowRunId(any_=[seen.flow_run_id])), limit=200, sort=LogSort.TIMESTAMP_ASC
+    )
+    return Seen(
+        seen.outcome,
+        seen.flow_run_id,
+        (flow_run.state.type.value, str(flow_run.state.name), unnamed(flow_run.state.message or "")),
+        sorted(tasks, key=repr),
+        sorted(
+            (log.level, unnamed(log.message), log.task_run_id is not None)
+            for log in logs
+            if "View at" not in log.message and "running in a worker thread" not in log.message
+        ),
+    )
+
+
+def read_all(runs: dict[Any, Seen]) -> dict[Any, Seen]:
+    """What the API knows of runs once it has taken everything in: until two looks a second apart agree."""
+    deadline = time.monotonic() + SETTLE_S
+    with get_client(sync_client=True) as client:
+        before = {key: read(client, seen) for key, seen in runs.items()}
+        while True:
+            time.sleep(1.5)  # the server takes events and logs in behind the run
+            after = {key: read(client, seen) for key, seen in runs.items()}
+            settled = all(task["state"][0] not in ("PENDING", "RUNNING") for s in after.values() for task in s.tasks)
+            if (after == before and settled) or time.monotonic() > deadline:
+                return after
+            before = after
+
+
+def plain(value: Any) -> Any:
+    """A result without what differs from run to run."""
+    if isinstance(value, State):
+        return value.type.value, value.name, unnamed(value.message or "")
+    if isinstance(value, list | tuple):
+        return type(value)(plain(part) for part in value)
+    return value
+
+
+def unnamed(text: str) -> str:
+    """A message without what differs from run to run: ids, run names, times, addresses, lines of a traceback."""
+    text = text.split("\nTraceback", 1)[0]
+    text = re.sub(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "ID", text)
+    text = re.sub(r"(Flow run|Subflow run|flow run) '[^']+'", r"\1 'NAME'", text)
+    text = re.sub(r"(?<=\w)-[0-9a-f]{3}\b", "-XXX", text)
+    text = re.sub(r"0x[0-9a-f]+", "0x", text)
+    return re.sub(r"\d+(\.\d+)? second\(s\) from now", "N second(s) from now", text)
+
+
+def _base(name: str) -> str:
+    return re.sub(r"-[0-9a-f]{3}$", "", name)
+
+
+@pytest.fixture(scope="session")
+def logging_server(prefect_server: str) -> Iterator[str]:
+    """The server, with logs sent to it."""
+    settings = {
+        PREFECT_LOGGING_LEVEL: "INFO",
+        PREFECT_LOGGING_TO_API_ENABLED: True,
+        PREFECT_LOGGING_TO_API_BATCH_INTERVAL: 0.1,
+    }
+    with temporary_settings(settings):
+        yield prefect_server
+
+
+@pytest.fixture(scope="session")
+def run_everywhere(logging_server: str) -> Callable[[dict[str, Flow[..., Any]], tuple[str, ...]], dict[Any, Seen]]:
+    """Runs each of some flows with each of some runners; what was seen, by flow and runner."""
+
+    def everywhere(flows: dict[str, Flow[..., Any]], runners: tuple[str, ...]) -> dict[Any, Seen]:
+        return read_all({(name, runner): run(flow, runner) for name, flow in flows.items() for runner in runners})
+
+    return everywhere

@@ -1,0 +1,100 @@
+"""Exceptions, arguments and results that do not pickle."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from prefect import flow, task
+
+from prefect_slo.errors import Unpicklable
+from prefect_slo.runner import task_runner
+from prefect_slo.runner.task_runner import SLOTaskRunner
+
+
+class Demanding(Exception):
+    """Pickles, and then does not unpickle: its constructor wants two arguments."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(f"{code}: {text}")
+
+
+@task
+def raises(kind: str) -> None:
+    if kind == "plain":
+        raise LookupError("plain words")
+    raise Demanding(7, "odd words")
+
+
+@flow
+def failing(kind: str):
+    future = raises.submit(kind)
+    future.wait()
+    return future.state.name, future.state.message, str(future.state.data)
+
+
+@pytest.mark.parametrize(("kind", "words"), [("plain", "plain words"), ("odd", "7: odd words")])
+def test_an_exception_comes_back_in_the_state_even_where_it_does_not_unpickle(run_isolated, recorded, kind, words):
+    state = run_isolated(failing, kind)
+    name, message, data = state.result()
+    assert name == "Failed"
+    assert words in message
+    assert words in data
+    assert recorded(state.state_details.flow_run_id, 1) == {("raises", "Failed"): 1}
+
+
+@task
+def locked(lock: object, x: int) -> bool:
+    with lock:
+        return x > 0
+
+
+@task
+def makes_a_lock(x: int) -> object:
+    return threading.Lock()
+
+
+@flow
+def takes_locks(n: int):
+    lock = threading.Lock()
+    return [future.result() for future in [locked.submit(lock, i) for i in range(n)]]
+
+
+@flow
+def makes_locks(n: int):
+    return [type(lock).__name__ for lock in makes_a_lock.map(range(n)).result()]
+
+
+@pytest.fixture
+def notices(monkeypatch) -> list[str]:
+    """What the runner has told the user."""
+    said: list[str] = []
+    monkeypatch.setattr(task_runner, "_log", said.append)
+    return said
+
+
+def test_an_argument_that_does_not_pickle_moves_its_stage_to_threads_with_one_notice(run_isolated, recorded, notices):
+    state = run_isolated(takes_locks, 5, runner=SLOTaskRunner())
+    assert state.result() == [False, True, True, True, True]
+    assert len(notices) == 1
+    assert "threads" in notices[0]
+    assert recorded(state.state_details.flow_run_id, 5) == {("locked", "Completed"): 5}
+
+
+def test_a_result_that_does_not_pickle_moves_its_stage_to_threads_with_one_notice(run_isolated, notices):
+    assert run_isolated(makes_locks, 5, runner=SLOTaskRunner()).result() == ["lock"] * 5
+    assert len(notices) == 1
+
+
+@flow
+def pinned(kind: str):
+    future = locked.submit(threading.Lock(), 1) if kind == "argument" else makes_a_lock.submit(1)
+    future.wait()
+    return future.state.name, future.state.data
+
+
+@pytest.mark.parametrize("kind", ["argument", "result"])
+def test_a_pinned_stage_says_what_does_not_pickle(run_isolated, kind):
+    name, error = run_isolated(pinned, kind).result()
+    assert (name, type(error)) == ("Crashed", Unpicklable)
+    assert error.what == kind

@@ -159,13 +159,11 @@ def deadlines(model: WorkflowModel, seed: int) -> tuple[float, float, float]:
     cheapest = make_plan(model, Slo(latency=Latency(3600)), seed=seed)
     assert cheapest.predicted is not None
     loose = LOOSE * cheapest.predicted.latency_at_percentile_s
+    tight = loose
     try:
         make_plan(model, Latency(0.001), seed=seed)
     except InfeasibleSlo as error:
-        assert error.nearest is not None
-        tight = TIGHT * error.nearest.bound
-    else:  # nothing takes a millisecond
-        tight = loose
+        tight = TIGHT * error.nearest.bound if error.nearest is not None else loose
     return tight, max((tight + loose) / 2, tight), max(loose, tight)
 
 

@@ -39,7 +39,7 @@ def slo(
     stages: Mapping[str, Declaration | Mapping[str, Any]] | None = None,
     menu: Mapping[str, Any] | MenuSettings | None = None,
     features: Features | str | tuple[str, ...] | None = None,
-    explore: float = 0.0,
+    explore: float = 0.05,
     seed: int = 0,
 ) -> Callable[[Flow[P, R]], Flow[P, R]]:
     """Give a flow a deadline, a budget, or both; it sizes itself.

@@ -130,7 +130,7 @@ def demo(*, runs: int = 10, scale: float = 1.0, seed: int = 0, heard: Heard = la
         detail = "failed" if run.error else f"{run.latency_s:.2f} s"
         heard("profile", run.number, run.planned, detail)
 
-    sized: Flow[Any, Any] = slo(latency=3600, mode="enforce", seed=seed)(stock)
+    sized: Flow[Any, Any] = slo(latency=3600, mode="enforce", explore=0, seed=seed)(stock)
     report = profile(sized, [parameters], max_seconds=150, seed=seed, heard=swept)
     if not report.identified:
         raise SloError(f"the demo's flow could not be profiled: {report.known.missing()} ({report.stopped})")
@@ -140,7 +140,7 @@ def demo(*, runs: int = 10, scale: float = 1.0, seed: int = 0, heard: Heard = la
     bounds = deadlines(model, seed)
     series = []
     for bound in bounds:
-        flow: Flow[Any, Any] = slo(latency=bound, mode="enforce", seed=seed)(stock)
+        flow: Flow[Any, Any] = slo(latency=bound, mode="enforce", explore=0, seed=seed)(stock)
         series.append(_run(flow, parameters, runs, f"deadline {bound:.2f} s", bound, heard))
     references = [
         _reference(
@@ -202,7 +202,7 @@ def _reference(
     stock: Flow[Any, Any], plan: Plan, parameters: Mapping[str, Any], runs: int, name: str, heard: Heard
 ) -> Series:
     seen: list[ObservedRun] = []
-    flow: Flow[Any, Any] = slo(latency=3600, mode="enforce")(stock)
+    flow: Flow[Any, Any] = slo(latency=3600, mode="enforce", explore=0)(stock)
     for number in range(runs):
         with following(Following(plan=plan, heard=seen.append, mode="reference")):
             flow(**parameters)

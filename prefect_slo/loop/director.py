@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -122,7 +123,7 @@ class LoopDirector:
         if told is not None and told.concerns(flow_name):
             decision = Decision(told.plan, told.mode, on_threads=told.on_threads)
         else:
-            told, decision = None, self._decide(flow_name, run_id)
+            told, decision = None, self._decide(flow_name, run_id, parameters)
         settings = SLOSettings()
         log = None
         if settings.telemetry:
@@ -158,15 +159,27 @@ class LoopDirector:
         if active.told is not None and active.told.heard is not None:
             active.told.heard(run)
 
+    def features_of(self, flow_name: str, parameters: Mapping[str, Any]) -> dict[str, float]:
+        """Size of a run's input; nothing where none is declared, or where the declared function fails."""
+        if self.features is None:
+            return {}
+        try:
+            return {name: float(value) for name, value in self.features(parameters).items()}
+        except Exception as error:
+            message = f"features= failed ({type(error).__name__}: {error}); runs count as if it weren't there."
+            say_once(flow_name, message, level=logging.WARNING, about="features")
+            return {}
+
     # ---- private ----------------------------------------------------------------------------------------------------
 
-    def _decide(self, flow_name: str, run_id: str) -> Decision:
+    def _decide(self, flow_name: str, run_id: str, parameters: Mapping[str, Any]) -> Decision:
         """Never raises: what can't be decided is observed, and the reason said."""
         mode = SLOSettings().mode or self.mode
         try:
             known = knowledge(flow_name)
             rng = np.random.default_rng([self.seed, *run_id.encode()])
-            return decide(known, self.slo, mode=mode, seed=self.seed, explore=self.explore, rng=rng)
+            features = self.features_of(flow_name, parameters)
+            return decide(known, self.slo, mode=mode, seed=self.seed, explore=self.explore, rng=rng, features=features)
         except Exception as error:
             return Decision(None, "observe", f"runs as it is: there is no plan ({type(error).__name__}: {error}).")
 

@@ -41,7 +41,7 @@ class Knowledge:
         on_threads: Stages that are known not to pickle, with the hash of their code.
         history: Entries of the plans that were in force before this one, oldest first.
         revision: Of the profile.
-        made: Plans made from this knowledge so far, by objective.
+        made: Plans made from this knowledge so far, by objective and size of input.
         forecasts: What the model says of each stage under a plan, by the plan's digest.
     """
 
@@ -53,7 +53,7 @@ class Knowledge:
     on_threads: Mapping[str, str] = field(default_factory=dict)
     history: tuple[Mapping[str, Any], ...] = ()
     revision: int = 0
-    made: dict[Slo, Plan] = field(default_factory=dict, compare=False)
+    made: dict[tuple[Slo, tuple[tuple[str, float], ...]], Plan] = field(default_factory=dict, compare=False)
     forecasts: dict[str, Mapping[str, StageForecast]] = field(default_factory=dict, compare=False)
 
     @classmethod

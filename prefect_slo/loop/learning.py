@@ -96,7 +96,7 @@ class Learner:
         if run.workflow is not None:
             menus = (self._director.menu, run.declarations, frozenset(unpickled))
             log.workflow(with_menus(run.workflow, *menus).to_document())
-        features = self._features(run)
+        features = self._director.features_of(run.flow_name, run.parameters)
         plan = self._decision.followed
         for row in run.stage_runs:
             seen = run.stages[row.stage]
@@ -113,16 +113,6 @@ class Learner:
         log.note(**{f"{UNPICKLED}{stage}": source for stage, source in unpickled.items()})
         status: Status = "completed" if run.clean else "failed"
         log.end(status, latency_s=run.latency_s, met=met, cost_usd=run.cost_usd)
-
-    def _features(self, run: ObservedRun) -> dict[str, float]:
-        if self._director.features is None:
-            return {}
-        try:
-            return {name: float(value) for name, value in self._director.features(run.parameters).items()}
-        except Exception as error:
-            message = f"features= failed ({type(error).__name__}: {error}); runs count as if it weren't there."
-            say_once(run.flow_name, message, level=logging.WARNING, about="features")
-            return {}
 
     def _show(self, run: ObservedRun) -> None:
         """Predicted against actual, as an artifact of the run."""

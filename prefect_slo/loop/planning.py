@@ -63,7 +63,14 @@ class Decision:
 
 
 def decide(
-    known: Knowledge, slo: Slo, *, mode: str | None, seed: int, explore: float, rng: np.random.Generator
+    known: Knowledge,
+    slo: Slo,
+    *,
+    mode: str | None,
+    seed: int,
+    explore: float,
+    rng: np.random.Generator,
+    features: Mapping[str, float] | None = None,
 ) -> Decision:
     """What to do with the run that starts now.
 
@@ -74,6 +81,7 @@ def decide(
         seed: Of the planner's draws.
         explore: Fraction of runs that may try something unmeasured.
         rng: Draws whether this run does.
+        features: Size of the run's input, where the flow declares it: the run is then planned for it alone.
     """
     missing = known.missing()
     if missing:
@@ -83,11 +91,16 @@ def decide(
         return Decision(None, "observe")
     assert known.model is not None
     assert known.workflow is not None
-    plan = known.plan
-    if plan is None or not fits(plan, known.workflow, slo):
-        plan = known.made.get(slo) or replan(known, slo, seed=seed)[0]
+    plan, workflow = known.plan, known.workflow
+    if features:
+        known = replace(known, model=known.model.given(rounded(features)), plan=None)
+    if known.plan is None or not fits(known.plan, workflow, slo):
+        key = slo, tuple(sorted(rounded(features or {}).items()))
+        plan = known.made.get(key) or replan(known, slo, seed=seed)[0]
         assert plan is not None
-        known.made[slo] = plan
+        known.made[key] = plan
+    assert plan is not None
+    assert known.model is not None
     note = f"{slo} is kept by no plan for sure; it runs by its fastest." if plan.certificate is None else ""
     if mode == "advise":
         return Decision(plan, "advise", note or "a plan is ready; it is shown and not followed (mode 'advise').")
@@ -96,7 +109,12 @@ def decide(
         tried = exploration(known.model, plan, slo, rng)
         if tried is not None:
             plan, mode = tried, "explore"
-    return Decision(plan, mode, note, known.on_threads, ladders(plan, known.workflow))
+    return Decision(plan, mode, note, known.on_threads, ladders(plan, workflow))
+
+
+def rounded(features: Mapping[str, float]) -> dict[str, float]:
+    """Sizes of input to two digits: runs of about the same size share a plan."""
+    return {name: float(f"{value:.1e}") for name, value in features.items()}
 
 
 def fits(plan: Plan, workflow: Workflow, slo: Slo) -> bool:

@@ -34,6 +34,9 @@ from prefect_slo.workflow import Workflow
 FAILURES = 4
 """A sweep ends after so many failed runs."""
 
+PASSES = 3
+"""What failed or came from a cache is measured again, in a second and a third pass."""
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -157,28 +160,32 @@ class _Sweep:
         if shown is None:
             return "the first run failed"
         workflow = self._workflow(shown)
-        fold_in(self._flow.name)  # rows of tasks that other flows have profiled are there from now on
-        return self._measure(workflow)
+        for _ in range(PASSES):
+            fold_in(self._flow.name)  # the first time, this brings rows of tasks that other flows have profiled, too
+            design = sweep.design(workflow, self._known_rows(workflow), repeats=self._repeats, seed=self._seed)
+            if not design.runs:
+                return "every setting was measured" if len(self._runs) > 1 else "every setting had been measured before"
+            if why := self._measure(workflow, design):
+                return why
+        return f"some settings could not be measured in {PASSES} passes"
 
     def _learn(self) -> Knowledge:
         forget(self._flow.name)
         return learn(self._flow.name, self._director.slo, seed=self._director.seed, refit=True)
 
-    def _measure(self, workflow: Workflow) -> str:
-        """Run the design; returns why it ended."""
-        design = sweep.design(workflow, self._known_rows(workflow), repeats=self._repeats, seed=self._seed)
+    def _measure(self, workflow: Workflow, design: sweep.Design) -> str:
+        """Run the design; returns why it ended early, or nothing."""
         plan = knowledge(self._flow.name).plan
         preferred = {name: stage.option for name, stage in plan.stages.items()} if plan is not None else {}
         usual = sweep.fallback_options(workflow, preferred)
-        failures = 0
+        planned = len(self._runs) + design.runs
         for number in range(design.runs):
-            if (why := self._capped()) is not None:
+            if why := self._capped():
                 return why
-            if self._run_once(design.setting(number, usual), planned=1 + design.runs, workflow=workflow) is None:
-                failures += 1
-                if failures == FAILURES:
-                    return f"{FAILURES} runs failed"
-        return "every setting was measured" if design.runs else "every setting had been measured before"
+            self._run_once(design.setting(number, usual), planned=planned, workflow=workflow)
+            if sum(bool(run.error) for run in self._runs) == FAILURES:
+                return f"{FAILURES} runs failed"
+        return ""
 
     def _known_rows(self, workflow: Workflow) -> StageRuns | None:
         profile = SLOProfile.of_flow(self._flow.name)
@@ -186,12 +193,12 @@ class _Sweep:
             return None
         return observations_of(profile.ledger(), workflow).stage_runs
 
-    def _capped(self) -> str | None:
+    def _capped(self) -> str:
         if time.monotonic() - self._begun + self._slowest_s > self._max_seconds:
             return f"the time cap of {self._max_seconds:g} s"
         if self._spent_usd + self._dearest_usd > self._max_usd:
             return f"the money cap of ${self._max_usd:g}"
-        return None
+        return ""
 
     def _run_once(
         self, settings: Mapping[str, Option], *, planned: int, workflow: Workflow | None = None

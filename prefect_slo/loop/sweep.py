@@ -18,6 +18,10 @@ SETTINGS = 8
 """Settings of a stage that a sweep measures at most: what a posynomial of a handful of terms needs, and some spare."""
 
 
+LEAST_ROWS = 4
+"""Rows of a stage that a sweep measures at least, however small its menu: fewer identify no model."""
+
+
 @dataclass(frozen=True)
 class Design:
     """What is left to measure.
@@ -44,7 +48,8 @@ class Design:
 def design(workflow: Workflow, known: StageRuns | None, *, repeats: int, seed: int, settings: int = SETTINGS) -> Design:
     """What to measure of every stage: each setting of its design ``repeats`` times, less the rows that there are.
 
-    Stages are shuffled independently, so that a slow setting of one isn't always met with a slow one of another.
+    A stage of so few settings that this would leave it with less than ``LEAST_ROWS`` is measured more often. Stages are
+    shuffled independently, so that a slow setting of one isn't always met with a slow one of another.
 
     Args:
         workflow: Stages with menus.
@@ -57,7 +62,9 @@ def design(workflow: Workflow, known: StageRuns | None, *, repeats: int, seed: i
     for position, stage in enumerate(workflow.stages):
         rng = np.random.default_rng([seed, position])
         have = _rows_by_setting(known, stage.name) if known is not None else Counter()
-        left = [o for o in spread(stage, settings) for _ in range(repeats - have[_setting(o)])]
+        options = spread(stage, settings)
+        times = max(repeats, math.ceil(LEAST_ROWS / len(options)))
+        left = [o for o in options for _ in range(times - have[_setting(o)])]
         todo[stage.name] = tuple(left[i] for i in rng.permutation(len(left)))
     return Design({name: options for name, options in todo.items() if options})
 

@@ -286,7 +286,8 @@ FLOATS = (
 
 
 def _rounded(stage: StageRecord) -> StageRecord:
-    row = replace(stage.row, **{name: _significant(getattr(stage.row, name)) for name in FLOATS})
+    # whole bytes are counted as integers, and come back from a block as floats
+    row = replace(stage.row, **{name: _significant(float(getattr(stage.row, name))) for name in FLOATS})
     started = row.started_at
     return replace(stage, row=replace(row, started_at=started if math.isnan(started) else float(int(started))))
 

@@ -425,15 +425,15 @@ def unreachable() -> Iterator[None]:
 def test_an_api_that_only_we_cannot_reach_costs_a_notice(
     seen: list[ObservedRun], said: Callable[[str], int], home: Path
 ) -> None:
-    sized = letters("offline")
+    sized = letters("out-of-reach")
     with unreachable():
         assert [sized(), sized()] == [6, 6]
     assert said("runs as it is: there is no plan") == 1
     assert said("nothing was learned from this run yet") == 1
     assert len(list((home / "telemetry").glob("*.slolog"))) == 2, "kept on disk"
     learning.sweep_orphans(home / "telemetry")
-    fold_in("offline")
-    assert set(ledger_runs("offline")) == {run.run_id for run in seen}, "and published once the API answers"
+    fold_in("out-of-reach")
+    assert set(ledger_runs("out-of-reach")) == {run.run_id for run in seen}, "and published once the API answers"
 
 
 def test_a_disk_that_cannot_be_written_costs_a_notice(

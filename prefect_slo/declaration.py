@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from prefect import Task
+from prefect.utilities.callables import parameters_to_args_kwargs
 
 from prefect_slo import units
 from prefect_slo.errors import InvalidValue
 from prefect_slo.plan import Record
 
 AnyTask = TypeVar("AnyTask", bound=Task[Any, Any])
-_ATTRIBUTE = "__slo__"
+_ATTRIBUTE, _BATCHED = "__slo__", "__slo_batched__"
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,8 @@ class Declaration:
 
     Attributes:
         idempotent: ``True``: may run again after its worker was lost, whatever its retries; ``False``: never may.
-        batched: Its function takes lists and returns a list: calls may be gathered into batches.
+        batched: Its function takes lists, for its first parameter (``True``) or those named, and returns a list.
+            The task itself keeps to single items, whatever runner it has; calls may be gathered into batches.
         pool: Pool that it runs on; ``thread`` and ``process`` are always there.
         isolation: ``process`` or ``thread`` pins it; ``auto`` leaves it to the plan and to what pickles.
         menu: Dimensions of its menu in place of the flow's: ``workers``, ``vcpus``, ``memory_mb``, ``batch``.
@@ -34,7 +38,7 @@ class Declaration:
     """
 
     idempotent: bool | None = None
-    batched: bool = False
+    batched: bool | str | tuple[str, ...] = False
     pool: str | None = None
     isolation: Literal["auto", "process", "thread"] = "auto"
     menu: Mapping[str, Any] = field(default_factory=dict)
@@ -81,7 +85,8 @@ NOTHING = Declaration()
 def slo_task(**fields: Any) -> Callable[[AnyTask], AnyTask]:
     """Declare what may be done with a task; see ``Declaration`` for the fields.
 
-    Goes above ``@task``, and changes nothing where the flow isn't decorated with ``@slo``.
+    Goes above ``@task``, and changes nothing where the flow isn't decorated with ``@slo``. Only ``batched`` does: the
+    function is written for lists, and the task made of it takes and returns single items.
 
     Raises:
         InvalidValue: A field that there isn't, a value that it may not hold, or something that is not a task.
@@ -98,6 +103,8 @@ def slo_task(**fields: Any) -> Callable[[AnyTask], AnyTask]:
     def declare(task: AnyTask) -> AnyTask:
         if not isinstance(task, Task):
             raise InvalidValue("slo_task", task, "a Prefect task: put @slo_task(...) above @task")
+        if declaration.batched:
+            task.fn = _one_by_one(task, declaration)
         setattr(task.fn, _ATTRIBUTE, declaration)
         return task
 
@@ -108,3 +115,70 @@ def declared(task: Task[Any, Any]) -> Declaration:
     """What was declared of a task by ``slo_task``."""
     found = getattr(task.fn, _ATTRIBUTE, NOTHING)
     return found if isinstance(found, Declaration) else NOTHING
+
+
+# ---- batches --------------------------------------------------------------------------------------------------------
+
+
+def batched_names(task: Task[Any, Any]) -> tuple[str, ...]:
+    """Parameters of which a task's function takes lists; none for a task that isn't batched."""
+    return getattr(task.fn, _BATCHED, ())
+
+
+def gathered(task: Task[Any, Any], arguments: dict[str, Any], run: Callable[[Any], Any]) -> list[Any]:
+    """Call a batched task's function with lists; a result for each of their elements.
+
+    Args:
+        task: The task.
+        arguments: Of its function: lists of one length for ``batched_names(task)``.
+        run: Runs a coroutine to its end.
+
+    Raises:
+        InvalidValue: The function returned anything but a list of that length.
+    """
+    function = inspect.unwrap(task.fn, stop=lambda fn: not hasattr(fn, _BATCHED))
+    args, kwargs = parameters_to_args_kwargs(function, arguments)
+    returned = function(*args, **kwargs)
+    return _checked(task.name, run(returned) if task.isasync else returned, len(arguments[batched_names(task)[0]]))
+
+
+def _one_by_one(task: Task[Any, Any], declaration: Declaration) -> Callable[..., Any]:
+    """A batched task's function for single items."""
+    function, name = task.fn, task.name
+    if task.isgenerator:
+        raise InvalidValue("batched", name, "a task that returns a list; a generator yields one")
+    parameters = inspect.signature(function).parameters
+    wanted = declaration.batched
+    names = tuple(parameters)[:1] if wanted is True else (wanted,) if isinstance(wanted, str) else tuple(wanted or ())
+    for batched in names or ("",):
+        if batched not in parameters:
+            raise InvalidValue("batched", batched, f"a parameter of task {name!r}: {', '.join(parameters)}")
+
+    def single(args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.BoundArguments:
+        bound = inspect.signature(function).bind(*args, **kwargs)
+        bound.apply_defaults()
+        for batched in names:
+            bound.arguments[batched] = [bound.arguments[batched]]
+        return bound
+
+    if task.isasync:
+
+        @functools.wraps(function)
+        async def one(*args: Any, **kwargs: Any) -> Any:
+            bound = single(args, kwargs)
+            return _checked(name, await function(*bound.args, **bound.kwargs), 1)[0]
+    else:
+
+        @functools.wraps(function)
+        def one(*args: Any, **kwargs: Any) -> Any:
+            bound = single(args, kwargs)
+            return _checked(name, function(*bound.args, **bound.kwargs), 1)[0]
+
+    setattr(one, _BATCHED, names)
+    return one
+
+
+def _checked(name: str, returned: Any, items: int) -> list[Any]:
+    if not isinstance(returned, Sequence) or isinstance(returned, str | bytes) or len(returned) != items:
+        raise InvalidValue(f"result of batched task {name!r}", returned, f"a list of {items}, one for each item")
+    return list(returned)

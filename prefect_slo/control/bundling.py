@@ -24,7 +24,7 @@ SMOOTHING = 0.3
 """Weight of the newest bundle in the running mean of item times."""
 
 
-def bundle_size(queued: int, workers: int, item_s: float | None, fixed: int | None) -> int:
+def bundle_size(queued: int, workers: int, item_s: float | None, fixed: int | None, batch: int = 1) -> int:
     """Items for the next dispatch, between 1 and ``queued``.
 
     Args:
@@ -32,13 +32,16 @@ def bundle_size(queued: int, workers: int, item_s: float | None, fixed: int | No
         workers: Leases that the stage has or may open.
         item_s: Running mean of the time of an item; ``None`` before the first is measured.
         fixed: What the plan says; ``None`` leaves it to the measured times.
+        batch: Items that run as one: never divided between bundles, unless there are fewer.
     """
     if fixed is not None:
-        return min(fixed, queued)
-    if item_s is None:
-        return 1
-    by_time = ceil(TARGET_S / max(item_s, 1e-6))
-    return max(1, min(by_time, ceil(queued / (2 * max(workers, 1))), LARGEST, queued))
+        wanted = fixed
+    elif item_s is None:
+        wanted = 1
+    else:
+        by_time = ceil(TARGET_S / max(item_s, 1e-6))
+        wanted = max(1, min(by_time, ceil(queued / (2 * max(workers, 1))), LARGEST))
+    return min(-(-wanted // batch) * batch, queued)
 
 
 def smoothed(item_s: float | None, busy_s: float, items: int) -> float:

@@ -20,6 +20,7 @@ class StageRule:
         size: Size of each lease.
         workers: Leases at once; ``None`` opens as many as there is work that blocks.
         bundle: Items per dispatch; ``None`` grows bundles from measured item times.
+        batch: Items that run as one: bundles hold whole batches where there is enough for one.
         priority: Stages with a higher one are served first (the longest path to the end of the flow).
         loss_retries: How often an item may run again after its worker was lost while it ran.
         ladder: Larger sizes to move to, in order, after running out of memory.
@@ -31,6 +32,7 @@ class StageRule:
     size: Size = Size(1, 1024)
     workers: int | None = None
     bundle: int | None = None
+    batch: int = 1
     priority: float = 0.0
     loss_retries: int = 0
     ladder: tuple[Size, ...] = ()

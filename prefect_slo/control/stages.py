@@ -82,7 +82,7 @@ class Stage:
     def next_bundle(self) -> tuple[int, ...]:
         """Take the next items off the queue, which isn't empty."""
         workers = max(len(self.leases), self.rule.workers or 1)
-        n = bundling.bundle_size(len(self.queue), workers, self.item_s, self.rule.bundle)
+        n = bundling.bundle_size(len(self.queue), workers, self.item_s, self.rule.bundle, self.rule.batch)
         return tuple(self.queue.popleft() for _ in range(n))
 
     def put_back(self, items: list[int]) -> None:
@@ -93,7 +93,7 @@ class Stage:
         """Leases that the stage should have, and when that may change by itself."""
         busy = len(self.leases) - self.opening
         if self.rule.workers is not None:
-            bundles = -(-len(self.queue) // (self.rule.bundle or 1))
+            bundles = -(-len(self.queue) // max(self.rule.bundle or 1, self.rule.batch))
             return min(self.rule.workers, busy + bundles), None
         if not self.leases:
             self._ramp, self._ramped_at = RAMP_START, now

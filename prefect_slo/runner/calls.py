@@ -59,3 +59,31 @@ class Returned:
     """An item that ran without Prefect's engine (levels ``summary`` and ``bare``) and returned a value."""
 
     value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """A call as a worker takes it: what Prefect's engine needs, and no more.
+
+    Attributes:
+        task_run_id: Its task run.
+        parameters: Arguments; futures in them are states by now.
+        wait_for: What it waited for, as states.
+        dependencies: Upstream runs by parameter name.
+        tags: Tags that it was submitted under.
+        resolve: Whether there are states to resolve among its inputs.
+    """
+
+    task_run_id: UUID
+    parameters: dict[str, Any]
+    wait_for: list[Any] | None
+    dependencies: dict[str, set[RunInput]] | None
+    tags: frozenset[str] = frozenset()
+    resolve: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Several:
+    """What a batch gave: a result for each of its calls, in order."""
+
+    results: list[State[Any] | Returned | Raised]

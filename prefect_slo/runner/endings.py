@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from contextvars import Context
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -18,7 +20,7 @@ from prefect_slo.errors import OutOfMemory, SloError, TaskTimedOut, Unpicklable,
 from prefect_slo.plan import Record
 from prefect_slo.runner import engine, program
 from prefect_slo.runner.backends import protocol
-from prefect_slo.runner.calls import Call, Raised, Returned
+from prefect_slo.runner.calls import Call, Raised, Returned, Several
 from prefect_slo.runner.measure import Measure
 from prefect_slo.runner.write_behind import WriteBehind
 
@@ -104,6 +106,34 @@ class Endings:
         call.future.set_result(state)
 
 
+def shares(report: protocol.ItemReport, together: tuple[int, ...]) -> list[protocol.ItemReport]:
+    """What the report of some items that ran as one says of each: its own result, an equal share of the time."""
+    if len(together) == 1:
+        return [report]
+    outcome, n = report.outcome, len(together)
+    payloads: list[Any] = [outcome.payload] * n
+    if not outcome.unpicklable:
+        with contextlib.suppress(Exception):  # what does not unpickle is said of each item as it ends
+            result = program.load_result(outcome.payload) if isinstance(outcome.payload, bytes) else outcome.payload
+            payloads = list(result.results) if isinstance(result, Several) else [result] * n
+    share_s = (report.ended - report.started) / n
+    return [
+        protocol.ItemReport(
+            item,
+            replace(
+                outcome,
+                payload=payload,
+                failed=program.is_failure(payload) or bool(outcome.unpicklable and outcome.failed),
+                read_s=outcome.read_s / n,
+                write_s=outcome.write_s / n,
+            ),
+            report.started + i * share_s,
+            report.started + (i + 1) * share_s,
+        )
+        for i, (item, payload) in enumerate(zip(together, payloads, strict=True))
+    ]
+
+
 def _error(
     call: Call,
     ending: control.Ending,
@@ -150,4 +180,5 @@ def _link(state: State[Any]) -> None:
     if isinstance(state.data, ResultRecord):
         link_state_to_task_run_result(state, state.data.result)
     else:  # in result storage
-        link_state_to_task_run_result(state, state.result(raise_on_failure=False, _sync=True))  # type: ignore[call-arg]
+        stored: Any = state
+        link_state_to_task_run_result(state, stored.result(raise_on_failure=False, _sync=True))

@@ -22,9 +22,9 @@ from prefect.context import FlowRunContext, TagsContext
 from prefect.logging import get_run_logger
 from prefect.results import ResultRecord, ResultRecordMetadata  # type: ignore[attr-defined]
 from prefect.states import Completed, Failed, Pending, format_exception
-from prefect.task_engine import (
+from prefect.task_engine import (  # type: ignore[attr-defined]
     _create_task_run_locally,
-    return_value_to_state_sync,  # type: ignore[attr-defined]
+    return_value_to_state_sync,
     run_task_async,
     run_task_sync,
 )
@@ -32,7 +32,7 @@ from prefect.utilities.callables import parameters_to_args_kwargs
 from prefect.utilities.collections import visit_collection
 from prefect.utilities.engine import emit_task_run_state_change_event, resolve_to_final_result
 
-from prefect_slo.runner.calls import Raised, Returned
+from prefect_slo.runner.calls import Payload, Raised, Returned
 
 
 def eligible(task: Task[Any, Any], *, persisted: bool, tagged: bool) -> bool:
@@ -54,67 +54,41 @@ def eligible(task: Task[Any, Any], *, persisted: bool, tagged: bool) -> bool:
     return not (any(wants) or hooks or persisted or tagged or task.tags or task.isgenerator or task.log_prints)
 
 
-def run_full(
-    task: Task[Any, Any],
-    task_run_id: UUID,
-    *,
-    parameters: dict[str, Any],
-    wait_for: list[Any] | None,
-    dependencies: dict[str, set[RunInput]] | None,
-    runner: asyncio.Runner | None = None,
-) -> State[Any] | Raised:
+def run_full(task: Task[Any, Any], call: Payload, *, runner: asyncio.Runner | None = None) -> State[Any] | Raised:
     """Run a call by Prefect's task engine, to its final state."""
-    call: dict[str, Any] = {
+    wanted: dict[str, Any] = {
         "task": task,
-        "task_run_id": task_run_id,
-        "parameters": parameters,
-        "wait_for": wait_for,
-        "dependencies": dependencies,
+        "task_run_id": call.task_run_id,
+        "parameters": call.parameters,
+        "wait_for": call.wait_for,
+        "dependencies": call.dependencies,
         "return_type": "state",
     }
     try:
-        if task.isasync:
-            coroutine = run_task_async(**call)
-            state = run_async(coroutine, runner)
-        else:
-            state = run_task_sync(**call)
+        state = run_async(run_task_async(**wanted), runner) if task.isasync else run_task_sync(**wanted)
     except BaseException as error:  # the engine re-raises what is not the task's own failure: it belongs to the caller
         return Raised(error)
     return state  # type: ignore[return-value]
 
 
 def run_bare(
-    task: Task[Any, Any],
-    task_run_id: UUID,
-    *,
-    parameters: dict[str, Any],
-    wait_for: list[Any] | None,
-    dependencies: dict[str, set[RunInput]] | None,
-    resolve: bool,
-    runner: asyncio.Runner | None = None,
+    task: Task[Any, Any], call: Payload, *, runner: asyncio.Runner | None = None
 ) -> State[Any] | Returned | Raised:
     """Call the task's function and nothing else; the flow's process writes down what is written down.
 
     A value comes back as it is (``Returned``). A failure comes back as Prefect's failed state, and where an upstream
     failed, Prefect's engine says so (``run_full``), so that both look the same at every level.
     """
-    values = parameters
-    if wait_for or resolve:
+    values = call.parameters
+    if call.resolve:
         try:
-            values = _resolved(parameters, wait_for)
+            values = resolved(call.parameters, call.wait_for)
         except Exception:
-            return run_full(
-                task,
-                task_run_id,
-                parameters=parameters,
-                wait_for=wait_for,
-                dependencies=dependencies,
-                runner=runner,
-            )
+            return run_full(task, call, runner=runner)
     try:
         return Returned(_call(task, values, runner))
     except Exception as error:
-        return finish(_failed(error, task), task_run_id)
+        return failed(error, task, call.task_run_id)
     except BaseException as error:
         return Raised(error)
 
@@ -200,7 +174,7 @@ def _call(task: Task[Any, Any], values: dict[str, Any], runner: asyncio.Runner |
     return run_async(coroutine, runner)
 
 
-def _resolved(parameters: dict[str, Any], wait_for: list[Any] | None) -> dict[str, Any]:
+def resolved(parameters: dict[str, Any], wait_for: list[Any] | None) -> dict[str, Any]:
     """Arguments with states replaced by their results.
 
     Raises:
@@ -223,13 +197,16 @@ def _resolved(parameters: dict[str, Any], wait_for: list[Any] | None) -> dict[st
     }
 
 
-def _failed(error: Exception, task: Task[Any, Any]) -> State[Any]:
+def failed(error: Exception, task: Task[Any, Any], task_run_id: UUID | None) -> State[Any]:
+    """The state of a call whose function raised."""
     if (context := FlowRunContext.get()) is not None:
         get_run_logger(context).error("Task %r failed with exception: %r", task.name, error, exc_info=True)
-    return Failed(data=error, message=f"Task run encountered an exception {format_exception(error)}")
+    return finish(
+        Failed(data=error, message=f"Task run encountered an exception {format_exception(error)}"), task_run_id
+    )
 
 
-def finish(state: State[Any], task_run_id: UUID, flow_run_id: UUID | None = None) -> State[Any]:
+def finish(state: State[Any], task_run_id: UUID | None, flow_run_id: UUID | None = None) -> State[Any]:
     """Say in a state whose it is, as Prefect's engine does."""
     if flow_run_id is None:
         context = FlowRunContext.get()

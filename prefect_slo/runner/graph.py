@@ -49,7 +49,8 @@ class StageGraph:
         parents = frozenset(self._stage_of[run] for run in upstream if run in self._stage_of)
         seen = self._by_place.get((key, parents)) or self._in_loop(key, parents)
         if seen is None:
-            seen = self._stages[name] = _Seen(name := self._name(task.name), key, source, parents)
+            name = self._name(task.name)
+            seen = self._stages[name] = _Seen(name, key, source, parents)
             self._by_place[key, parents] = seen
         seen.items += 1
         self._stage_of[task_run_id] = seen.name

@@ -36,6 +36,7 @@ class _Lease:
 class _Stage:
     submitted: int = 0
     done: int = 0
+    batch: int = 1
     failed: int = 0
     cached: int = 0
     first_ready: float | None = None
@@ -98,7 +99,8 @@ class Measure:
         held.items = held.failed = 0
         held.read_s = held.compute_s = held.write_s = 0.0
 
-    def item(self, lease: int, report: protocol.ItemReport, *, ready: float) -> None:
+    def item(self, lease: int, report: protocol.ItemReport, *, ready: float, batch: int = 1) -> None:
+        """Take in an item that ended; one of ``batch`` that ran as one has its share of the time."""
         held = self._leases.get(lease)
         if held is None:
             return
@@ -111,6 +113,7 @@ class Measure:
         held.write_s += outcome.write_s
         held.compute_s += took - outcome.read_s - outcome.write_s
         seen.done += 1
+        seen.batch = max(seen.batch, batch)
         seen.item_s += took
         seen.last_end = max(seen.last_end, report.ended)
         seen.first_ready = ready if seen.first_ready is None else min(seen.first_ready, ready)
@@ -232,6 +235,7 @@ class Measure:
             compute_s=seen.compute_s / workers,
             write_s=seen.write_s / workers,
             items=seen.done,
+            batch=seen.batch,
             bytes_in=seen.bytes_in,
             bytes_out=seen.bytes_out,
             cold=seen.cold,

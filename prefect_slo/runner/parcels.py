@@ -5,7 +5,6 @@ from __future__ import annotations
 import copyreg
 from concurrent.futures import Future
 from contextvars import Context
-from dataclasses import replace
 from typing import Any
 
 import cloudpickle
@@ -15,7 +14,7 @@ from prefect.utilities.collections import StopVisiting, visit_collection
 
 from prefect_slo.plan import Record
 from prefect_slo.runner import program
-from prefect_slo.runner.calls import Call
+from prefect_slo.runner.calls import Call, Payload
 from prefect_slo.runner.payloads import importable_by_workers
 
 
@@ -48,21 +47,29 @@ class Parcels:
             self._programs[stage] = bytes(cloudpickle.dumps(opened))
         return self._programs[stage]
 
-    def payload(self, call: Call, record: Record, *, isolated: bool) -> Any:
-        """One call as a worker takes it.
+    def payload(self, calls: list[Call], record: Record, *, isolated: bool) -> Any:
+        """Calls that run as one, as a worker takes them.
 
         Raises:
             Exception: Whatever pickling the arguments raises.
         """
-        parameters, wait_for = call.parameters, call.wait_for
-        if call.has_inputs:
-            # On threads too: asked for its state, a future asks the API, which may still believe that it runs, and
-            # the engine would take it for this call's parent.
-            parameters = {name: futures_to_states(value) for name, value in parameters.items()}
-            wait_for = [futures_to_states(value) for value in wait_for] if wait_for else None
+        ready = [_ready(call) for call in calls]
         if isolated:
-            return program.dump_call(call, parameters, wait_for, record)
-        return (replace(call, parameters=parameters, wait_for=wait_for) if call.has_inputs else call, record)
+            return program.dump(ready, record)
+        return calls[0].context, (calls[0].task, ready, record)
+
+
+def _ready(call: Call) -> Payload:
+    """A call whose futures, all done, are states.
+
+    On threads too: asked for its state, a future asks the API, which may still believe that it runs, and the engine
+    would take it for this call's parent.
+    """
+    parameters, wait_for = call.parameters, call.wait_for
+    if call.has_inputs:
+        parameters = {name: futures_to_states(value) for name, value in parameters.items()}
+        wait_for = [futures_to_states(value) for value in wait_for] if wait_for else None
+    return Payload(call.task_run_id, parameters, wait_for, call.dependencies, call.tags, call.has_inputs)
 
 
 def pending(call: Call) -> list[PrefectFuture[Any]]:
@@ -98,10 +105,10 @@ def _is_done(future: PrefectFuture[Any]) -> bool:
     return wrapped.done() if isinstance(wrapped, Future) else future.state.is_final()
 
 
-def _reduce(annotation: BaseAnnotation[Any]) -> tuple[Any, ...]:
+def _reduce(annotation: BaseAnnotation) -> tuple[Any, ...]:
     return type(annotation), (annotation.value,)
 
 
 for _kind in BaseAnnotation.__subclasses__():
     # They are tuples with a constructor of their own, and come back from a pickle holding a tuple of their value.
-    copyreg.pickle(_kind, _reduce)  # type: ignore[arg-type]
+    copyreg.pickle(_kind, _reduce)

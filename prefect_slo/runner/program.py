@@ -12,6 +12,7 @@ import pickle
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +23,11 @@ from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext, SyncClientContext, hydrated_context, serialize_context
 
 from prefect_slo.plan import Record
-from prefect_slo.runner import engine, relay, worker_state
+from prefect_slo.runner import batches, engine, relay, worker_state
 from prefect_slo.runner.backends.protocol import Outcome, RunItem
-from prefect_slo.runner.calls import Call, Raised, Returned
+from prefect_slo.runner.calls import Payload, Raised, Returned, Several
+
+Result = State[Any] | Returned | Raised | Several
 
 
 @dataclass(frozen=True)
@@ -41,32 +44,17 @@ class ThreadProgram:
     def open(self, emit: Callable[[bytes], None]) -> RunItem:
         return self._run
 
-    def _run(self, item: int, payload: tuple[Call, Record]) -> Outcome:
-        call, record = payload
+    def _run(self, item: int, payload: tuple[Context, tuple[Task[Any, Any], list[Payload], Record]]) -> Outcome:
+        context, work = payload
         try:
-            result = call.context.run(self._execute, call, record)
+            result = context.run(self._execute, *work)
         except BaseException as error:  # a context that is entered already, say
             result = Raised(error)
-        return Outcome(result, failed=_is_failure(result))
+        return Outcome(result, failed=is_failure(result))
 
-    def _execute(self, call: Call, record: Record) -> State[Any] | Returned | Raised:
+    def _execute(self, task: Task[Any, Any], calls: list[Payload], record: Record) -> Result:
         with worker_state.inline() if self.inline else nullcontext():
-            if record == "full":
-                return engine.run_full(
-                    call.task,
-                    call.task_run_id,
-                    parameters=call.parameters,
-                    wait_for=call.wait_for,
-                    dependencies=call.dependencies,
-                )
-            return engine.run_bare(
-                call.task,
-                call.task_run_id,
-                parameters=call.parameters,
-                wait_for=call.wait_for,
-                dependencies=call.dependencies,
-                resolve=call.has_inputs,
-            )
+            return _run_calls(task, calls, record)
 
 
 @dataclass(frozen=True)
@@ -107,24 +95,24 @@ def dump_context() -> bytes:
     return bytes(cloudpickle.dumps(context))
 
 
-def dump_call(call: Call, parameters: dict[str, Any], wait_for: list[Any] | None, record: Record) -> bytes:
-    """The payload of one call for a worker process; futures in it are states by now.
+def dump(calls: list[Payload], record: Record) -> bytes:
+    """The payload of some calls for a worker process.
 
     Raises:
         Exception: Whatever pickling the arguments raises.
     """
-    payload = (call.task_run_id, parameters, wait_for, call.dependencies, call.tags, record, call.has_inputs)
-    plain = not call.has_inputs and all(type(value) in _PLAIN for value in parameters.values())
-    return pickle.dumps(payload) if plain else bytes(cloudpickle.dumps(payload))
+    plain = all(not call.resolve and _PLAIN.issuperset(map(type, call.parameters.values())) for call in calls)
+    content = [(c.task_run_id, c.parameters, c.wait_for, c.dependencies, c.tags, c.resolve) for c in calls], record
+    return pickle.dumps(content) if plain else bytes(cloudpickle.dumps(content))
 
 
-def load_result(payload: bytes) -> State[Any] | Returned | Raised:
+def load_result(payload: bytes) -> Result:
     """What a worker process made of a call.
 
     Raises:
         Exception: Whatever unpickling the result raises.
     """
-    result: State[Any] | Returned | Raised = pickle.loads(payload)
+    result: Result = pickle.loads(payload)
     return result
 
 
@@ -161,28 +149,29 @@ class _Hydrated:
 _HYDRATED = _Hydrated()
 
 
+def _run_calls(
+    task: Task[Any, Any], calls: list[Payload], record: Record, loop: asyncio.Runner | None = None
+) -> Result:
+    if len(calls) > 1:
+        return Several(batches.run(task, calls, loop))
+    if record == "full":
+        return engine.run_full(task, calls[0], runner=loop)
+    return engine.run_bare(task, calls[0], runner=loop)
+
+
 def _run_pickled(task: Task[Any, Any], payload: bytes, loop: asyncio.Runner) -> Outcome:
     begun = time.perf_counter()
     try:
-        task_run_id, parameters, wait_for, dependencies, tags, record, has_inputs = pickle.loads(payload)
+        content, record = pickle.loads(payload)
+        calls = [Payload(*call) for call in content]
     except Exception as error:
         return Outcome(b"", failed=True, unpicklable=f"{type(error).__name__}: {error}")
     read = time.perf_counter()
-    with engine.under_tags(frozenset(tags)):
-        call: dict[str, Any] = {
-            "parameters": parameters,
-            "wait_for": wait_for,
-            "dependencies": dependencies,
-            "runner": loop,
-        }
-        result: State[Any] | Returned | Raised
-        if record == "full":
-            result = engine.run_full(task, task_run_id, **call)
-        else:
-            result = engine.run_bare(task, task_run_id, resolve=has_inputs, **call)
+    with engine.under_tags(calls[0].tags):
+        result = _run_calls(task, calls, record, loop)
     _forget_results()
     ran = time.perf_counter()
-    failed = _is_failure(result)
+    failed = is_failure(result)
     try:
         dumped = cloudpickle.dumps(result)
         if failed:
@@ -194,12 +183,17 @@ def _run_pickled(task: Task[Any, Any], payload: bytes, loop: asyncio.Runner) -> 
     return Outcome(dumped, failed=failed, read_s=read - begun, write_s=time.perf_counter() - ran)
 
 
-def _is_failure(result: State[Any] | Returned | Raised) -> bool:
+def is_failure(result: Any) -> bool:
+    """Whether a result, or any of several, is not a success."""
+    if isinstance(result, Several):
+        return any(is_failure(one) for one in result.results)
     return isinstance(result, Raised) or (isinstance(result, State) and not result.is_completed())
 
 
-def _portable(result: State[Any] | Returned | Raised) -> State[Any] | Raised:
-    """A failure whose exception can't travel, with a plain one of the same words in its place."""
+def _portable(result: Result) -> Result:
+    """A result whose exceptions can't travel, with plain ones of the same words in their place."""
+    if isinstance(result, Several):
+        return Several([_portable(one) if is_failure(one) else one for one in result.results])  # type: ignore[misc]
     if isinstance(result, Raised):
         return Raised(RuntimeError(f"{type(result.error).__name__}: {result.error}"))
     assert isinstance(result, State)

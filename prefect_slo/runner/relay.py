@@ -107,7 +107,7 @@ class FlowRunEvents:
         else:
             if self._forwarder is None or self._forwarder._stopped:
                 self._forwarder = _Forwarder.instance()
-            self._forwarder.send(_Relayed(self, *content))
+            self._forwarder.send(_Relayed(self, *content))  # type: ignore[arg-type]
 
     async def related(self, client: Any) -> dict[str, str]:
         """The flow run's related resources as JSON, by their ids."""

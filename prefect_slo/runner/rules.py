@@ -11,7 +11,7 @@ from prefect import Task
 from prefect.transactions import get_transaction
 
 from prefect_slo.control import StageRule
-from prefect_slo.declaration import Declaration
+from prefect_slo.declaration import Declaration, batched_names
 from prefect_slo.errors import SloError
 from prefect_slo.resources import Size
 from prefect_slo.runner.recipe import Recipe
@@ -73,6 +73,7 @@ def stage_rule(
         size=size,
         workers=workers,
         bundle=planned.bundle if planned is not None else recipe.bundle,
+        batch=planned.batch if planned is not None and batched_names(task) else 1,
         priority=priority,
         loss_retries=loss_retries(task, declaration),
         ladder=recipe.ladders.get(stage, ()),

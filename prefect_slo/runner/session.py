@@ -21,7 +21,7 @@ from prefect.states import Crashed
 from prefect_slo.control import Scheduler, StageRule
 from prefect_slo.control import events as control
 from prefect_slo.plan import Record
-from prefect_slo.runner import parcels, relay
+from prefect_slo.runner import endings, parcels, relay
 from prefect_slo.runner.backends import protocol
 from prefect_slo.runner.backends.protocol import Backend, Bundle
 from prefect_slo.runner.calls import Call
@@ -64,6 +64,7 @@ class Session:
         self._calls: dict[int, Call] = {}
         self._reports: dict[int, protocol.ItemReport] = {}
         self._records: dict[int, Record] = {}
+        self._batches: dict[int, tuple[int, ...]] = {}  # items that run as one, by the first of them
         self._sent: dict[int, control.Dispatch] = {}
         self._writer = WriteBehind(context.copy())
         self._endings = Endings(context, measure, self._writer)
@@ -81,7 +82,7 @@ class Session:
         self._thread.start()
 
     def submit(self, stage: str, rule: StageRule | None, calls: list[Call]) -> None:
-        """Take calls of one stage; ``rule`` comes with the first. Returns at once."""
+        """Take calls of one stage; ``rule`` comes before the first or with it. Returns at once."""
         self._inbox.put((stage, rule, calls))
 
     def close(self, *, at_once: bool) -> None:
@@ -147,9 +148,9 @@ class Session:
     def _whole(self, lost: protocol.Lost) -> protocol.Lost:
         """A loss that also speaks of the bundle that was on its way when the worker was already gone."""
         sent = self._sent.pop(lost.lease, None)
-        if sent is None or sent.bundle == lost.bundle:
-            return lost
-        return replace(lost, running=None, untouched=sent.items)
+        if sent is not None and sent.bundle != lost.bundle:
+            return replace(lost, running=None, untouched=sent.items)
+        return replace(lost, untouched=tuple(item for first in lost.untouched for item in self._batches[first]))
 
     def _submitted(self, stage: str, rule: StageRule | None, calls: list[Call]) -> list[control.Event]:
         events: list[control.Event] = []
@@ -190,16 +191,18 @@ class Session:
 
     def _progressed(self, lease: int, reports: tuple[protocol.ItemReport, ...]) -> list[control.Event]:
         done, stuck = [], []
-        for report in reports:
-            call = self._calls.get(report.item)
-            if call is None:
-                continue
-            if report.outcome.unpicklable:
-                stuck.append(report)
-                continue
-            self._reports[report.item] = report
-            self._measure.item(lease, report, ready=call.ready)
-            done.append(report.item)
+        for whole in reports:
+            together = self._batches.pop(whole.item, (whole.item,))
+            for report in endings.shares(whole, together):
+                call = self._calls.get(report.item)
+                if call is None:
+                    continue
+                if report.outcome.unpicklable:
+                    stuck.append(report)
+                    continue
+                self._reports[report.item] = report
+                self._measure.item(lease, report, ready=call.ready, batch=len(together))
+                done.append(report.item)
         events: list[control.Event] = [control.ItemDone(lease, tuple(done))] if done else []
         for report in stuck:
             get_logger("slo").debug("Item of lease %s is stuck: %s", lease, report.outcome.unpicklable)
@@ -240,19 +243,23 @@ class Session:
         items: list[tuple[int, Any]] = []
         rejected: list[int] = []
         begun = time.monotonic()
-        for call in calls:
+        batch = self._rules[action.stage].batch if record != "full" else 1
+        for first in range(0, len(calls), batch):
+            together = calls[first : first + batch]
             try:
-                items.append((call.item, self._parcels.payload(call, record, isolated=isolated)))
+                items.append((together[0].item, self._parcels.payload(together, record, isolated=isolated)))
+                self._batches[together[0].item] = tuple(call.item for call in together)
             except Exception as error:
-                self._reports[call.item] = _stuck(call.item, error)
-                rejected.append(call.item)
+                for call in together:
+                    self._reports[call.item] = _stuck(call.item, error)
+                    rejected.append(call.item)
         opened: Any = None
         if items:
             try:
                 inline = self._rules[action.stage].workers is not None
                 opened = self._parcels.program(action.stage, calls[0], isolated=isolated, inline=inline)
             except Exception as error:
-                for item, _ in items:
+                for item in action.items:
                     self._reports[item] = _stuck(item, error)
                 rejected, items = list(action.items), []
         if rejected:

@@ -19,7 +19,6 @@ from prefect.futures import PrefectConcurrentFuture, PrefectFuture, PrefectFutur
 from prefect.logging import get_run_logger
 from prefect.results import get_default_persist_setting_for_tasks, should_persist_result
 from prefect.task_runners import TaskRunner
-from prefect.utilities.annotations import allow_failure, unmapped
 
 from prefect_slo.control.recording import record_level
 from prefect_slo.declaration import Declaration, declared
@@ -28,7 +27,7 @@ from prefect_slo.observation import Invocation
 from prefect_slo.plan import Plan, Record
 from prefect_slo.runner import engine, worker_state
 from prefect_slo.runner.backends.local import LocalBackends, usable_vcpus
-from prefect_slo.runner.calls import Call, Raised
+from prefect_slo.runner.calls import Call, Payload, Raised
 from prefect_slo.runner.graph import StageGraph
 from prefect_slo.runner.ids import uuid7
 from prefect_slo.runner.inputs import find_inputs, run_ids
@@ -87,7 +86,7 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
         stages: Mapping[str, Declaration | Mapping[str, Any]] | None = None,
         director: Director | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         if isolation not in ("auto", "process", "thread"):
             raise InvalidValue("isolation", isolation, "'auto', 'process' or 'thread'")
         if record not in ("auto", "full", "summary", "bare"):
@@ -111,7 +110,7 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
         copy.recipe, copy.stock = self.recipe, self.stock
         return copy
 
-    def submit(  # type: ignore[override]
+    def submit(
         self,
         task: Task[Any, Any],
         parameters: dict[str, Any],
@@ -126,10 +125,10 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
             return _run_in_place(task, parameters, waits, dependencies)
         return self._running().submit(task, parameters, waits, dependencies)
 
-    def map(  # type: ignore[override]
+    def map(
         self,
         task: Task[Any, Any],
-        parameters: dict[str, Any | unmapped[Any] | allow_failure[Any]],
+        parameters: dict[str, Any],
         wait_for: Iterable[PrefectFuture[Any]] | None = None,
     ) -> PrefectFutureList[PrefectConcurrentFuture[Any]]:
         """Take a call per element; they are handed over together, so that small ones can travel in bundles."""
@@ -217,6 +216,7 @@ class _Run:
         self._lock = threading.Lock()
         self._gathered = threading.local()
         self._ineligible: set[str] = set()
+        self._batched: set[str] = set()
         self._declared: dict[str, Declaration] = {}
         self._pools: dict[str, str] = {}
         self._fallen: set[str] = set()
@@ -245,7 +245,8 @@ class _Run:
         tags = frozenset(TagsContext.get().current_tags)
         with self._lock:
             stage = self._graph.place(task, task_run_id, run_ids(inputs, wait_for))
-            rule = None if stage in self._pools else self._first_call(stage, task)
+            if stage not in self._pools:  # before any of its calls, whichever thread hands those over first
+                self.session.submit(stage, self._first_call(stage, task), [])
         if tags:
             self._ineligible.add(stage)
         parameters = self._with_knobs(stage, parameters)
@@ -262,11 +263,11 @@ class _Run:
             has_inputs=has_inputs or bool(wait_for),
             submitted=time.monotonic(),
         )
-        buffer: list[tuple[str, Any, Call]] | None = getattr(self._gathered, "calls", None)
+        buffer: list[Call] | None = getattr(self._gathered, "calls", None)
         if buffer is None:
-            self.session.submit(stage, rule, [call])
+            self.session.submit(stage, None, [call])
         else:
-            buffer.append((stage, rule, call))
+            buffer.append(call)
             if len(buffer) >= FLUSH:
                 self._flush(buffer)
         return PrefectConcurrentFuture(task_run_id=task_run_id, wrapped_future=call.future)
@@ -340,6 +341,8 @@ class _Run:
             persisted = should_persist_result() or get_default_persist_setting_for_tasks()
         if not engine.eligible(task, persisted=persisted, tagged=False):
             self._ineligible.add(stage)
+        if rule.batch > 1:
+            self._batched.add(stage)
         self._pools[stage] = rule.pool
         return rule
 
@@ -351,7 +354,9 @@ class _Run:
             wanted = planned.record if planned is not None else self.recipe.record
         if wanted == "auto":
             return record_level(self.measure.submitted_items(stage), self.measure.mean_item_s(stage), eligible=eligible)
-        return wanted if eligible else "full"
+        if not eligible:
+            return "full"
+        return "summary" if wanted == "full" and stage in self._batched else wanted
 
     def _seen(self, stage: str) -> StageSeen:
         key, source = self._graph.key_of(stage)
@@ -377,15 +382,13 @@ class _Run:
             self._said.add(message)
             self._flow_context.copy().run(_log, message)
 
-    def _flush(self, buffer: list[tuple[str, Any, Call]]) -> None:
-        by_stage: dict[str, tuple[Any, list[Call]]] = {}
-        for stage, rule, call in buffer:
-            known, calls = by_stage.setdefault(stage, (rule, []))
-            calls.append(call)
-            by_stage[stage] = (known or rule, calls)
+    def _flush(self, buffer: list[Call]) -> None:
+        by_stage: dict[str, list[Call]] = {}
+        for call in buffer:
+            by_stage.setdefault(call.stage, []).append(call)
         buffer.clear()
-        for stage, (rule, calls) in by_stage.items():
-            self.session.submit(stage, rule, calls)
+        for stage, calls in by_stage.items():
+            self.session.submit(stage, None, calls)
 
 
 class _Gathering:
@@ -414,7 +417,7 @@ def _run_in_place(
     future: Future[State[Any]] = Future()
 
     def run() -> None:
-        result = engine.run_full(task, task_run_id, parameters=parameters, wait_for=wait_for, dependencies=dependencies)
+        result = engine.run_full(task, Payload(task_run_id, parameters, wait_for, dependencies))
         if isinstance(result, Raised):
             future.set_exception(result.error)
         else:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 from uuid import UUID
 
@@ -13,9 +16,9 @@ import pytest
 from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, LogFilter, LogFilterFlowRunId
-from prefect.client.schemas.objects import State
-from prefect.client.schemas.sorting import LogSort
+from prefect.client.schemas.objects import Log, State, TaskRun
 from prefect.settings import (
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
     PREFECT_LOGGING_LEVEL,
     PREFECT_LOGGING_TO_API_BATCH_INTERVAL,
     PREFECT_LOGGING_TO_API_ENABLED,
@@ -32,6 +35,8 @@ RUNNERS: dict[str, Callable[[], Any]] = {
     "auto": lambda: SLOTaskRunner(record="full"),
 }
 SETTLE_S = 60.0
+UNCOMPARED = ("View at", "running in a worker thread")
+"""Logs that differ rightly: where to look at a run, and that the timeout of a thread interrupts nothing."""
 
 
 @dataclass
@@ -61,8 +66,6 @@ def run(flow: Flow[..., Any], runner: str) -> Seen:
     try:
         value = named()
         if flow.isasync:
-            import asyncio
-
             value = asyncio.run(value)
         outcome = ("returned", plain(value))
     except Exception as error:
@@ -70,12 +73,45 @@ def run(flow: Flow[..., Any], runner: str) -> Seen:
     return Seen(outcome, ids[0])
 
 
-def read(client: SyncPrefectClient, seen: Seen) -> Seen:
-    """What the API knows of a run now."""
-    flow_run = client.read_flow_run(seen.flow_run_id)
-    assert flow_run.state is not None
-    of_run = FlowRunFilter(id=FlowRunFilterId(any_=[seen.flow_run_id]))
-    task_runs = client.read_task_runs(flow_run_filter=of_run, limit=200)
+def read_all(runs: dict[Any, Seen]) -> dict[Any, Seen]:
+    """What the API knows of runs once it has taken everything in: until two looks agree."""
+    deadline = time.monotonic() + SETTLE_S
+    with get_client(sync_client=True) as client:
+        before: dict[Any, Seen] = {}
+        while True:
+            after = _look(client, runs)
+            settled = all(task["state"][0] not in ("PENDING", "RUNNING") for s in after.values() for task in s.tasks)
+            if (after == before and settled) or time.monotonic() > deadline:
+                return after
+            before = after
+            time.sleep(2.0)  # the server takes events and logs in behind the run
+
+
+def _look(client: SyncPrefectClient, runs: dict[Any, Seen]) -> dict[Any, Seen]:
+    """What the API knows of runs now."""
+    ids = [seen.flow_run_id for seen in runs.values()]
+    chosen = FlowRunFilter(id=FlowRunFilterId(any_=ids))
+    flow_runs = {run.id: run for run in _pages(client.read_flow_runs, flow_run_filter=chosen)}
+    task_runs, logs = defaultdict(list), defaultdict(list)
+    for task_run in _pages(client.read_task_runs, flow_run_filter=chosen):
+        task_runs[task_run.flow_run_id].append(task_run)
+    for log in _pages(client.read_logs, log_filter=LogFilter(flow_run_id=LogFilterFlowRunId(any_=ids))):
+        logs[log.flow_run_id].append(log)
+    return {
+        key: _seen(seen, flow_runs[seen.flow_run_id].state, task_runs[seen.flow_run_id], logs[seen.flow_run_id])
+        for key, seen in runs.items()
+    }
+
+
+def _pages(read: Callable[..., list[Any]], **filters: Any) -> Iterator[Any]:
+    for page in count():
+        found = read(**filters, limit=200, offset=200 * page)
+        yield from found
+        if len(found) < 200:
+            return
+
+
+def _seen(run: Seen, state: State[Any], task_runs: list[TaskRun], logs: list[Log]) -> Seen:
     base = {task_run.id: _base(task_run.name) for task_run in task_runs}
     tasks = [
         {
@@ -91,34 +127,14 @@ def read(client: SyncPrefectClient, seen: Seen) -> Seen:
         }
         for task_run in task_runs
     ]
-    logs = client.read_logs(
-        LogFilter(flow_run_id=LogFilterFlowRunId(any_=[seen.flow_run_id])), limit=200, sort=LogSort.TIMESTAMP_ASC
-    )
+    said = [(log.level, unnamed(log.message), log.task_run_id is not None) for log in logs]
     return Seen(
-        seen.outcome,
-        seen.flow_run_id,
-        (flow_run.state.type.value, str(flow_run.state.name), unnamed(flow_run.state.message or "")),
+        run.outcome,
+        run.flow_run_id,
+        (state.type.value, str(state.name), unnamed(state.message or "")),
         sorted(tasks, key=repr),
-        sorted(
-            (log.level, unnamed(log.message), log.task_run_id is not None)
-            for log in logs
-            if "View at" not in log.message and "running in a worker thread" not in log.message
-        ),
+        sorted(log for log in said if not any(words in log[1] for words in UNCOMPARED)),
     )
-
-
-def read_all(runs: dict[Any, Seen]) -> dict[Any, Seen]:
-    """What the API knows of runs once it has taken everything in: until two looks a second apart agree."""
-    deadline = time.monotonic() + SETTLE_S
-    with get_client(sync_client=True) as client:
-        before = {key: read(client, seen) for key, seen in runs.items()}
-        while True:
-            time.sleep(1.5)  # the server takes events and logs in behind the run
-            after = {key: read(client, seen) for key, seen in runs.items()}
-            settled = all(task["state"][0] not in ("PENDING", "RUNNING") for s in after.values() for task in s.tasks)
-            if (after == before and settled) or time.monotonic() > deadline:
-                return after
-            before = after
 
 
 def plain(value: Any) -> Any:
@@ -148,6 +164,7 @@ def _base(name: str) -> str:
 def logging_server(prefect_server: str) -> Iterator[str]:
     """The server, with logs sent to it."""
     settings = {
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,  # stopping it takes up to a second a run
         PREFECT_LOGGING_LEVEL: "INFO",
         PREFECT_LOGGING_TO_API_ENABLED: True,
         PREFECT_LOGGING_TO_API_BATCH_INTERVAL: 0.1,

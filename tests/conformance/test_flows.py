@@ -120,7 +120,6 @@ def downstream_of_a_failure():
     return never.state.name
 
 
-
 @task(retries=2, retry_delay_seconds=0)
 def flaky(path: str) -> int:
     with open(path, "a") as file:

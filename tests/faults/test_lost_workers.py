@@ -128,7 +128,8 @@ def hangs_in_c(rounds: int) -> int:
 def hangs():
     futures = hangs_in_c.map([2_000_000_000, 1])
     wait(futures)
-    return [(f.state.name, f.state.type.value, f.state.data) for f in futures][0], futures[1].result()
+    hung = futures[0].state
+    return (hung.name, hung.type.value, hung.data), futures[1].result()
 
 
 def test_a_task_that_hangs_in_c_code_is_timed_out(run_isolated, recorded):
@@ -137,7 +138,10 @@ def test_a_task_that_hangs_in_c_code_is_timed_out(run_isolated, recorded):
     (name, kind, error), other = state.result()
     assert (name, kind, type(error), other) == ("TimedOut", "FAILED", TaskTimedOut, 32)
     assert time.monotonic() - began < 30
-    assert recorded(state.state_details.flow_run_id, 2) == {("hangs_in_c", "TimedOut"): 1, ("hangs_in_c", "Completed"): 1}
+    assert recorded(state.state_details.flow_run_id, 2) == {
+        ("hangs_in_c", "TimedOut"): 1,
+        ("hangs_in_c", "Completed"): 1,
+    }
 
 
 @task(timeout_seconds=1, retries=2, retry_delay_seconds=0)

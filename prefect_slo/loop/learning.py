@@ -14,13 +14,14 @@ from uuid import UUID
 from prefect_slo.artifacts.forecast import RunActual, stage_forecasts
 from prefect_slo.artifacts.publishing import publish_attainment, publish_plan
 from prefect_slo.attainment import Attainment
-from prefect_slo.blocks import fold_in, plan_from_history, put_in_force, update_profile
+from prefect_slo.blocks import fold_in, plan_from_history, put_in_force, rebuild_profile, update_profile
 from prefect_slo.errors import InvalidPlan
 from prefect_slo.loop import policy
 from prefect_slo.loop.knowledge import UNPICKLED, Knowledge, impatient, knowledge, remember
 from prefect_slo.loop.menus import with_menus
 from prefect_slo.loop.planning import KEPT, Decision, plan_digest, replan
 from prefect_slo.loop.policy import PastRun
+from prefect_slo.loop.reporting import objective_of
 from prefect_slo.loop.saying import say_once
 from prefect_slo.objective import Slo
 from prefect_slo.plan import Plan
@@ -156,23 +157,50 @@ def learn(flow_name: str, slo: Slo, *, seed: int = 0, refit: bool = False) -> Kn
     """
     settings = SLOSettings()
     sweep_orphans(settings.telemetry_directory)
-    timeout_s = settings.fold_timeout_s
-    profile = fold_in(flow_name, objective=_objective(slo), refit=refit, timeout_s=timeout_s)
+    profile = fold_in(flow_name, objective=_objective(slo), refit=refit, timeout_s=settings.fold_timeout_s)
     _WAITING.clear(flow_name)
-    known = remember(flow_name, profile)
+    return _planned_again(remember(flow_name, profile), slo, seed)[0]
+
+
+def refit(flow_name: str, *, rebuild: bool = False, seed: int = 0) -> str:
+    """Bring a flow's model and plan up to date from what the API holds, without a run; says what became of the plan.
+
+    Args:
+        flow_name: Name of the flow.
+        rebuild: Learn everything anew, instead of adding what is new.
+        seed: Of the planner's draws.
+
+    Raises:
+        TimeoutError: Another writer took too long.
+        httpx.HTTPError: The API cannot be reached.
+    """
+    settings = SLOSettings()
+    sweep_orphans(settings.telemetry_directory)
+    timeout_s = settings.fold_timeout_s
+    if rebuild:
+        profile = rebuild_profile(flow_name, timeout_s=timeout_s)
+    else:
+        profile = fold_in(flow_name, refit=True, timeout_s=timeout_s)
+    known, slo = remember(flow_name, profile), objective_of(profile)
+    return _planned_again(known, slo, seed)[1] if slo is not None else "no bound is known"
+
+
+def _planned_again(known: Knowledge, slo: Slo, seed: int) -> tuple[Knowledge, str]:
+    """Put another plan in force where that pays; what is known then, and why."""
+    flow_name, timeout_s = known.flow_name, SLOSettings().fold_timeout_s
     plan, reason = replan(known, slo, seed=seed, earlier=earlier_plans(known))
     if plan is None or known.workflow is None:
-        return known
+        return known, reason
     if reason == KEPT:
         if not _moved(known.plan, plan):
-            return known
+            return known, reason
         document = plan.to_document()
         profile = update_profile(flow_name, lambda p: p.model_copy(update={"plan": document}), timeout_s=timeout_s)
     else:
         profile = put_in_force(flow_name, plan, reason, timeout_s=timeout_s)
     forecasts = stage_forecasts(known.model, plan) if known.model is not None else None
     publish_plan(flow_name, plan, workflow=known.workflow, forecasts=forecasts)
-    return remember(flow_name, profile)
+    return remember(flow_name, profile), reason
 
 
 def earlier_plans(known: Knowledge) -> Iterator[Plan]:

@@ -58,8 +58,12 @@ class Decision:
 
     @property
     def digest(self) -> str:
-        """Names the choices of the plan that is followed, whatever it predicts; empty without one."""
-        return plan_digest(self.followed) if self.followed is not None else ""
+        """Names the choices of the plan that the run is one of, whatever it predicts; empty where it counts for none.
+
+        Runs of a sweep don't count: plans are chosen by them, and a plan that was lucky there would look better than it
+        is.
+        """
+        return plan_digest(self.plan) if self.plan is not None and self.mode == "enforce" else ""
 
 
 def decide(

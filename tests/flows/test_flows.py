@@ -1,0 +1,84 @@
+"""The maintenance flows, and their deployments in prefect.yaml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+from prefect import Flow
+from prefect.artifacts import Artifact
+from prefect.flows import load_flow_from_entrypoint
+
+from prefect_slo.artifacts.publishing import key
+from prefect_slo.blocks import SLOProfile
+from prefect_slo.loop import knowledge
+
+ROOT = Path(__file__).parents[2]
+DEPLOYED = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+NAME = "deployed-letters"
+SOURCE = f"""
+import time
+from prefect import flow, task
+from prefect_slo import slo
+
+@task
+def work(shard: int) -> int:
+    begun = time.thread_time()
+    while time.thread_time() - begun < 0.02:
+        pass
+    return shard
+
+@slo(latency="20s", menu={{"workers": (1, 2), "vcpus": 1}})
+@flow(name="{NAME}")
+def letters(n: int = 4) -> int:
+    return sum(work.map(range(n)).result())
+"""
+
+
+def flow_of(name: str) -> Flow[..., Any]:
+    return load_flow_from_entrypoint(str(ROOT / "flows" / f"{name}.py") + f":{name}")
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: str) -> Path:
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_SLO_HOME", str(tmp_path))
+    monkeypatch.setattr(knowledge, "_REMEMBERED", knowledge._Remembered())
+    return tmp_path
+
+
+@pytest.mark.parametrize("deployment", DEPLOYED, ids=lambda d: d["name"])
+def test_every_deployment_names_a_flow_that_loads(deployment: dict[str, Any]) -> None:
+    path, _, name = deployment["entrypoint"].partition(":")
+    found = load_flow_from_entrypoint(f"{ROOT / path}:{name}", use_placeholder_flow=False)
+    assert found.name == f"slo-{deployment['name']}"
+
+
+def test_every_maintenance_flow_is_deployed() -> None:
+    files = {f"flows/{path.name}" for path in (ROOT / "flows").glob("*.py")}
+    assert files == {deployment["entrypoint"].partition(":")[0] for deployment in DEPLOYED}
+
+
+def test_a_flow_is_profiled_replanned_and_reported(place: Path) -> None:
+    (place / "letters.py").write_text(SOURCE)
+    assert flow_of("profile")(f"{place / 'letters.py'}:letters") is True
+    found = SLOProfile.of_flow(NAME)
+    assert found is not None
+    assert found.plan_in_force() is not None
+    assert flow_of("replan")(NAME) == {NAME: "kept"}
+    told = flow_of("report")(NAME)[NAME]
+    assert "p95 latency <= 20 s" in told
+    assert "In force: " in told
+    artifact = Artifact.get(key("report", NAME))
+    assert artifact is not None
+    assert artifact.data == told
+    assert flow_of("refit")(NAME)[NAME] > found.revision
+
+
+def test_importing_the_flows_runs_nothing() -> None:
+    for path in (ROOT / "flows").glob("*.py"):
+        module = ModuleType(path.stem)
+        exec(compile(path.read_text(), str(path), "exec"), vars(module))
+        assert isinstance(vars(module)[path.stem], Flow)

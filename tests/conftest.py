@@ -10,6 +10,11 @@ from hypothesis import settings
 
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+# A server that writes events down one by one keeps SQLite busy, and answers "database is locked" to flows under test.
+for _service in ("TASK_RUN_RECORDER", "EVENT_PERSISTER"):
+    os.environ.setdefault(f"PREFECT_SERVER_SERVICES_{_service}_BATCH_SIZE", "100")
+    os.environ.setdefault(f"PREFECT_SERVER_SERVICES_{_service}_READ_BATCH_SIZE", "100")
+os.environ.setdefault("PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL", "0.5")
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")

@@ -80,7 +80,7 @@ def read_all(runs: dict[Any, Seen]) -> dict[Any, Seen]:
         before: dict[Any, Seen] = {}
         while True:
             after = _look(client, runs)
-            settled = all(task["state"][0] not in ("PENDING", "RUNNING") for s in after.values() for task in s.tasks)
+            settled = all(task["state"][1] not in ("Pending", "Running") for s in after.values() for task in s.tasks)
             if (after == before and settled) or time.monotonic() > deadline:
                 return after
             before = after

@@ -66,13 +66,13 @@ def test_runs_come_newest_first_over_all_pages(make_run, monkeypatch):
 
 
 def test_an_unreachable_api_keeps_the_log_for_a_later_sweep(ended_log, tmp_path, caplog):
-    log = ended_log("offline")
+    log = ended_log("kept-while-offline")
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
         assert not publish_log(log)
         assert sweep_orphans(tmp_path).kept == 1
     assert sum("is kept in" in message for message in caplog.messages) == 2
     assert sweep_orphans(tmp_path).published == (log.run_id,)
-    assert [record.run_id for record in runs_of("offline")] == [log.run_id]
+    assert [record.run_id for record in runs_of("kept-while-offline")] == [log.run_id]
     assert list(tmp_path.iterdir()) == []
 
 

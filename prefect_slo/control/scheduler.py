@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from itertools import count
 
-from prefect_slo.control import bundling, losses
+from prefect_slo.control import item_times, losses
 from prefect_slo.control.events import (
     Action,
     BundleDone,
@@ -127,7 +127,7 @@ class Scheduler:
             return
         stage = self._stages[lease.stage]
         if lease.done and stage.serves(lease):
-            stage.item_s = bundling.smoothed(stage.item_s, busy_s, lease.done)
+            stage.item_s = item_times.smoothed(stage.item_s, busy_s, lease.done)
         self._settle(lease.take(tuple(lease.pending)), "died")  # never reported, and never will be
         self._set_idle(lease_id, lease, stage, now)
 

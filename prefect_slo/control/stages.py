@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from prefect_slo.control import bundling
 from prefect_slo.control.events import StageRule
+from prefect_slo.granularity import bundle_size
 
 RAMP_S = 0.005
 RAMP_START = 16
@@ -82,7 +82,7 @@ class Stage:
     def next_bundle(self) -> tuple[int, ...]:
         """Take the next items off the queue, which isn't empty."""
         workers = max(len(self.leases), self.rule.workers or 1)
-        n = bundling.bundle_size(len(self.queue), workers, self.item_s, self.rule.bundle, self.rule.batch)
+        n = bundle_size(len(self.queue), workers, self.item_s, self.rule.bundle, self.rule.batch)
         return tuple(self.queue.popleft() for _ in range(n))
 
     def put_back(self, items: list[int]) -> None:

@@ -20,9 +20,9 @@ from prefect.logging import get_run_logger
 from prefect.results import get_default_persist_setting_for_tasks, should_persist_result
 from prefect.task_runners import TaskRunner
 
-from prefect_slo.control.recording import record_level
 from prefect_slo.declaration import Declaration, declared
 from prefect_slo.errors import InvalidValue
+from prefect_slo.granularity import record_level
 from prefect_slo.observation import Invocation
 from prefect_slo.plan import Plan, Record
 from prefect_slo.runner import engine, worker_state

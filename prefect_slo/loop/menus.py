@@ -87,7 +87,7 @@ def local_capacity() -> Capacity:
 
 
 def local_menu(settings: MenuSettings, declared: Declaration = NOTHING, *, on_threads: bool = False) -> Menu:
-    """The menu of a stage on this machine. Batches are not on it: local workers take items one by one.
+    """The menu of a stage on this machine.
 
     Args:
         settings: What the flow's decorator says.
@@ -113,9 +113,10 @@ def local_menu(settings: MenuSettings, declared: Declaration = NOTHING, *, on_th
         workers=tuple(workers),
         sizes=sizes,
         pools=(Pool(THREAD if threads else pool or PROCESS),),
+        batch=own.batch if declared.batched else (1,),
         knobs=declared.knobs,
     )
-    held = {"workers": pins["workers"]} if "workers" in pins else {}
+    held = {name: pins[name] for name in ("workers", "batch") if name in pins}
     if "vcpus" in pins or "memory_mb" in pins:
         held["size"] = _pinned(sizes, pins)
     return menu.pinned(**held) if held else menu

@@ -61,10 +61,11 @@ def test_threads_have_one_size_and_are_kept_apart_from_processes(declared: Decla
     assert [pool.name for pool in menu.pools] == ["thread"]
 
 
-def test_knobs_are_on_the_menu_and_batches_are_not() -> None:
+def test_knobs_are_on_the_menu_and_batches_where_the_task_takes_them() -> None:
     menu = local_menu(MenuSettings(batch=(1, 8)), Declaration(batched=True, knobs={"depth": (1, 2)}))
-    assert menu.knobs == {"depth": (1, 2)}
-    assert menu.batch == (1,)
+    assert (menu.knobs, menu.batch) == ({"depth": (1, 2)}, (1, 8))
+    assert local_menu(MenuSettings(batch=(1, 8))).batch == (1,)
+    assert local_menu(MenuSettings(batch=(1, 8)), Declaration(batched=True, pins={"batch": 4})).batch == (4,)
 
 
 def test_what_runs_one_item_at_a_time_has_one_worker() -> None:

@@ -76,6 +76,7 @@ class Session:
         self._loss: protocol.Lost | None = None
         self._timer_at: float | None = None
         self._broken: BaseException | None = None
+        self._gate = threading.Lock()
         self._drained = threading.Event()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="prefect-slo-session", daemon=True)
@@ -83,7 +84,11 @@ class Session:
 
     def submit(self, stage: str, rule: StageRule | None, calls: list[Call]) -> None:
         """Take calls of one stage; ``rule`` comes before the first or with it. Returns at once."""
-        self._inbox.put((stage, rule, calls))
+        with self._gate:
+            if self._broken is None:
+                self._inbox.put((stage, rule, calls))
+                return
+        self._crash(calls, self._broken)
 
     def close(self, *, at_once: bool) -> None:
         """Submit nothing more; wait for what runs, or with ``at_once`` end it. Idempotent."""
@@ -105,7 +110,6 @@ class Session:
                         self._do(action)
         except BaseException as error:  # a defect of ours must not leave the flow waiting for ever
             get_logger("slo").exception("The SLO runner failed; its unfinished task runs are crashed.")
-            self._broken = error
             self._abandon(error)
         finally:
             self._drained.set()
@@ -306,12 +310,22 @@ class Session:
             self._endings.lost(call, ending, attempts, loss=self._loss, report=report)
 
     def _abandon(self, error: BaseException) -> None:
-        for call in list(self._calls.values()):
-            if not call.future.done():
-                call.future.set_result(Crashed(message=f"The SLO runner failed: {error}", data=error))
+        with self._gate:  # what is submitted from now on is crashed where it is submitted
+            self._broken = error
+        while not self._inbox.empty():
+            match self._inbox.get():
+                case (str(), _, list(calls)):
+                    self._crash(calls, error)
+        self._crash(list(self._calls.values()), error)
         self._calls.clear()
         for lease, pool in self._pool_of.items():
             self._backends[pool].cancel(lease)
+
+    @staticmethod
+    def _crash(calls: list[Call], error: BaseException) -> None:
+        for call in calls:
+            if not call.future.done():
+                call.future.set_result(Crashed(message=f"The SLO runner failed: {error}", data=error))
 
 
 def _stuck(item: int, error: Exception) -> protocol.ItemReport:

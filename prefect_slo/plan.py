@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from prefect_slo.errors import InvalidPlan, UnknownStage
-from prefect_slo.resources import Option, Size, knob_value
 from prefect_slo.objective import Slo
+from prefect_slo.resources import Option, Size, knob_value
 from prefect_slo.units import finite, items, text, whole
 
 Record = Literal["full", "summary", "bare"]

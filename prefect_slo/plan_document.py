@@ -11,9 +11,9 @@ from dataclasses import MISSING, asdict, fields
 from typing import Any
 
 from prefect_slo.errors import InvalidPlan
+from prefect_slo.objective import Budget, Latency, Slo
 from prefect_slo.plan import Certificate, Plan, Prediction, Quantiles, StagePlan
 from prefect_slo.resources import Size
-from prefect_slo.objective import Budget, Latency, Slo
 
 SCHEMA = 1
 """Version of the plan file; a file of another version is refused."""

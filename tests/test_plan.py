@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_slo.errors import InvalidPlan, UnknownStage
+from prefect_slo.objective import Budget, Latency, Slo
 from prefect_slo.plan import Certificate, Plan, PlanChange, Prediction, Quantiles, StagePlan, diff
 from prefect_slo.resources import Option, Size
-from prefect_slo.objective import Budget, Latency, Slo
 
 numbers = st.floats(0, 1e9)
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8).filter(lambda name: name.strip())

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
@@ -138,6 +138,15 @@ def knowledge(flow_name: str) -> Knowledge:
 def remember(flow_name: str, profile: SLOProfile) -> Knowledge:
     """Take a profile just saved for what is known."""
     return _REMEMBERED.put(Knowledge.of(flow_name, profile))
+
+
+def remember_plan(known: Knowledge, profile: SLOProfile) -> Knowledge:
+    """Take a profile for what is known in which nothing but the plan has changed, unless others wrote to it, too."""
+    if profile.revision != known.revision + 1:
+        return remember(known.flow_name, profile)
+    history = tuple(profile.plan_history[:-1])
+    changed = replace(known, plan=profile.plan_in_force(), history=history, revision=profile.revision, made={})
+    return _REMEMBERED.put(changed)
 
 
 def forget(flow_name: str) -> None:

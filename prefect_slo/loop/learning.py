@@ -17,7 +17,7 @@ from prefect_slo.attainment import Attainment
 from prefect_slo.blocks import fold_in, plan_from_history, put_in_force, rebuild_profile, update_profile
 from prefect_slo.errors import InvalidPlan
 from prefect_slo.loop import policy
-from prefect_slo.loop.knowledge import UNPICKLED, Knowledge, impatient, knowledge, remember
+from prefect_slo.loop.knowledge import UNPICKLED, Knowledge, impatient, knowledge, remember, remember_plan
 from prefect_slo.loop.menus import with_menus
 from prefect_slo.loop.planning import KEPT, Decision, plan_digest, replan
 from prefect_slo.loop.policy import PastRun
@@ -198,9 +198,10 @@ def _planned_again(known: Knowledge, slo: Slo, seed: int) -> tuple[Knowledge, st
         profile = update_profile(flow_name, lambda p: p.model_copy(update={"plan": document}), timeout_s=timeout_s)
     else:
         profile = put_in_force(flow_name, plan, reason, timeout_s=timeout_s)
-    forecasts = stage_forecasts(known.model, plan) if known.model is not None else None
-    publish_plan(flow_name, plan, workflow=known.workflow, forecasts=forecasts)
-    return remember(flow_name, profile), reason
+    if known.model is not None:
+        known.forecasts[plan_digest(plan)] = stage_forecasts(known.model, plan)
+    publish_plan(flow_name, plan, workflow=known.workflow, forecasts=known.forecasts.get(plan_digest(plan)))
+    return remember_plan(known, profile), reason
 
 
 def earlier_plans(known: Knowledge) -> Iterator[Plan]:

@@ -29,7 +29,7 @@ from prefect_slo.control import Scheduler, StageRule
 from prefect_slo.control import events as e
 from prefect_slo.runner.task_runner import SLOTaskRunner
 
-QUIET_S = 120.0
+QUIET_S = 40.0
 LEVELS = ("full", "summary", "bare", "auto")
 
 

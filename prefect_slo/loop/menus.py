@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import psutil
-
 from prefect_slo import units
 from prefect_slo.declaration import NOTHING, Declaration
 from prefect_slo.errors import InvalidValue
 from prefect_slo.pricing import price_list
 from prefect_slo.resources import Capacity, Menu, Pool, Size
-from prefect_slo.runner.backends.local import usable_vcpus
+from prefect_slo.runner.backends.local import usable_memory_mb, usable_vcpus
 from prefect_slo.runner.rules import PROCESS, THREAD
+from prefect_slo.settings import SLOSettings
 from prefect_slo.workflow import Workflow
 
 _FIELDS = ("workers", "vcpus", "memory_mb", "batch", "prices")
@@ -83,7 +82,7 @@ class MenuSettings:
 
 def local_capacity() -> Capacity:
     """What this machine holds."""
-    return Capacity(vcpus=float(usable_vcpus()), memory_mb=float(_memory_mb()))
+    return Capacity(usable_vcpus(), float(usable_memory_mb()), SLOSettings().capacity_workers)
 
 
 def local_menu(settings: MenuSettings, declared: Declaration = NOTHING, *, on_threads: bool = False) -> Menu:
@@ -98,12 +97,15 @@ def local_menu(settings: MenuSettings, declared: Declaration = NOTHING, *, on_th
     pins = declared.pins
     pool = str(pins.get("pool", declared.pool or ""))
     threads = on_threads or pool == THREAD or declared.isolation == THREAD
-    n, memory = usable_vcpus(), _memory_mb()
+    machine, memory = usable_vcpus(), usable_memory_mb()
+    n = max(int(machine), 1)
     workers = own.workers or _powers(declared.concurrency or n)
     if declared.concurrency is not None:
         workers = tuple(w for w in workers if w <= declared.concurrency) or (declared.concurrency,)
-    vcpus = own.vcpus or tuple(float(v) for v in _powers(n))
-    sizes = tuple(Size(v, m) for v in vcpus for m in (own.memory_mb or (max(int(memory * min(v / n, 1.0)), 256),)))
+    vcpus = own.vcpus or tuple(min(float(v), machine) for v in _powers(n))
+    sizes = tuple(
+        Size(v, m) for v in vcpus for m in (own.memory_mb or (max(int(memory * min(v / machine, 1.0)), 256),))
+    )
     if declared.memory_mb is not None:
         sizes = tuple(s for s in sizes if s.memory_mb >= declared.memory_mb) or (Size(vcpus[-1], declared.memory_mb),)
     if threads:
@@ -162,7 +164,3 @@ def _powers(n: int) -> tuple[int, ...]:
         powers.append(step)
         step *= 2
     return (*powers, max(n, 1))
-
-
-def _memory_mb() -> int:
-    return int(psutil.virtual_memory().total // 2**20)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from typing import Any
 
-import psutil
 from prefect import Task
 from prefect.transactions import get_transaction
 
 from prefect_slo.control import StageRule
 from prefect_slo.declaration import Declaration, batched_names
-from prefect_slo.errors import SloError
+from prefect_slo.errors import InvalidValue, SloError
 from prefect_slo.resources import Size
+from prefect_slo.runner.local.limits import machine_memory_mb, machine_vcpus
 from prefect_slo.runner.recipe import Recipe
 
 PROCESS, THREAD = "process", "thread"
@@ -43,6 +42,7 @@ def stage_rule(
         priority: Served before stages with a lower one.
 
     Raises:
+        InvalidValue: A pool that there isn't.
         SloError: The stage is pinned to processes inside a transaction that spans tasks.
     """
     planned = recipe.plan.stages.get(stage) if recipe.plan is not None else None
@@ -50,6 +50,8 @@ def stage_rule(
     pool = POOLS.get(planned.pool, planned.pool) if planned is not None else PROCESS
     if declaration.pool is not None:
         pool = POOLS.get(declaration.pool, declaration.pool)
+    if pool not in (PROCESS, THREAD):
+        raise InvalidValue("pool", pool, f"one of {', '.join(POOLS)} for stage {stage!r}")
     pinned = isolation == PROCESS
     if isolation == THREAD or stage in recipe.on_threads or not processes:
         pool = THREAD
@@ -60,12 +62,12 @@ def stage_rule(
                 "spans only the flow's own process. Set its isolation to 'auto' or 'thread'."
             )
         pool = THREAD
-    size = planned.size if planned is not None else Size(1, _all_memory_mb())
+    size = planned.size if planned is not None else Size(min(1.0, machine_vcpus()), int(machine_memory_mb()))
     if pool == THREAD:  # threads share the interpreter: their times are no measure of a worker process
         size = replace(size, hardware=THREAD)
     workers = planned.workers if planned is not None else recipe.workers
     if workers is None and pool == PROCESS:
-        workers = os.cpu_count() or 1
+        workers = max(int(machine_vcpus()), 1)
     if declaration.concurrency is not None:
         workers = min(workers or declaration.concurrency, declaration.concurrency)
     return StageRule(
@@ -87,7 +89,3 @@ def loss_retries(task: Task[Any, Any], declaration: Declaration) -> int:
     if declaration.idempotent is False:
         return 0
     return max(task.retries, RETRIES_WHEN_IDEMPOTENT) if declaration.idempotent else task.retries
-
-
-def _all_memory_mb() -> int:
-    return int(psutil.virtual_memory().total // 2**20)

@@ -230,7 +230,7 @@ class _Run:
             measure=self.measure,
             notice=self._notice,
             level=self._level,
-            capacity={PROCESS: float(usable_vcpus())},
+            capacity={PROCESS: usable_vcpus()},
         )
 
     def submit(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import math
 from collections.abc import Iterator, Mapping
 from contextvars import copy_context
 from typing import Any
@@ -12,7 +12,9 @@ from prefect.settings import get_current_settings
 from prefect_slo.runner.backends.processes import ProcessBackend
 from prefect_slo.runner.backends.protocol import Backend
 from prefect_slo.runner.backends.threads import ThreadBackend
+from prefect_slo.runner.local.limits import machine_memory_mb, machine_vcpus
 from prefect_slo.runner.rules import PROCESS, THREAD
+from prefect_slo.settings import SLOSettings
 
 PRELOAD = ("prefect", "prefect.main", "prefect.task_engine", "prefect_slo.runner.program")
 """Modules that every worker has imported before it is asked for: importing Prefect takes most of a second."""
@@ -69,9 +71,11 @@ def worker_environment(client: Any) -> dict[str, str]:
     return env
 
 
-def usable_vcpus() -> int:
-    """vCPUs that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1
+def usable_vcpus() -> float:
+    """vCPUs that runs of this process may use: the machine's, its control group's, or what the settings allow."""
+    return min(machine_vcpus(), SLOSettings().capacity_vcpus or math.inf)
+
+
+def usable_memory_mb() -> int:
+    """Memory that they may use, in MB; likewise."""
+    return int(min(machine_memory_mb(), SLOSettings().capacity_memory_mb or math.inf))

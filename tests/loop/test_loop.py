@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 import types
@@ -19,7 +22,7 @@ from prefect import Flow, Task, flow, task
 from prefect.artifacts import Artifact
 from prefect.client.orchestration import SyncPrefectClient
 
-from prefect_slo import slo
+from prefect_slo import slo, slo_task
 from prefect_slo.artifacts.publishing import key
 from prefect_slo.blocks import SLOProfile, fold_in, folding, lease, plans, rebuild_profile
 from prefect_slo.blocks import profile as profiles
@@ -338,6 +341,58 @@ def test_a_stage_that_does_not_pickle_is_measured_and_run_on_threads(seen: list[
     assert all(plan is not None and plan["locked"].pool == "thread" for plan in plans), "and it stays so"
 
 
+def test_knobs_are_measured_and_chosen(seen: list[ObservedRun]) -> None:
+    @slo_task(knobs={"effort": (1, 6)}, pins={"workers": 1})
+    @task
+    def tuned(shard: int, effort: int = 6) -> int:
+        burn(0.02 * effort)
+        return effort
+
+    @slo(latency=20, menu=MENU)
+    @flow(name="tuned")
+    def body() -> list[int]:
+        return tuned.map(range(3)).result()
+
+    report = profile(body)
+    assert report.identified, report.known.missing()
+    assert {dict(run.settings["tuned"].knobs)["effort"] for run in report.runs if run.settings} == {1, 6}
+    assert body() == [1, 1, 1], "the cheapest that keeps the bound"
+    walls = {effort: [] for effort in (1, 6)}
+    table = SLOProfile.of_flow("tuned").training().stage_runs
+    for effort, wall in zip(table.extra["effort"], table["wall_s"], strict=True):
+        walls.get(effort, []).append(wall)
+    assert min(walls[6]) > max(min(walls[1]), 0.3)
+
+
+def test_batches_are_measured_and_planned(seen: list[ObservedRun]) -> None:
+    @slo_task(batched=True, menu={"batch": (1, 4)}, pins={"workers": 1})
+    @task
+    def gathered(shard: list[int]) -> list[int]:
+        burn(0.03)
+        return [2 * one for one in shard]
+
+    @slo(latency=20, menu=MENU)
+    @flow(name="gathered")
+    def body() -> list[int]:
+        return gathered.map(range(8)).result()
+
+    report = profile(body)
+    assert report.identified, report.known.missing()
+    assert body() == [2 * i for i in range(8)]
+    assert seen[-1].recipe.plan["gathered"].batch == 4, "four at a time are cheaper"
+    assert seen[-1].stage_runs[0].batch == 4
+
+
+def test_the_way_back_leads_over_plans_that_are_kept(profiled: tuple[Flow[..., int], SweepReport]) -> None:
+    plan = SLOProfile.of_flow("profiled").plan_in_force()
+    assert plan is not None
+    other = plan.with_stage("train", workers=3 - plan["train"].workers)
+    for number, each in enumerate((plan, other, None, plan)):
+        plans.put_in_force("rolling", each, f"step {number}")
+    known = knowledge.Knowledge.of("rolling", SLOProfile.of_flow("rolling"))
+    assert list(learning.earlier_plans(known)) == [other, plan], "newest first, without the one in force"
+
+
 # ---- what is shared -------------------------------------------------------------------------------------------------
 
 
@@ -397,6 +452,39 @@ def test_eight_runs_at_once_lose_no_observation_and_leave_one_profile(
     rebuilt = rebuild_profile("at-once")
     assert rebuilt.content_digest == found.content_digest, "as if they had come one after another"
     assert said("nothing was learned") == 0
+
+
+PROCESS = """
+import sys, time
+from prefect import flow, task
+from prefect_slo import slo
+
+@task
+def train(shard: int) -> int:
+    begun = time.thread_time()
+    while time.thread_time() - begun < 0.03:
+        pass
+    return shard
+
+@slo(latency=20, menu={"workers": (1, 2), "vcpus": 1})
+@flow(name="processes-at-once")
+def body() -> int:
+    return sum(train.map(range(4)).result())
+
+assert [body() for _ in range(2)] == [6, 6]
+"""
+
+
+@pytest.mark.slow
+def test_eight_runs_in_four_processes_lose_no_observation(home: Path, prefect_server: str) -> None:
+    (home / "run.py").write_text(PROCESS)
+    env = {**os.environ, "PREFECT_API_URL": prefect_server, "PREFECT_LOGGING_LEVEL": "WARNING"}
+    running = [subprocess.Popen([sys.executable, str(home / "run.py")], env=env) for _ in range(4)]
+    assert [process.wait(timeout=200) for process in running] == [0] * 4
+    found = fold_in("processes-at-once")
+    assert len(ledger_runs("processes-at-once")) == 8
+    assert len(rows_of("processes-at-once", "train")) == 8
+    assert rebuild_profile("processes-at-once").content_digest == found.content_digest
 
 
 def test_with_the_local_disk_wiped_another_machine_learns_the_same_from_the_api_alone(

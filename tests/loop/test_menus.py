@@ -16,7 +16,7 @@ from prefect_slo.workflow import Edge, Stage, Workflow
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Six vCPUs and 12,000 MB, wherever the tests run."""
     monkeypatch.setattr(menus, "usable_vcpus", lambda: 6)
-    monkeypatch.setattr(menus, "_memory_mb", lambda: 12_000)
+    monkeypatch.setattr(menus, "usable_memory_mb", lambda: 12_000)
 
 
 def test_by_default_a_menu_has_powers_of_two_up_to_the_machine() -> None:

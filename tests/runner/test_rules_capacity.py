@@ -17,7 +17,7 @@ def work() -> None: ...
 
 
 def test_a_pool_that_there_is_not_is_refused_by_name() -> None:
-    with pytest.raises(InvalidValue, match="'gpu-farm'.*process"):
+    with pytest.raises(InvalidValue, match=r"'gpu-farm'.*process"):
         stage_rule("work", work, Recipe(), Declaration(pool="gpu-farm"), processes=True)
 
 

@@ -131,7 +131,7 @@ def demo(*, runs: int = 10, scale: float = 1.0, seed: int = 0, heard: Heard = la
         heard("profile", run.number, run.planned, detail)
 
     sized: Flow[Any, Any] = slo(latency=3600, mode="enforce", explore=0, seed=seed)(stock)
-    report = profile(sized, [parameters], max_seconds=150, seed=seed, heard=swept)
+    report = profile(sized, [parameters], max_seconds=600, seed=seed, heard=swept)
     if not report.identified:
         raise SloError(f"the demo's flow could not be profiled: {report.known.missing()} ({report.stopped})")
     model = report.known.model

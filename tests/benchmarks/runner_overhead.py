@@ -52,6 +52,11 @@ class Took:
     def per_item_ms(self) -> float:
         return 1e3 * self.in_flow_s / self.items
 
+    @property
+    def cpu_ms(self) -> float:
+        """CPU per item, of this process and its workers."""
+        return 1e3 * (self.own_cpu_s + self.workers_cpu_s) / self.items
+
     def line(self, name: str) -> str:
         own, workers = 1e3 * self.own_cpu_s / self.items, 1e3 * self.workers_cpu_s / self.items
         return (
@@ -139,6 +144,8 @@ def main() -> None:
     for level in LEVELS:
         for isolation in ("thread", "process"):
             runners[f"{isolation}-{level}"] = lambda i=isolation, r=level: SLOTaskRunner(isolation=i, record=r)
+    for isolation in ("thread", "process"):  # a bundle for every item: what a dispatch costs
+        runners[f"{isolation}-single"] = lambda i=isolation: SLOTaskRunner(isolation=i, record="bare", bundle=1)
     wanted = arguments.only.split(",") if arguments.only else list(runners)
     print(f"scheduler alone: {scheduler_us():.1f} µs an item")
     took: dict[str, Took] = {}
@@ -162,10 +169,9 @@ def main() -> None:
     for name in ("thread-auto", "process-auto"):
         if name in took:
             print(f"{name}: the flow ends {took[name].tail_s:.2f} s after its last item (promised: 3 s)")
-    if "process-bare" in took:
-        bare = took["process-bare"]
-        cpu = 1e3 * (bare.own_cpu_s + bare.workers_cpu_s) / bare.items
-        print(f"an item at level bare costs {cpu:.2f} ms of CPU, submission included")
+    for isolation in ("thread", "process"):
+        if (single := took.get(f"{isolation}-single")) and (bare := took.get(f"{isolation}-bare")):
+            print(f"a bundle on {isolation} costs {single.cpu_ms - bare.cpu_ms:.2f} ms of CPU (promised: 0.5 ms)")
 
 
 if __name__ == "__main__":

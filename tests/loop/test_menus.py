@@ -15,7 +15,7 @@ from prefect_slo.workflow import Edge, Stage, Workflow
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Six vCPUs and 12,000 MB, wherever the tests run."""
-    monkeypatch.setattr(menus, "usable_vcpus", lambda: 6)
+    monkeypatch.setattr(menus, "usable_vcpus", lambda: 6.0)
     monkeypatch.setattr(menus, "usable_memory_mb", lambda: 12_000)
 
 

@@ -31,6 +31,7 @@ from prefect_slo.runner.local.wire import Decoder, encode, lift, send_all
 
 _GATHER_S = 0.003  # records of this long travel together
 _GATHER_BYTES = 256 * 1024
+_WORTH_SENDING_S = 0.001  # an item of this long is reported at once: the next one may take the worker with it
 _LOOK_S = 1.0  # between two looks at the parent's process
 _BYE_S = 5.0  # exit handlers of user code may take this long
 
@@ -173,7 +174,11 @@ class Server:
             sizes[0] += len(payload)
             sizes[1] += size
             told = (outcome.failed, outcome.unpicklable, outcome.read_s, outcome.write_s)
-            outbox.post(("item", item, started, ended, lift(outcome.payload), *told), size)
+            outbox.post(
+                ("item", item, started, ended, lift(outcome.payload), *told),
+                size,
+                now=ended - started >= _WORTH_SENDING_S,
+            )
             del outcome  # it may be large
         ended, used = clock(), _cpu_s() - cpu
         peak_mb, left_mb = memory_mb()

@@ -133,7 +133,8 @@ def demo(*, runs: int = 10, scale: float = 1.0, seed: int = 0, heard: Heard = la
     sized: Flow[Any, Any] = slo(latency=3600, mode="enforce", explore=0, seed=seed)(stock)
     report = profile(sized, [parameters], max_seconds=600, seed=seed, heard=swept)
     if not report.identified:
-        raise SloError(f"the demo's flow could not be profiled: {report.known.missing()} ({report.stopped})")
+        why = next((run.error for run in report.runs if run.error), report.stopped)
+        raise SloError(f"the demo's flow could not be profiled: {report.known.missing()} ({why})")
     model = report.known.model
     assert model is not None
     heard("plan", 0, 1, "")

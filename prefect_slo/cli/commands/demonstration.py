@@ -32,6 +32,8 @@ def demo(*, runs: int = 10, scale: float = 1.0, long: bool = False, seed: Seed =
     positive(scale, "scale")
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    # a new database takes Prefect's server 10 to 15 s on an idle machine; its own limit is 20
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
     with steps() as heard:
         heard("start", 0, 1, "starting Prefect's API")
         from prefect_slo.demo import demo as run_demo

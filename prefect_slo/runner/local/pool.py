@@ -20,6 +20,7 @@ from prefect_slo.errors import InvalidValue
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.protocol import Bundle, LossReason, Lost, Opened, Report, Sink
 from prefect_slo.runner.local import keeping
+from prefect_slo.runner.local.cgroup import MemoryGroup
 from prefect_slo.runner.local.keeping import PoolConfig
 from prefect_slo.runner.local.launch import Ended, Notice, Unstarted
 from prefect_slo.runner.local.ledger import Claim, Ledger
@@ -404,6 +405,9 @@ class WorkerPool:
 
     def _welcome(self, worker: Worker, pid: int, resident_mb: float) -> None:
         worker.pid, worker.born_mb, worker.resident_mb = pid, resident_mb, resident_mb
+        worker.group = MemoryGroup.make(worker.token)
+        if worker.group is not None:
+            worker.group.add(pid)
         worker.resized(worker.size, _HEADROOM_MB)
         lease, now = worker.lease, time.monotonic()
         if lease is not None and not lease.done:

@@ -165,7 +165,11 @@ def deadlines(model: WorkflowModel, seed: int) -> tuple[float, float, float]:
         make_plan(model, Latency(0.001), seed=seed)
     except InfeasibleSlo as error:
         tight = TIGHT * error.nearest.bound if error.nearest is not None else loose
-    return tight, max((tight + loose) / 2, tight), max(loose, tight)
+    return _in_hundredths(tight), _in_hundredths(max((tight + loose) / 2, tight)), _in_hundredths(max(loose, tight))
+
+
+def _in_hundredths(bound_s: float) -> float:
+    return math.ceil(100 * bound_s) / 100
 
 
 def _run(

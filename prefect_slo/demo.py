@@ -143,14 +143,11 @@ def demo(*, runs: int = 10, scale: float = 1.0, seed: int = 0, heard: Heard = la
     for bound in bounds:
         flow: Flow[Any, Any] = slo(latency=bound, mode="enforce", explore=0, seed=seed)(stock)
         series.append(_run(flow, parameters, runs, f"deadline {bound:.2f} s", bound, heard))
+    few, tightest = min(runs, max(runs // 4, 3)), Latency(bounds[0])
     references = [
-        _reference(
-            stock, all_max(model, Latency(bounds[0]), seed=seed), parameters, max(runs // 4, 3), "all-max", heard
-        ),
-        _reference(
-            stock, all_min(model, Latency(bounds[0]), seed=seed), parameters, max(runs // 4, 3), "all-min", heard
-        ),
-        _default_runner(stock, parameters, max(runs // 4, 3), heard),
+        _reference(stock, all_max(model, tightest, seed=seed), parameters, few, "all-max", heard),
+        _reference(stock, all_min(model, tightest, seed=seed), parameters, few, "all-min", heard),
+        _default_runner(stock, parameters, few, heard),
     ]
     return DemoReport(tuple(series), tuple(references), len(report.runs), report.seconds, time.monotonic() - begun)
 

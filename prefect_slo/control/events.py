@@ -40,6 +40,23 @@ class StageRule:
     rerun_unpicklable: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What is special about items of a stage whose task object is not the one that the stage's rule was made for.
+
+    Attributes:
+        id: Bundles hold items of one kind.
+        batch: In place of the rule's.
+        loss_retries: In place of the rule's.
+        rerun_unpicklable: In place of the rule's.
+    """
+
+    id: int
+    batch: int = 1
+    loss_retries: int = 0
+    rerun_unpicklable: bool = True
+
+
 # ---- events ---------------------------------------------------------------------------------------------------------
 
 
@@ -53,11 +70,12 @@ class PlanChanged:
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """Items were submitted to a stage; those that wait for upstream results are not ready yet."""
+    """Items of one kind were submitted to a stage; those that wait for upstream results are not ready yet."""
 
     stage: str
     items: tuple[int, ...]
     ready: bool = True
+    kind: Kind | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from prefect_slo.control.events import (
     Ending,
     Event,
     ItemDone,
+    Kind,
     LeaseLost,
     LeaseUp,
     LossReason,
@@ -68,8 +69,8 @@ class Scheduler:
             case ItemDone(lease, items):
                 self._items_done(lease, items)
                 return self._out  # its lease is still busy: nothing can be dispatched
-            case Submitted(stage, items, ready):
-                self._submit(stage, items, ready)
+            case Submitted(stage, items, ready, kind):
+                self._submit(stage, items, ready, kind)
             case Ready(items):
                 self._enqueue(items)
             case BundleDone(lease, busy_s):
@@ -103,8 +104,10 @@ class Scheduler:
 
     # ---- what happened ----------------------------------------------------------------------------------------------
 
-    def _submit(self, stage: str, items: tuple[int, ...], ready: bool) -> None:
+    def _submit(self, stage: str, items: tuple[int, ...], ready: bool, kind: Kind | None) -> None:
         self._stage_of.update(dict.fromkeys(items, stage))
+        if kind is not None:
+            self._stages[stage].kinds.update(dict.fromkeys(items, kind))
         if self._closing:
             self._settle(items, "cancelled")
         elif ready:
@@ -158,7 +161,9 @@ class Scheduler:
                 again.append(item)
                 continue
             attempts = self._attempts[item] = self._attempts.get(item, 0) + 1
-            if losses.verdict(lease.rule, reason, attempts) == "again" and not self._dropped(item):
+            rule = stage.kinds.get(item) or lease.rule
+            larger = bool(lease.rule.ladder)
+            if losses.verdict(rule, reason, attempts, larger=larger) == "again" and not self._dropped(item):
                 again.append(item)
                 self._out.append(Notice(stage.name, "retried", reason))
             else:
@@ -191,8 +196,13 @@ class Scheduler:
         if not stuck:
             return
         moved = lease.rule.pool != stage.rule.pool  # the stage has fallen back since these were sent
-        if (ran and not stage.rule.rerun_unpicklable) or (stage.rule.fallback is None and not moved):
+        if stage.rule.fallback is None and not moved:
             self._settle(stuck, "unpicklable")
+            return
+        once = [item for item in stuck if ran and not stage.treatment(item).rerun_unpicklable]
+        self._settle(once, "unpicklable")
+        stuck = [item for item in stuck if item in self._stage_of]
+        if not stuck:
             return
         if not moved:
             self._fall_back(stage, "its results do not pickle" if ran else "its arguments do not pickle")
@@ -245,12 +255,16 @@ class Scheduler:
         return self._closing or item in self._unwanted
 
     def _settle(self, items: Iterable[int], ending: Ending, attempts: int = 1) -> None:
-        settled = tuple(item for item in items if self._stage_of.pop(item, None) is not None)
-        for item in settled:
+        settled = []
+        for item in items:
+            if (stage := self._stage_of.pop(item, None)) is None:
+                continue
+            settled.append(item)
+            self._stages[stage].kinds.pop(item, None)
             self._attempts.pop(item, None)
             self._unwanted.discard(item)
         if settled:
-            self._out.append(Settle(settled, ending, attempts))
+            self._out.append(Settle(tuple(settled), ending, attempts))
 
     # ---- what to do next --------------------------------------------------------------------------------------------
 

@@ -17,10 +17,9 @@ from prefect.client.schemas.objects import State
 
 from prefect_slo.declaration import batched_names, declared, gathered
 from prefect_slo.runner import engine
-from prefect_slo.runner.calls import Payload, Raised, Returned
+from prefect_slo.runner.calls import ATOMS, Payload, Raised, Returned
 
 Result = State[Any] | Returned | Raised
-_ATOMS = (int, float, str, bytes, bool, type(None))
 
 
 def run(task: Task[Any, Any], calls: Sequence[Payload], runner: asyncio.Runner | None = None) -> list[Result]:
@@ -83,4 +82,4 @@ def _shares(a: dict[str, Any], b: dict[str, Any], names: tuple[str, ...]) -> boo
 
 def _same(a: Any, b: Any) -> bool:
     """Whether two arguments are one: the same object, or equal where that is cheap and certain."""
-    return a is b or (type(a) is type(b) and isinstance(a, _ATOMS) and bool(a == b))
+    return a is b or (type(a) is type(b) and isinstance(a, ATOMS) and bool(a == b))

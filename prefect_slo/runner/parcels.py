@@ -16,6 +16,7 @@ from prefect_slo.plan import Record
 from prefect_slo.runner import program
 from prefect_slo.runner.calls import Call, Payload
 from prefect_slo.runner.payloads import importable_by_workers
+from prefect_slo.runner.variants import Variant
 
 
 class Parcels:
@@ -28,24 +29,23 @@ class Parcels:
 
     def __init__(self, run_key: str, context: Context) -> None:
         self._run_key, self._context = run_key, context
-        self._programs: dict[str, bytes] = {}
         self._flow_context: bytes | None = None
 
-    def program(self, stage: str, call: Call, *, isolated: bool, inline: bool) -> Any:
-        """What a worker opens for the calls of a stage.
+    def program(self, variant: Variant, *, isolated: bool, inline: bool) -> Any:
+        """What a worker opens for the calls of a variant.
 
         Raises:
             Exception: Whatever pickling the task, the flow or its parameters raises.
         """
         if not isolated:
             return program.ThreadProgram(inline=inline)
-        if stage not in self._programs:
-            importable_by_workers(call.task.fn)
+        if variant.program is None:
+            importable_by_workers(variant.task.fn)
             if self._flow_context is None:
                 self._flow_context = self._context.copy().run(program.dump_context)
-            opened = program.ProcessProgram(self._run_key, self._flow_context, cloudpickle.dumps(call.task))
-            self._programs[stage] = bytes(cloudpickle.dumps(opened))
-        return self._programs[stage]
+            opened = program.ProcessProgram(self._run_key, self._flow_context, cloudpickle.dumps(variant.task))
+            variant.program = bytes(cloudpickle.dumps(opened))
+        return variant.program
 
     def payload(self, calls: list[Call], record: Record, *, isolated: bool) -> Any:
         """Calls that run as one, as a worker takes them.

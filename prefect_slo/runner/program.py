@@ -25,7 +25,7 @@ from prefect.context import FlowRunContext, SyncClientContext, hydrated_context,
 from prefect_slo.plan import Record
 from prefect_slo.runner import batches, engine, relay, worker_state
 from prefect_slo.runner.backends.protocol import Outcome, RunItem
-from prefect_slo.runner.calls import Payload, Raised, Returned, Several
+from prefect_slo.runner.calls import ATOMS, Payload, Raised, Returned, Several
 
 Result = State[Any] | Returned | Raised | Several
 
@@ -116,7 +116,7 @@ def load_result(payload: bytes) -> Result:
     return result
 
 
-_PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
+_PLAIN = frozenset(ATOMS)
 """Arguments that need nothing of cloudpickle, which takes ten times as long to set up."""
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import Context
 from dataclasses import replace
+from itertools import groupby
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -43,7 +44,7 @@ class Session:
         context: The flow's context, in which futures are completed and events sent.
         measure: Hears what was measured.
         notice: Tells the user something, once each; with a stage where that has moved to threads.
-        level: Record level of a stage's next bundle, given its stage, its measured item time and its items so far.
+        level: Record level of the bundle that a call is in.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Session:
         context: Context,
         measure: Measure,
         notice: Callable[[str, str | None], None],
-        level: Callable[[str], Record],
+        level: Callable[[Call], Record],
         capacity: Mapping[str, float | None],
     ) -> None:
         self._run_key, self._backends, self._context = run_key, backends, context
@@ -162,20 +163,23 @@ class Session:
             self._rules[stage] = rule
             events.append(control.PlanChanged(stage, rule))
         now = time.monotonic()
-        ready, waiting = [], []
-        for call in calls:
-            self._calls[call.item] = call
-            if call.has_inputs and (upstream := parcels.pending(call)):
-                waiting.append(call.item)
-                self._await(call, upstream)
-            else:
-                call.ready = now
-                ready.append(call.item)
-        if ready:
-            events.append(control.Submitted(stage, tuple(ready)))
-        if waiting:
-            events.append(control.Submitted(stage, tuple(waiting), ready=False))
-        self._measure.submitted(stage, len(calls), now if ready else None)
+        any_ready = False
+        for kind, alike in groupby(calls, lambda call: call.kind):
+            ready, waiting = [], []
+            for call in alike:
+                self._calls[call.item] = call
+                if call.has_inputs and (upstream := parcels.pending(call)):
+                    waiting.append(call.item)
+                    self._await(call, upstream)
+                else:
+                    call.ready = now
+                    ready.append(call.item)
+            if ready:
+                any_ready = True
+                events.append(control.Submitted(stage, tuple(ready), kind=kind))
+            if waiting:
+                events.append(control.Submitted(stage, tuple(waiting), ready=False, kind=kind))
+        self._measure.submitted(stage, len(calls), now if any_ready else None)
         return events
 
     def _await(self, call: Call, upstream: list[PrefectFuture[Any]]) -> None:
@@ -242,12 +246,13 @@ class Session:
         pool = self._pool_of[action.lease]
         backend, can = self._backends[pool], self._capabilities(pool)
         isolated = can.isolated
-        record = self._level(action.stage)
         calls = [self._calls[item] for item in action.items]
+        record = self._level(calls[0])
+        variant, rule = calls[0].variant, calls[0].kind or self._rules[action.stage]
         items: list[tuple[int, Any]] = []
         rejected: list[int] = []
         begun = time.monotonic()
-        batch = self._rules[action.stage].batch if record != "full" else 1
+        batch = rule.batch if record != "full" else 1
         for first in range(0, len(calls), batch):
             together = calls[first : first + batch]
             try:
@@ -261,7 +266,7 @@ class Session:
         if items:
             try:
                 inline = self._rules[action.stage].workers is not None
-                opened = self._parcels.program(action.stage, calls[0], isolated=isolated, inline=inline)
+                opened = self._parcels.program(variant, isolated=isolated, inline=inline)
             except Exception as error:
                 for item in action.items:
                     self._reports[item] = _stuck(item, error)
@@ -273,7 +278,7 @@ class Session:
             return
         bundle = Bundle(
             action.bundle,
-            f"{self._run_key}/{action.stage}",
+            f"{self._run_key}/{variant.ordinal if isolated else action.stage}",
             opened,
             tuple(items),
             timeout_s=_hard_limit(calls) if can.hard_timeouts else None,

@@ -17,10 +17,10 @@ from prefect.client.schemas.objects import FlowRun, RunInput, State
 from prefect.context import FlowRunContext, TagsContext
 from prefect.futures import PrefectConcurrentFuture, PrefectFuture, PrefectFutureList
 from prefect.logging import get_run_logger
-from prefect.results import get_default_persist_setting_for_tasks, should_persist_result
 from prefect.task_runners import TaskRunner
 
-from prefect_slo.declaration import Declaration, declared
+from prefect_slo.control.events import Kind
+from prefect_slo.declaration import Declaration, batched_names, declared
 from prefect_slo.errors import InvalidValue
 from prefect_slo.granularity import record_level
 from prefect_slo.observation import Invocation
@@ -33,8 +33,9 @@ from prefect_slo.runner.ids import uuid7
 from prefect_slo.runner.inputs import find_inputs, run_ids
 from prefect_slo.runner.measure import Measure
 from prefect_slo.runner.recipe import Director, Isolation, ObservedRun, Recipe, StageSeen
-from prefect_slo.runner.rules import PROCESS, THREAD, stage_rule
+from prefect_slo.runner.rules import PROCESS, THREAD, loss_retries, stage_rule
 from prefect_slo.runner.session import Session
+from prefect_slo.runner.variants import Variant, Variants
 from prefect_slo.settings import SLOSettings
 
 FLUSH = 256
@@ -212,11 +213,13 @@ class _Run:
         self._flow_context = copy_context()
         self.recipe = self._ask_director() or runner.recipe
         self._graph = StageGraph()
+        self._variants = Variants()
+        self._ruled: dict[str, Variant] = {}  # the variant that a stage's rule was made for
         self._items = count(1)
         self._lock = threading.Lock()
         self._gathered = threading.local()
         self._ineligible: set[str] = set()
-        self._batched: set[str] = set()
+        self._batch: dict[str, int] = {}
         self._declared: dict[str, Declaration] = {}
         self._pools: dict[str, str] = {}
         self._fallen: set[str] = set()
@@ -245,8 +248,11 @@ class _Run:
         tags = frozenset(TagsContext.get().current_tags)
         with self._lock:
             stage = self._graph.place(task, task_run_id, run_ids(inputs, wait_for))
-            if stage not in self._pools:  # before any of its calls, whichever thread hands those over first
+            variant = self._variants.of(task)
+            if stage not in self._ruled:  # before any of its calls, whichever thread hands those over first
                 self.session.submit(stage, self._first_call(stage, task), [])
+                self._ruled[stage] = variant
+            kind = None if self._ruled[stage] is variant else self._kind(stage, variant)
         if tags:
             self._ineligible.add(stage)
         parameters = self._with_knobs(stage, parameters)
@@ -254,6 +260,8 @@ class _Run:
             item=next(self._items),
             stage=stage,
             task=task,
+            variant=variant,
+            kind=kind,
             task_run_id=task_run_id,
             parameters=parameters,
             wait_for=wait_for,
@@ -326,8 +334,7 @@ class _Run:
         return {**parameters, **{name: value for name, value in planned.knobs if name in parameters}}
 
     def _first_call(self, stage: str, task: Task[Any, Any]) -> Any:
-        declaration = self._stages.get(task.name, declared(task))
-        self._declared[stage] = declaration
+        declaration = self._declared[stage] = self._declaration(task)
         rule = stage_rule(
             stage,
             task,
@@ -336,19 +343,24 @@ class _Run:
             processes=self.backends.processes_available(),
             priority=self._graph.depth_first().get(stage, 0.0),
         )
-        persisted = task.persist_result
-        if persisted is None:
-            persisted = should_persist_result() or get_default_persist_setting_for_tasks()
-        if not engine.eligible(task, persisted=persisted, tagged=False):
-            self._ineligible.add(stage)
-        if rule.batch > 1:
-            self._batched.add(stage)
+        self._batch[stage] = rule.batch
         self._pools[stage] = rule.pool
         return rule
 
-    def _level(self, stage: str) -> Record:
-        eligible = stage not in self._ineligible
-        wanted: Record | Literal["auto"] | None = self._declared[stage].record
+    def _kind(self, stage: str, variant: Variant) -> Kind:
+        """How calls of a variant differ from those of the one that its stage's rule was made for."""
+        task, declaration = variant.task, self._declaration(variant.task)
+        planned = self.recipe.plan.stages.get(stage) if self.recipe.plan is not None else None
+        batch = planned.batch if planned is not None and batched_names(task) else 1
+        return Kind(variant.ordinal, batch, loss_retries(task, declaration), declaration.idempotent is not False)
+
+    def _declaration(self, task: Task[Any, Any]) -> Declaration:
+        return self._stages.get(task.name, declared(task))
+
+    def _level(self, call: Call) -> Record:
+        stage = call.stage
+        eligible = call.variant.eligible and stage not in self._ineligible
+        wanted: Record | Literal["auto"] | None = self._declaration(call.task).record
         if wanted is None:
             planned = self.recipe.plan.stages.get(stage) if self.recipe.plan is not None else None
             wanted = planned.record if planned is not None else self.recipe.record
@@ -356,7 +368,8 @@ class _Run:
             return record_level(self.measure.submitted_items(stage), self.measure.mean_item_s(stage), eligible=eligible)
         if not eligible:
             return "full"
-        return "summary" if wanted == "full" and stage in self._batched else wanted
+        batch = call.kind.batch if call.kind is not None else self._batch[stage]
+        return "summary" if wanted == "full" and batch > 1 else wanted
 
     def _seen(self, stage: str) -> StageSeen:
         key, source = self._graph.key_of(stage)

@@ -398,6 +398,38 @@ def several_failures():
     return [fail.submit("one"), double.submit(1)]
 
 
+def adder(n: int) -> Any:
+    @task
+    def add_it(x: int) -> int:
+        return x + n
+
+    return add_it
+
+
+@documented
+def closures_of_one_function():
+    one, two = adder(1), adder(2)
+    return one.submit(1).result(), two.submit(1).result(), [f.result() for f in (one.submit(5), two.submit(5))]
+
+
+@task
+def fails_once(path: str) -> str:
+    with open(path, "a") as file:
+        file.write("x")
+    with open(path) as file:
+        if len(file.read()) < 2:
+            raise RuntimeError("once")
+    return "at last"
+
+
+@documented
+def options_of_their_own():
+    bad = fails_once.submit(scratch_file())
+    good = fails_once.with_options(name="patient", retries=1, retry_delay_seconds=0, tags={"own"})
+    wait([bad, later := good.submit(scratch_file())])
+    return bad.state.name, later.result()
+
+
 # ---- the comparison -------------------------------------------------------------------------------------------------
 
 

@@ -39,6 +39,7 @@ class World:
         self.actions: list[e.Action] = []
         self.leases: dict[int, Held] = {}
         self.submitted: dict[int, str] = {}
+        self.kinds: dict[int, e.Kind | None] = {}
         self.settled: dict[int, e.Settle] = {}
         self.runs: Counter[int] = Counter()
         self.timer_at: float | None = None
@@ -47,6 +48,7 @@ class World:
         """Hand an event over and obey."""
         if isinstance(event, e.Submitted):
             self.submitted.update(dict.fromkeys(event.items, event.stage))
+            self.kinds.update(dict.fromkeys(event.items, event.kind))
         self.log.append((event, self.now))
         actions = self.scheduler.handle(event, self.now)
         for action in actions:
@@ -69,6 +71,7 @@ class World:
                 assert held.stage == stage
                 assert items
                 assert len(set(items)) == len(items)
+                assert len({self.kinds[item] for item in items}) == 1, "a bundle of several kinds"
                 for item in items:
                     assert item in self.submitted
                     assert item not in self.settled, "an item ran after it was settled"

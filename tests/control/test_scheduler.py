@@ -329,3 +329,36 @@ def test_reports_of_leases_that_are_over_are_ignored(world):
     for event in (e.LeaseUp(1), e.ItemDone(1, (0,)), e.BundleDone(1, 1.0), e.Rejected(1, (0,), True)):
         assert not world.tell(event)
     assert not world.tell(e.LeaseLost(1, "died"))
+
+
+TIMID = e.Kind(7, batch=1, loss_retries=0, rerun_unpicklable=False)
+
+
+def test_a_bundle_holds_items_of_one_kind(world):
+    world.tell(e.PlanChanged("work", replace(RULE, workers=1, bundle=4)))
+    for first, kind in ((0, None), (3, TIMID), (6, None)):
+        world.tell(e.Submitted("work", tuple(range(first, first + 3)), kind=kind))
+    world.run_dry()
+    assert [d.items for d in of(e.Dispatch, world.actions)] == [(0, 1, 2), (3, 4, 5), (6, 7, 8)]
+
+
+def test_every_kind_is_retried_by_its_own_word(world):
+    world.tell(e.PlanChanged("work", replace(RULE, workers=1, bundle=1, loss_retries=1)))
+    world.tell(e.Submitted("work", (0,)))
+    world.tell(e.Submitted("work", (1,), kind=TIMID))
+    for lease in (1, 2, 3):
+        world.up(lease)
+        world.lose(lease)
+    assert {item: settle.attempts for item, settle in world.settled.items()} == {0: 2, 1: 1}
+
+
+def test_of_results_that_do_not_pickle_only_those_that_may_are_made_again(world):
+    world.tell(e.PlanChanged("work", replace(RULE, workers=2, bundle=1, fallback="thread")))
+    world.tell(e.Submitted("work", (0,)))
+    world.tell(e.Submitted("work", (1,), kind=TIMID))
+    world.up(1)
+    world.up(2)
+    world.reject(1, ran=True)
+    world.reject(2, ran=True)
+    world.run_dry()
+    assert world.endings() == {0: "done", 1: "unpicklable"}

@@ -140,7 +140,7 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The flow submits nothing more. What waits is cancelled; what runs may end, unless ``now`` is set."""
+    """The flow function has returned. What was submitted runs to its end; with ``now`` it is cancelled instead."""
 
     now: bool = False
 

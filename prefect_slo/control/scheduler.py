@@ -43,7 +43,7 @@ class Scheduler:
     """Turns events into actions.
 
     Every submitted item is settled exactly once; nothing is sent to a lease that is not up and idle; once ``Closed``
-    and everything has reported, no lease is left.
+    and everything has been settled, no lease is left.
 
     Args:
         capacity: vCPUs by pool that the leases of this run may hold together; ``None`` or a missing pool means no
@@ -58,7 +58,7 @@ class Scheduler:
         self._attempts: dict[int, int] = {}
         self._unwanted: set[int] = set()
         self._lease_ids, self._bundle_ids = count(1), count(1)
-        self._closing = False
+        self._closing = self._ending = False  # told so; and not to wait for what was submitted
         self._timer_at: float | None = None
         self._out: list[Action] = []
 
@@ -108,7 +108,7 @@ class Scheduler:
         self._stage_of.update(dict.fromkeys(items, stage))
         if kind is not None:
             self._stages[stage].kinds.update(dict.fromkeys(items, kind))
-        if self._closing:
+        if self._ending:
             self._settle(items, "cancelled")
         elif ready:
             self._stages[stage].queue.extend(items)
@@ -143,7 +143,7 @@ class Scheduler:
     def _set_idle(self, lease_id: int, lease: Lease, stage: Stage, now: float) -> None:
         lease.done, lease.idle_since = 0, now
         stage.idle[lease_id] = None
-        if self._closing or stage.spare() or not stage.serves(lease):
+        if self._ending or stage.spare() or not stage.serves(lease):
             self._close_lease(lease_id)
 
     def _lease_lost(self, lease_id: int, reason: LossReason, untouched: tuple[int, ...]) -> None:
@@ -237,11 +237,14 @@ class Scheduler:
 
     def _close(self, at_once: bool) -> None:
         self._closing = True
+        if not at_once:
+            return
+        self._ending = True
         self._drop_waiting(self._stage_of)
         for lease_id, lease in tuple(self._leases.items()):
             if not lease.up or lease_id in self._stages[lease.stage].idle:
                 self._close_lease(lease_id)
-            elif at_once:
+            else:
                 self._out.append(CancelBundle(lease_id))
 
     def _drop_waiting(self, unwanted: Iterable[int]) -> None:
@@ -252,7 +255,7 @@ class Scheduler:
 
     def _dropped(self, item: int) -> bool:
         """Whether an item that has not run is not to run any more."""
-        return self._closing or item in self._unwanted
+        return self._ending or item in self._unwanted
 
     def _settle(self, items: Iterable[int], ending: Ending, attempts: int = 1) -> None:
         settled = []
@@ -285,6 +288,8 @@ class Scheduler:
                 wake = _earlier(wake, again)
                 if not satisfied:
                     full.setdefault(pool, priority)
+        if self._closing:
+            self._withdraw()
         wake = _earlier(wake, self._give_back(now))
         if wake is not None and (self._timer_at is None or wake < self._timer_at - 1e-4):
             self._timer_at = wake
@@ -328,15 +333,23 @@ class Scheduler:
     def _give_back(self, now: float) -> float | None:
         """Close leases that have idled for long enough; returns when the next one will have."""
         wake: float | None = None
+        linger_s = 0.0 if self._closing and not self._stage_of else LINGER_S
         for stage in self._stages.values():
             while stage.idle:
                 lease_id = next(iter(stage.idle))
-                until = stage.leases[lease_id].idle_since + LINGER_S
+                until = stage.leases[lease_id].idle_since + linger_s
                 if now < until:
                     wake = _earlier(wake, until)
                     break
                 self._close_lease(lease_id)
         return wake
+
+    def _withdraw(self) -> None:
+        """Ask no more for workers that have nothing to run by now."""
+        for stage in self._stages.values():
+            if stage.opening and not stage.queue:
+                for lease_id in [lease_id for lease_id, lease in stage.leases.items() if not lease.up]:
+                    self._close_lease(lease_id)
 
     def _close_lease(self, lease_id: int) -> None:
         self._drop(lease_id)

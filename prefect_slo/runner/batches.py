@@ -29,7 +29,7 @@ def run(task: Task[Any, Any], calls: Sequence[Payload], runner: asyncio.Runner |
     for at, call in enumerate(calls):
         try:
             ready.append((at, engine.resolved(call.parameters, call.wait_for) if call.resolve else call.parameters))
-        except Exception:
+        except BaseException:
             results[at] = engine.run_full(task, call, runner=runner)  # says what became of its upstream
 
     def alone(at: int) -> Result:
@@ -58,7 +58,7 @@ def _run_batch(
             return {at: engine.failed(error, task, None) for at, _ in batch}
         return {at: alone(at) for at, _ in batch}
     except BaseException as error:
-        return {at: Raised(error) for at, _ in batch}
+        return {at: Raised(error, recorded=False) for at, _ in batch}
     return {at: Returned(value) for (at, _), value in zip(batch, returned, strict=True)}
 
 

@@ -61,9 +61,15 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Raised:
-    """An item whose engine raised instead of ending in a state (``SystemExit``, a pause, an abort)."""
+    """An item that raised instead of ending in a state (``SystemExit``, a pause, an abort).
+
+    Attributes:
+        error: What it raised.
+        recorded: Whether Prefect's engine has written that down.
+    """
 
     error: BaseException
+    recorded: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,14 +83,14 @@ def run_bare(
     if call.resolve:
         try:
             values = resolved(call.parameters, call.wait_for)
-        except Exception:
+        except BaseException:  # an upstream that ended by SystemExit, say
             return run_full(task, call, runner=runner)
     try:
         return Returned(_call(task, values, runner))
     except Exception as error:
         return failed(error, task, call.task_run_id)
     except BaseException as error:
-        return Raised(error)
+        return Raised(error, recorded=False)
 
 
 def completed(value: Any, task_run_id: UUID, flow_run_id: UUID | None = None) -> State[Any]:

@@ -6,18 +6,18 @@ scheduler sees one event at a time.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from contextvars import Context
 from dataclasses import replace
 from itertools import groupby
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from prefect.futures import PrefectFuture
 from prefect.logging import get_logger
-from prefect.states import Crashed
 
 from prefect_slo.control import Scheduler, StageRule
 from prefect_slo.control import events as control
@@ -27,6 +27,7 @@ from prefect_slo.runner.backends import protocol
 from prefect_slo.runner.backends.protocol import Backend, Bundle
 from prefect_slo.runner.calls import Call
 from prefect_slo.runner.endings import Endings
+from prefect_slo.runner.futures import Callbacks
 from prefect_slo.runner.measure import Measure
 from prefect_slo.runner.parcels import Parcels
 from prefect_slo.runner.write_behind import WriteBehind
@@ -78,33 +79,44 @@ class Session:
         self._timer_at: float | None = None
         self._broken: BaseException | None = None
         self._gate = threading.Lock()
+        self.callbacks = Callbacks(idle=lambda: self._inbox.put(None))
         self._drained = threading.Event()
-        self._closing = False
+        self._closing: control.Closed | None = None
+        self._over = False
         self._thread = threading.Thread(target=self._run, name="prefect-slo-session", daemon=True)
         self._thread.start()
 
     def submit(self, stage: str, rule: StageRule | None, calls: list[Call]) -> None:
         """Take calls of one stage; ``rule`` comes before the first or with it. Returns at once."""
         with self._gate:
+            if self._over:
+                raise RuntimeError("This flow run has ended; its task runner takes no more work.")
             if self._broken is None:
                 self._inbox.put((stage, rule, calls))
                 return
-        self._crash(calls, self._broken)
+        for call in calls:
+            self._endings.broken(call, self._broken)
 
     def close(self, *, at_once: bool) -> None:
-        """Submit nothing more; wait for what runs, or with ``at_once`` end it. Idempotent."""
-        if not self._thread.is_alive():
-            return
-        self._inbox.put(control.Closed(now=at_once))
-        self._drained.wait()
-        self._thread.join(timeout=5)
-        self._writer.close()
+        """Wait for everything that was submitted, or with ``at_once`` end it. Idempotent."""
+        try:
+            if self._thread.is_alive():
+                self._inbox.put(control.Closed(now=at_once))
+                self._drained.wait()
+        except BaseException:  # Ctrl-C, once more
+            self._inbox.put(control.Closed(now=True))
+            raise
+        finally:
+            try:
+                self._thread.join(timeout=5)
+            finally:
+                self._writer.close()
 
     # ---- the loop ---------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
-            while not (self._closing and not self._scheduler.unsettled and not self._scheduler.leased):
+            while not self._finished():
                 message = self._next()
                 for event in self._events(message):
                     for action in self._scheduler.handle(event, time.monotonic()):
@@ -114,6 +126,16 @@ class Session:
             self._abandon(error)
         finally:
             self._drained.set()
+
+    def _finished(self) -> bool:
+        """Whether nothing is left to do; from then on nothing is taken either."""
+        if self._closing is None or self._scheduler.unsettled or self._scheduler.leased:
+            return False
+        if self.callbacks.outstanding and not self._closing.now:
+            return False
+        with self._gate:
+            self._over = self._inbox.empty()
+        return self._over
 
     def _next(self) -> Any:
         if self._timer_at is None:
@@ -142,13 +164,21 @@ class Session:
                 self._measure.lost(message)
                 return (control.LeaseLost(lease, reason, self._loss.untouched),)
             case protocol.Chatter(payload=payload):
-                self._events_of_run.receive(payload)
+                self._pass_on(payload)
                 return ()
             case control.Closed():
-                self._closing = True
+                self._closing = message
                 return (message,)
+            case None:  # the last callback has ended
+                return ()
             case _:
                 return (message,)
+
+    def _pass_on(self, payload: bytes) -> None:
+        try:
+            self._events_of_run.receive(payload)
+        except Exception:
+            get_logger("slo").warning("An event or log of a worker is lost.", exc_info=True)
 
     def _whole(self, lost: protocol.Lost) -> protocol.Lost:
         """A loss that also speaks of the bundle that was on its way when the worker was already gone."""
@@ -167,10 +197,14 @@ class Session:
         for kind, alike in groupby(calls, lambda call: call.kind):
             ready, waiting = [], []
             for call in alike:
+                try:
+                    awaited = call.has_inputs and self._await(call)
+                except BaseException as error:  # a future or an argument of somebody else's making
+                    self._endings.broken(call, error)
+                    continue
                 self._calls[call.item] = call
-                if call.has_inputs and (upstream := parcels.pending(call)):
+                if awaited:
                     waiting.append(call.item)
-                    self._await(call, upstream)
                 else:
                     call.ready = now
                     ready.append(call.item)
@@ -182,7 +216,9 @@ class Session:
         self._measure.submitted(stage, len(calls), now if any_ready else None)
         return events
 
-    def _await(self, call: Call, upstream: list[PrefectFuture[Any]]) -> None:
+    def _await(self, call: Call) -> bool:
+        """Hear of the moment when a call's upstream is done; ``False`` where it is already."""
+        upstream = parcels.pending(call)
         remaining = [len(upstream)]
         lock = threading.Lock()
 
@@ -195,7 +231,9 @@ class Session:
                 self._inbox.put(control.Ready((call.item,)))
 
         for future in upstream:
-            future.add_done_callback(one_done)
+            wrapped = getattr(future, "wrapped_future", None)  # its own callbacks may wait for each other
+            (wrapped if isinstance(wrapped, Future) else future).add_done_callback(one_done)
+        return bool(upstream)
 
     def _progressed(self, lease: int, reports: tuple[protocol.ItemReport, ...]) -> list[control.Event]:
         done, stuck = [], []
@@ -258,7 +296,7 @@ class Session:
             try:
                 items.append((together[0].item, self._parcels.payload(together, record, isolated=isolated)))
                 self._batches[together[0].item] = tuple(call.item for call in together)
-            except Exception as error:
+            except BaseException as error:
                 for call in together:
                     self._reports[call.item] = _stuck(call.item, error)
                     rejected.append(call.item)
@@ -267,7 +305,7 @@ class Session:
             try:
                 inline = self._rules[action.stage].workers is not None
                 opened = self._parcels.program(variant, isolated=isolated, inline=inline)
-            except Exception as error:
+            except BaseException as error:
                 for item in action.items:
                     self._reports[item] = _stuck(item, error)
                 rejected, items = list(action.items), []
@@ -307,9 +345,23 @@ class Session:
             return
         report = self._reports.pop(item, None)
         record = self._records.pop(item, None)
+        try:
+            self._end(call, ending, attempts, report, record)
+        except BaseException as error:
+            get_logger("slo").exception("The end of a call of stage %r could not be told.", call.stage)
+            self._endings.broken(call, error)
+
+    def _end(
+        self,
+        call: Call,
+        ending: control.Ending,
+        attempts: int,
+        report: protocol.ItemReport | None,
+        record: Record | None,
+    ) -> None:
         if ending == "done" and report is not None:
             self._endings.done(call, report, record)
-        elif ending == "cancelled" and (self._loss is None or item in self._loss.untouched):
+        elif ending == "cancelled" and (self._loss is None or call.item in self._loss.untouched):
             self._endings.dropped(call)
         else:
             self._endings.lost(call, ending, attempts, loss=self._loss, report=report)
@@ -320,20 +372,16 @@ class Session:
         while not self._inbox.empty():
             match self._inbox.get():
                 case (str(), _, list(calls)):
-                    self._crash(calls, error)
-        self._crash(list(self._calls.values()), error)
-        self._calls.clear()
+                    self._calls.update((call.item, call) for call in calls)
         for lease, pool in self._pool_of.items():
-            self._backends[pool].cancel(lease)
-
-    @staticmethod
-    def _crash(calls: list[Call], error: BaseException) -> None:
-        for call in calls:
-            if not call.future.done():
-                call.future.set_result(Crashed(message=f"The SLO runner failed: {error}", data=error))
+            with contextlib.suppress(Exception):
+                self._backends[pool].cancel(lease)
+        for call in self._calls.values():
+            self._endings.broken(call, error)
+        self._calls.clear()
 
 
-def _stuck(item: int, error: Exception) -> protocol.ItemReport:
+def _stuck(item: int, error: BaseException) -> protocol.ItemReport:
     """Stands for the report of an item that never left."""
     return protocol.ItemReport(item, protocol.Outcome(b"", True, f"{type(error).__name__}: {error}"), 0.0, 0.0)
 

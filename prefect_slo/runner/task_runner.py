@@ -28,6 +28,7 @@ from prefect_slo.plan import Plan, Record
 from prefect_slo.runner import engine, worker_state
 from prefect_slo.runner.backends.local import LocalBackends, usable_vcpus
 from prefect_slo.runner.calls import Call, Payload, Raised
+from prefect_slo.runner.futures import CallFuture
 from prefect_slo.runner.graph import StageGraph
 from prefect_slo.runner.ids import uuid7
 from prefect_slo.runner.inputs import find_inputs, run_ids
@@ -101,6 +102,7 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
         self.stock: TaskRunner[Any] | None = None
         self.clock = FlowClock()
         self._run: _Run | None = None
+        self._leaving = False
         self._lock = threading.Lock()
 
     def duplicate(self) -> Self:
@@ -146,18 +148,28 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
 
     def __enter__(self) -> Self:
         super().__enter__()
+        self._leaving = False
         self.clock.entered = time.monotonic()
         return self
 
     def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
-        run, self._run = self._run, None
+        with self._lock:
+            run, self._leaving = self._run, True
         try:
             if run is not None:
-                interrupted = exc_type is not None and not issubclass(exc_type, Exception)
-                run.close(at_once=interrupted)
-                run.report(self.clock, failed=exc_type is not None or self.clock.raised)
+                self._end(run, exc_type)
         finally:
+            self._run = None
             super().__exit__(exc_type, exc_value, traceback)
+
+    def _end(self, run: _Run, exc_type: type[BaseException] | None) -> None:
+        interrupted = exc_type is not None and not issubclass(exc_type, Exception)
+        failed = True
+        try:
+            run.close(at_once=interrupted)
+            failed = exc_type is not None or self.clock.raised
+        finally:
+            run.report(self.clock, failed=failed)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, SLOTaskRunner):
@@ -177,6 +189,8 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
     def _running(self) -> _Run:
         with self._lock:
             if self._run is None:
+                if self._leaving:
+                    raise RuntimeError("This flow run has ended; its task runner takes no more work.")
                 self._run = _Run(self)
             return self._run
 
@@ -278,15 +292,17 @@ class _Run:
             buffer.append(call)
             if len(buffer) >= FLUSH:
                 self._flush(buffer)
-        return PrefectConcurrentFuture(task_run_id=task_run_id, wrapped_future=call.future)
+        return CallFuture(task_run_id, call.future, self.session.callbacks)
 
     def gathering(self) -> _Gathering:
         """While inside, calls of this thread are handed over together."""
         return _Gathering(self)
 
     def close(self, *, at_once: bool) -> None:
-        self.session.close(at_once=at_once)
-        self.backends.close()
+        try:
+            self.session.close(at_once=at_once)
+        finally:
+            self.backends.close()
 
     def report(self, clock: FlowClock, *, failed: bool) -> None:
         """Tell the director how it went."""

@@ -288,38 +288,59 @@ def test_a_bundle_whose_items_are_all_cancelled_is_ended(world):
     assert world.endings() == {0: "cancelled", 1: "cancelled", 2: "done"}
 
 
-def test_closing_lets_running_items_end_and_cancels_the_rest(world):
+def test_what_was_submitted_before_closing_runs_to_its_end(world):
     world.start(replace(RULE, workers=1, bundle=1), 3)
     world.up(1)
+    world.tell(e.Submitted("work", (3,), ready=False))
     world.tell(e.Closed())
-    assert world.endings() == {1: "cancelled", 2: "cancelled"}
     world.run_dry()
-    assert world.endings()[0] == "done"
+    assert world.endings() == {0: "done", 1: "done", 2: "done"}
+    world.tell(e.Ready((3,)))
+    world.run_dry()
+    assert world.endings()[3] == "done"
     assert not world.scheduler.leased
 
 
-def test_closing_does_not_wait_for_workers_that_are_not_there_yet(world):
-    world.start(RULE, 5)
+def test_after_closing_workers_that_are_not_there_yet_are_not_waited_for(world):
+    world.start(RULE, 2)
+    world.up(1)
+    assert of(e.OpenLease, world.tell(e.Submitted("work", (2,), ready=False))) == []
+    world.finish(1)
+    world.finish(1)
     world.tell(e.Closed())
-    assert not world.scheduler.leased
-    assert set(world.endings().values()) == {"cancelled"}
+    assert world.opening() == []
+    assert world.leases.keys() == {1}
 
 
-def test_closing_at_once_ends_what_runs(world):
-    world.start(replace(RULE, workers=1, loss_retries=9), 2)
+def test_after_closing_the_last_idle_worker_is_given_back_at_once(world):
+    world.start(replace(RULE, workers=1), 1)
     world.up(1)
     world.tell(e.Closed())
+    world.finish(1)
+    assert not world.scheduler.leased
+
+
+def test_closing_at_once_ends_what_runs_and_cancels_the_rest(world):
+    world.start(replace(RULE, workers=1, loss_retries=9, bundle=1), 2)
+    world.up(1)
+    world.tell(e.Closed())
+    assert world.endings() == {}
     assert of(e.CancelBundle, world.tell(e.Closed(now=True)))
+    assert world.endings() == {1: "cancelled"}
     world.lose(1, "cancelled")
     assert set(world.endings().values()) == {"cancelled"}
     assert not world.scheduler.leased
 
 
-def test_what_is_submitted_after_closing_is_cancelled(world):
+def test_what_is_submitted_after_closing_runs_unless_everything_was_ended(world):
     world.start(RULE, 1)
     world.tell(e.Closed())
     world.tell(e.Submitted("work", (7, 8)))
-    assert world.endings()[7] == world.endings()[8] == "cancelled"
+    world.run_dry()
+    assert world.endings()[7] == world.endings()[8] == "done"
+    world.tell(e.Closed(now=True))
+    world.tell(e.Submitted("work", (9,)))
+    assert world.endings()[9] == "cancelled"
 
 
 def test_reports_of_leases_that_are_over_are_ignored(world):

@@ -26,6 +26,8 @@ class StageRule:
         ladder: Larger sizes to move to, in order, after running out of memory.
         fallback: Pool for items that cannot travel to an isolated worker; ``None`` where isolation is pinned.
         rerun_unpicklable: Whether an item whose *result* can't travel may run again on the fallback.
+        task: The task that it is a stage of.
+        together: Leases at once of all stages of that task; ``None`` for no limit.
     """
 
     pool: str
@@ -38,6 +40,8 @@ class StageRule:
     ladder: tuple[Size, ...] = ()
     fallback: str | None = None
     rerun_unpicklable: bool = True
+    task: str = ""
+    together: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from prefect_slo.control.events import (
 )
 from prefect_slo.control.room import Room
 from prefect_slo.control.stages import Lease, Stage
+from prefect_slo.control.together import Together
 
 LINGER_S = 0.05
 """An idle lease is kept this long for the stage's next item, unless another stage needs the room."""
@@ -51,7 +52,7 @@ class Scheduler:
     """
 
     def __init__(self, capacity: Mapping[str, float | None] | None = None) -> None:
-        self._room = Room(capacity or {})
+        self._room, self._together = Room(capacity or {}), Together()
         self._stages: dict[str, Stage] = {}
         self._leases: dict[int, Lease] = {}
         self._stage_of: dict[int, str] = {}
@@ -303,32 +304,39 @@ class Scheduler:
             self._out.append(Dispatch(next(self._bundle_ids), lease_id, stage.name, bundle))
 
     def _open_leases(self, stage: Stage, now: float) -> tuple[float | None, bool]:
-        """Open what the queue calls for and capacity allows; returns when to look again, and whether that was all."""
+        """Open what the queue calls for and capacity allows; returns when to look again, and if the pool had room."""
         wanted, again = stage.wanted(now)
         rule = stage.rule
         while len(stage.leases) < wanted:
             if not self._make_room(rule):
-                return again, False
+                return again, self._room.fits(rule.pool, rule.size.vcpus)
             lease_id, lease = next(self._lease_ids), Lease(stage.name, rule)
             self._leases[lease_id] = stage.leases[lease_id] = lease
             stage.opening += 1
             self._room.take(rule.pool, rule.size.vcpus)
+            self._together.take(rule)
             self._out.append(OpenLease(lease_id, stage.name, rule.pool, rule.size))
         return again, True
 
     def _make_room(self, rule: StageRule) -> bool:
         """Whether a lease fits now, after giving back idle ones of stages with nothing to do or less urgent work."""
-        if self._room.fits(rule.pool, rule.size.vcpus):
+        if self._fits(rule):
             return True
+        crowded = not self._room.fits(rule.pool, rule.size.vcpus)
         for other in self._stages.values():
+            if not crowded and other.rule.task != rule.task:
+                continue
             while other.idle and (not other.queue or other.rule.priority < rule.priority):
                 lease_id = next(reversed(other.idle))
-                if other.leases[lease_id].rule.pool != rule.pool:
+                if crowded and other.leases[lease_id].rule.pool != rule.pool:
                     break
                 self._close_lease(lease_id)
-                if self._room.fits(rule.pool, rule.size.vcpus):
+                if self._fits(rule):
                     return True
         return False
+
+    def _fits(self, rule: StageRule) -> bool:
+        return self._room.fits(rule.pool, rule.size.vcpus) and self._together.fits(rule)
 
     def _give_back(self, now: float) -> float | None:
         """Close leases that have idled for long enough; returns when the next one will have."""
@@ -362,6 +370,7 @@ class Scheduler:
         stage.opening -= not lease.up
         stage.idle.pop(lease_id, None)
         self._room.free(lease.rule.pool, lease.rule.size.vcpus)
+        self._together.free(lease.rule)
 
 
 def _earlier(a: float | None, b: float | None) -> float | None:

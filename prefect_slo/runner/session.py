@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from contextvars import Context
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -32,8 +32,9 @@ from prefect_slo.runner.measure import Measure
 from prefect_slo.runner.parcels import Parcels
 from prefect_slo.runner.write_behind import WriteBehind
 
-GRACE_S = 1.0
-"""A task's own timeout has this long to take effect inside the worker before the worker is killed."""
+GRACE_S = 30.0
+"""What an attempt has at least beyond its task's own timeout, which counts the function alone: arguments have to be
+unpickled, inputs resolved, results written. Only what hangs for longer has its worker killed."""
 
 
 class Session:
@@ -66,8 +67,7 @@ class Session:
         self._calls: dict[int, Call] = {}
         self._reports: dict[int, protocol.ItemReport] = {}
         self._records: dict[int, Record] = {}
-        self._batches: dict[int, tuple[int, ...]] = {}  # items that run as one, by the first of them
-        self._sent: dict[int, control.Dispatch] = {}
+        self._sent: dict[int, _Sent] = {}
         self._writer = WriteBehind(context.copy())
         self._endings = Endings(context, measure, self._writer)
         self._parcels = Parcels(run_key, context)
@@ -183,9 +183,11 @@ class Session:
     def _whole(self, lost: protocol.Lost) -> protocol.Lost:
         """A loss that also speaks of the bundle that was on its way when the worker was already gone."""
         sent = self._sent.pop(lost.lease, None)
-        if sent is not None and sent.bundle != lost.bundle:
+        if sent is None:
+            return lost
+        if sent.bundle != lost.bundle:
             return replace(lost, running=None, untouched=sent.items)
-        return replace(lost, untouched=tuple(item for first in lost.untouched for item in self._batches[first]))
+        return replace(lost, untouched=tuple(item for first in lost.untouched for item in sent.together(first)))
 
     def _submitted(self, stage: str, rule: StageRule | None, calls: list[Call]) -> list[control.Event]:
         events: list[control.Event] = []
@@ -237,8 +239,9 @@ class Session:
 
     def _progressed(self, lease: int, reports: tuple[protocol.ItemReport, ...]) -> list[control.Event]:
         done, stuck = [], []
+        sent = self._sent.get(lease)
         for whole in reports:
-            together = self._batches.pop(whole.item, (whole.item,))
+            together = sent.together(whole.item) if sent is not None else (whole.item,)
             for report in endings.shares(whole, together):
                 call = self._calls.get(report.item)
                 if call is None:
@@ -288,6 +291,7 @@ class Session:
         record = self._level(calls[0])
         variant, rule = calls[0].variant, calls[0].kind or self._rules[action.stage]
         items: list[tuple[int, Any]] = []
+        batches: dict[int, tuple[int, ...]] = {}
         rejected: list[int] = []
         begun = time.monotonic()
         batch = rule.batch if record != "full" else 1
@@ -295,7 +299,8 @@ class Session:
             together = calls[first : first + batch]
             try:
                 items.append((together[0].item, self._parcels.payload(together, record, isolated=isolated)))
-                self._batches[together[0].item] = tuple(call.item for call in together)
+                if len(together) > 1:
+                    batches[together[0].item] = tuple(call.item for call in together)
             except BaseException as error:
                 for call in together:
                     self._reports[call.item] = _stuck(call.item, error)
@@ -322,7 +327,7 @@ class Session:
             timeout_s=_hard_limit(calls) if can.hard_timeouts else None,
         )
         self._records.update(dict.fromkeys(action.items, record))
-        self._sent[action.lease] = action
+        self._sent[action.lease] = _Sent(action.bundle, action.items, batches)
         self._measure.dispatched(action.lease, action.bundle, begun, min(call.ready for call in calls))
         backend.submit(action.lease, bundle)
 
@@ -381,6 +386,25 @@ class Session:
         self._calls.clear()
 
 
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """What a lease was sent last.
+
+    Attributes:
+        bundle: Its id.
+        items: In order.
+        batches: Items that run as one, by the first of them.
+    """
+
+    bundle: int
+    items: tuple[int, ...]
+    batches: dict[int, tuple[int, ...]]
+
+    def together(self, first: int) -> tuple[int, ...]:
+        """Items that run as one with this."""
+        return self.batches.get(first, (first,))
+
+
 def _stuck(item: int, error: BaseException) -> protocol.ItemReport:
     """Stands for the report of an item that never left."""
     return protocol.ItemReport(item, protocol.Outcome(b"", True, f"{type(error).__name__}: {error}"), 0.0, 0.0)
@@ -397,4 +421,5 @@ def _hard_limit(calls: list[Call]) -> float | None:
     delays = task.retry_delay_seconds
     each = delays if isinstance(delays, list) else [delays or 0.0]
     waits = sum(float(each[min(i, len(each) - 1)]) for i in range(task.retries)) if each else 0.0
-    return (task.retries + 1) * (task.timeout_seconds + GRACE_S) + waits * (1 + (task.retry_jitter_factor or 0.0))
+    grace_s = max(GRACE_S, task.timeout_seconds)
+    return (task.retries + 1) * (task.timeout_seconds + grace_s) + waits * (1 + (task.retry_jitter_factor or 0.0))

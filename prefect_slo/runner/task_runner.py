@@ -14,10 +14,11 @@ from typing import Any, Literal, Self
 
 from prefect import Task
 from prefect.client.schemas.objects import FlowRun, RunInput, State
-from prefect.context import FlowRunContext, TagsContext
+from prefect.context import FlowRunContext, TagsContext, TaskRunContext
 from prefect.futures import PrefectConcurrentFuture, PrefectFuture, PrefectFutureList
 from prefect.logging import get_run_logger
 from prefect.task_runners import TaskRunner
+from prefect.transactions import get_transaction
 
 from prefect_slo.control.events import Kind
 from prefect_slo.declaration import Declaration, batched_names, declared
@@ -37,7 +38,7 @@ from prefect_slo.runner.recipe import Director, Isolation, ObservedRun, Recipe, 
 from prefect_slo.runner.rules import PROCESS, THREAD, loss_retries, stage_rule
 from prefect_slo.runner.session import Session
 from prefect_slo.runner.variants import Variant, Variants
-from prefect_slo.settings import SLOSettings
+from prefect_slo.settings import valid_settings
 
 FLUSH = 256
 """Items of a ``.map`` handed over at a time: enough to bundle, soon enough to start."""
@@ -106,9 +107,11 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
         self._lock = threading.Lock()
 
     def duplicate(self) -> Self:
-        """A runner for one flow run; where the package is switched off, the one that the flow had before."""
-        if self.stock is not None and not SLOSettings().enabled:
-            return self.stock.duplicate()  # type: ignore[return-value]
+        """A runner for one flow run; the one that the flow had before where the package is off or wrongly set."""
+        if self.stock is not None:
+            settings = valid_settings()
+            if settings is None or not settings.enabled:
+                return self.stock.duplicate()  # type: ignore[return-value]
         copy = type(self)(stages=self.stages, director=self.director)
         copy.recipe, copy.stock = self.recipe, self.stock
         return copy
@@ -267,8 +270,11 @@ class _Run:
                 self.session.submit(stage, self._first_call(stage, task), [])
                 self._ruled[stage] = variant
             kind = None if self._ruled[stage] is variant else self._kind(stage, variant)
-        if tags:
+        nested = TaskRunContext.get()
+        if tags or nested is not None:
             self._ineligible.add(stage)
+        if nested is not None and (parent := self._graph.stage_of(nested.task_run.id)) is not None:
+            self._ineligible.add(parent)  # from now on: nobody knows that a task submits before it does
         parameters = self._with_knobs(stage, parameters)
         call = Call(
             item=next(self._items),
@@ -340,7 +346,7 @@ class _Run:
             return self._director.recipe(self.flow_name, self.run_id, self.parameters)
         except Exception as error:
             self._notice(f"No plan for this run ({type(error).__name__}: {error}); it runs by the default.")
-            return Recipe(isolation="thread", record="full")
+            return None
 
     def _with_knobs(self, stage: str, parameters: dict[str, Any]) -> dict[str, Any]:
         """The arguments with the plan's choices for those that were declared as knobs."""
@@ -359,6 +365,9 @@ class _Run:
             processes=self.backends.processes_available(),
             priority=self._graph.depth_first().get(stage, 0.0),
         )
+        free = THREAD not in (self.recipe.isolation, declaration.isolation)
+        if free and get_transaction() is not None and TaskRunContext.get() is None:  # a task run has one of its own
+            self._notice(f"Stage {stage!r} runs on threads: it is submitted inside a transaction.")
         self._batch[stage] = rule.batch
         self._pools[stage] = rule.pool
         return rule

@@ -118,6 +118,18 @@ def test_a_wide_urgent_lease_is_not_starved_by_narrow_ones(make_world):
     assert [a.stage for a in of(e.OpenLease, world.finish(2))] == ["wide"]
 
 
+def test_stages_of_one_task_share_its_limit_and_others_do_not(world):
+    limited = replace(RULE, workers=2, bundle=1, task="limited", together=2)
+    world.start(limited, 10, "here")
+    assert len(of(e.OpenLease, world.actions)) == 2
+    assert not of(e.OpenLease, world.start(replace(limited, priority=1.0), 2, "there"))
+    assert len(of(e.OpenLease, world.start(replace(RULE, task="free"), 2, "elsewhere"))) == 2
+    assert [a.stage for a in of(e.OpenLease, world.up(1))] == ["there"], "the more urgent stage has the first one"
+    world.run_dry()
+    assert set(world.endings().values()) == {"done"}
+    assert len(world.settled) == 14
+
+
 @pytest.mark.parametrize(("retries", "runs", "ending"), [(0, 1, "died"), (2, 3, "died")])
 def test_an_item_runs_again_as_often_as_its_rule_allows(world, retries, runs, ending):
     world.start(replace(RULE, workers=1, loss_retries=retries), 1)

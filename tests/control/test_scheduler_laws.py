@@ -24,6 +24,8 @@ RULES = st.builds(
     ladder=st.sampled_from([(), (LARGER,)]),
     fallback=st.none() | st.just("thread"),
     rerun_unpicklable=st.booleans(),
+    task=st.sampled_from(["one", "other"]),
+    together=st.none() | st.integers(1, 3),
 )
 KINDS = st.sampled_from([None, None, e.Kind(1), e.Kind(2, batch=3, loss_retries=1, rerun_unpicklable=False)])
 STAGES = st.sampled_from(["a", "b", "c"])

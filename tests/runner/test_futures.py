@@ -24,11 +24,13 @@ def future(callbacks: Callbacks) -> tuple[Future[object], CallFuture]:
 
 
 def run_all(jobs: list[Callable[[Callbacks], None]]) -> None:
-    """Runs callbacks to the last one's end."""
-    over = threading.Event()
+    """Runs callbacks to the last one's end; the first waits until all are there."""
+    over, all_there = threading.Event(), threading.Event()
     callbacks = Callbacks(idle=over.set)
+    callbacks.add(lambda: all_there.wait(PATIENCE_S) and None)
     for job in jobs:
         callbacks.add(lambda job=job: job(callbacks))
+    all_there.set()
     assert over.wait(PATIENCE_S)
     assert callbacks.outstanding == 0
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from prefect.logging import get_logger
 from prefect.settings import PREFECT_HOME
 from prefect.settings.base import PrefectBaseSettings, build_settings_config
 from pydantic import Field
@@ -41,6 +43,11 @@ class SLOSettings(PrefectBaseSettings):
     capacity_workers: int | None = Field(
         default=None, gt=0, description="Worker processes that may run on this machine at once."
     )
+    ledger_patience_s: float = Field(
+        default=300.0,
+        gt=0,
+        description="How long a worker waits for its share of this machine's vCPUs before it starts without one.",
+    )
     fold_timeout_s: float = Field(
         default=120.0, gt=0, description="How long a run waits for another one that is writing the same profile."
     )
@@ -59,3 +66,24 @@ class SLOSettings(PrefectBaseSettings):
     def capacity(self) -> Capacity:
         """The limits that are set; what isn't has no limit here."""
         return Capacity(self.capacity_vcpus, self.capacity_memory_mb, self.capacity_workers)
+
+
+def valid_settings() -> SLOSettings | None:
+    """The settings of this environment; ``None`` where one holds a value that it may not, which is said once.
+
+    For code that a flow runs through: a slip in the environment must not fail flows.
+    """
+    try:
+        return SLOSettings()
+    except ValueError as error:
+        message = str(error)
+        with _lock:
+            new = message not in _said
+            _said.add(message)
+        if new:
+            get_logger("slo").warning("Settings of prefect-slo are not valid; flows run as without it. %s", message)
+        return None
+
+
+_said: set[str] = set()
+_lock = threading.Lock()

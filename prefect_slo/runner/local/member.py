@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from prefect_slo.control.events import LossReason
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.protocol import (
     Bundle,
     Chatter,
     Finished,
     ItemReport,
-    LossReason,
     Lost,
     Outcome,
     Progress,

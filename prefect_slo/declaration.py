@@ -27,7 +27,8 @@ class Declaration:
         idempotent: ``True``: may run again after its worker was lost, whatever its retries; ``False``: never may.
         batched: Its function takes lists, for its first parameter (``True``) or those named, and returns a list.
             The task itself keeps to single items, whatever runner it has; calls may be gathered into batches.
-        pool: Pool that it runs on; ``thread`` and ``process`` are always there.
+        pool: Pool that it runs on, or several that the planner may choose from (without a plan the first is taken);
+            ``thread`` and ``process`` are always there, others are given to ``@slo(pools=[...])``.
         isolation: ``process`` or ``thread`` pins it; ``auto`` leaves it to the plan and to what pickles.
         menu: Dimensions of its menu in place of the flow's: ``workers``, ``vcpus``, ``memory_mb``, ``batch``.
         pins: Choices that are fixed: ``workers``, ``vcpus``, ``memory_mb``, ``batch``, ``pool``.
@@ -39,7 +40,7 @@ class Declaration:
 
     idempotent: bool | None = None
     batched: bool | str | tuple[str, ...] = False
-    pool: str | None = None
+    pool: str | tuple[str, ...] | None = None
     isolation: Literal["auto", "process", "thread"] = "auto"
     menu: Mapping[str, Any] = field(default_factory=dict)
     pins: Mapping[str, Any] = field(default_factory=dict)
@@ -57,12 +58,23 @@ class Declaration:
             object.__setattr__(self, "memory_mb", units.megabytes(self.memory_mb))
         if self.concurrency is not None:
             units.whole(self.concurrency, "concurrency")
+        if self.pool is not None and not isinstance(self.pool, str):
+            object.__setattr__(self, "pool", tuple(self.pool))
+        for name in self.pools:
+            units.text(name, "pool")
         for name in self.menu:
             if name not in ("workers", "vcpus", "memory_mb", "batch"):
                 raise InvalidValue("menu", name, "one of workers, vcpus, memory_mb, batch")
         for name in self.pins:
             if name not in ("workers", "vcpus", "memory_mb", "batch", "pool"):
                 raise InvalidValue("pins", name, "one of workers, vcpus, memory_mb, batch, pool")
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """Pools that it may run on; none where nothing is declared."""
+        if "pool" in self.pins:
+            return (str(self.pins["pool"]),)
+        return self.pool if isinstance(self.pool, tuple) else () if self.pool is None else (self.pool,)
 
     @classmethod
     def of(cls, value: Declaration | Mapping[str, Any]) -> Declaration:

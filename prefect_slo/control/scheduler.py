@@ -33,6 +33,7 @@ from prefect_slo.control.events import (
 )
 from prefect_slo.control.room import Room
 from prefect_slo.control.stages import Lease, Stage
+from prefect_slo.resources import Capacity
 
 LINGER_S = 0.05
 """An idle lease is kept this long for the stage's next item, unless another stage needs the room."""
@@ -45,11 +46,11 @@ class Scheduler:
     and everything has reported, no lease is left.
 
     Args:
-        capacity: vCPUs by pool that the leases of this run may hold together; ``None`` or a missing pool means no
-            limit. Other runs on the machine are the backend's matter.
+        capacity: By pool, what the leases of this run may hold together; a missing pool means no limit. Other runs on
+            the machine are the backend's matter.
     """
 
-    def __init__(self, capacity: Mapping[str, float | None] | None = None) -> None:
+    def __init__(self, capacity: Mapping[str, Capacity] | None = None) -> None:
         self._room = Room(capacity or {})
         self._stages: dict[str, Stage] = {}
         self._leases: dict[int, Lease] = {}
@@ -293,13 +294,13 @@ class Scheduler:
             lease_id, lease = next(self._lease_ids), Lease(stage.name, rule)
             self._leases[lease_id] = stage.leases[lease_id] = lease
             stage.opening += 1
-            self._room.take(rule.pool, rule.size.vcpus)
+            self._room.take(rule.pool, rule.size)
             self._out.append(OpenLease(lease_id, stage.name, rule.pool, rule.size))
         return again, True
 
     def _make_room(self, rule: StageRule) -> bool:
         """Whether a lease fits now, after giving back idle ones of stages with nothing to do or less urgent work."""
-        if self._room.fits(rule.pool, rule.size.vcpus):
+        if self._room.fits(rule.pool, rule.size):
             return True
         for other in self._stages.values():
             while other.idle and (not other.queue or other.rule.priority < rule.priority):
@@ -307,7 +308,7 @@ class Scheduler:
                 if other.leases[lease_id].rule.pool != rule.pool:
                     break
                 self._close_lease(lease_id)
-                if self._room.fits(rule.pool, rule.size.vcpus):
+                if self._room.fits(rule.pool, rule.size):
                     return True
         return False
 
@@ -334,7 +335,7 @@ class Scheduler:
         del stage.leases[lease_id]
         stage.opening -= not lease.up
         stage.idle.pop(lease_id, None)
-        self._room.free(lease.rule.pool, lease.rule.size.vcpus)
+        self._room.free(lease.rule.pool, lease.rule.size)
 
 
 def _earlier(a: float | None, b: float | None) -> float | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from prefect_slo.observation import Invocation, StageRun
 from prefect_slo.pricing import PriceList
@@ -17,6 +18,7 @@ NAN = float("nan")
 @dataclass
 class _Lease:
     stage: str
+    pool: str
     size: Size
     asked: float
     up: float | None = None
@@ -63,10 +65,16 @@ class Measure:
     Args:
         prices: What reserved time costs.
         heard: Called with each invocation as it ends.
+        prices_of: Price lists of pools that have their own.
     """
 
-    def __init__(self, prices: PriceList, heard: Callable[[Invocation], None] | None = None) -> None:
-        self._prices, self._heard = prices, heard
+    def __init__(
+        self,
+        prices: PriceList,
+        heard: Callable[[Invocation], None] | None = None,
+        prices_of: Mapping[str, PriceList] = MappingProxyType({}),
+    ) -> None:
+        self._prices, self._prices_of, self._heard = prices, prices_of, heard
         self._leases: dict[int, _Lease] = {}
         self._stages: dict[str, _Stage] = {}
         self._started_at = (time.time(), time.monotonic())
@@ -79,8 +87,8 @@ class Measure:
         if seen.first_ready is None and ready is not None:
             seen.first_ready = ready
 
-    def leased(self, lease: int, stage: str, size: Size, now: float) -> None:
-        self._leases[lease] = _Lease(stage, size, now)
+    def leased(self, lease: int, stage: str, pool: str, size: Size, now: float) -> None:
+        self._leases[lease] = _Lease(stage, pool, size, now)
         self._stages[stage].size = size
 
     def opened(self, report: protocol.Opened) -> None:
@@ -170,7 +178,8 @@ class Measure:
         seen.now_leased -= 1
         seen.reserved_s += now - held.up
         size = held.size
-        seen.cost_usd += (now - held.up) * self._prices.rate(size.vcpus, size.memory_mb, size.gpu, size.hardware)
+        prices = self._prices_of.get(held.pool, self._prices)
+        seen.cost_usd += (now - held.up) * prices.rate(size.vcpus, size.memory_mb, size.gpu, size.hardware)
 
     def failed(self, stage: str) -> None:
         self._stages[stage].failed += 1

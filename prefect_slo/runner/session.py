@@ -21,6 +21,7 @@ from prefect.states import Crashed
 from prefect_slo.control import Scheduler, StageRule
 from prefect_slo.control import events as control
 from prefect_slo.plan import Record
+from prefect_slo.resources import Capacity
 from prefect_slo.runner import endings, parcels, relay
 from prefect_slo.runner.backends import protocol
 from prefect_slo.runner.backends.protocol import Backend, Bundle
@@ -44,6 +45,7 @@ class Session:
         measure: Hears what was measured.
         notice: Tells the user something, once each; with a stage where that has moved to threads.
         level: Record level of a stage's next bundle, given its stage, its measured item time and its items so far.
+        capacity: By pool, what the run's leases may hold together.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class Session:
         measure: Measure,
         notice: Callable[[str, str | None], None],
         level: Callable[[str], Record],
-        capacity: Mapping[str, float | None],
+        capacity: Mapping[str, Capacity],
     ) -> None:
         self._run_key, self._backends, self._context = run_key, backends, context
         self._measure, self._notice, self._level = measure, notice, level
@@ -225,7 +227,7 @@ class Session:
                 self._dispatch(action)
             case control.OpenLease(lease, stage, pool, size):
                 self._pool_of[lease] = pool
-                self._measure.leased(lease, stage, size, time.monotonic())
+                self._measure.leased(lease, stage, pool, size, time.monotonic())
                 self._backends[pool].open(lease, size, self._inbox.put)
             case control.CloseLease(lease):
                 self._sent.pop(lease, None)

@@ -14,7 +14,9 @@ from prefect.utilities.collections import StopVisiting, visit_collection
 
 from prefect_slo.plan import Record
 from prefect_slo.runner import program
+from prefect_slo.runner.backends.protocol import HostedProgram
 from prefect_slo.runner.calls import Call, Payload
+from prefect_slo.runner.hosted import FunctionProgram
 from prefect_slo.runner.payloads import importable_by_workers
 
 
@@ -29,6 +31,7 @@ class Parcels:
     def __init__(self, run_key: str, context: Context) -> None:
         self._run_key, self._context = run_key, context
         self._programs: dict[str, bytes] = {}
+        self._hosted: dict[str, HostedProgram] = {}
         self._flow_context: bytes | None = None
 
     def program(self, stage: str, call: Call, *, isolated: bool, inline: bool) -> Any:
@@ -46,6 +49,16 @@ class Parcels:
             opened = program.ProcessProgram(self._run_key, self._flow_context, cloudpickle.dumps(call.task))
             self._programs[stage] = bytes(cloudpickle.dumps(opened))
         return self._programs[stage]
+
+    def hosted(self, stage: str, call: Call) -> HostedProgram:
+        """What a backend whose workers have no Prefect hosts for the calls of a stage.
+
+        Raises:
+            Exception: Whatever pickling the function raises.
+        """
+        if stage not in self._hosted:
+            self._hosted[stage] = FunctionProgram.of(call.task)
+        return self._hosted[stage]
 
     def payload(self, calls: list[Call], record: Record, *, isolated: bool) -> Any:
         """Calls that run as one, as a worker takes them.

@@ -227,7 +227,8 @@ class Session:
                 self._dispatch(action)
             case control.OpenLease(lease, stage, pool, size):
                 self._pool_of[lease] = pool
-                self._measure.leased(lease, stage, pool, size, time.monotonic())
+                metered = self._capabilities(pool).metered
+                self._measure.leased(lease, stage, pool, size, time.monotonic(), metered=metered)
                 self._backends[pool].open(lease, size, self._inbox.put)
             case control.CloseLease(lease):
                 self._sent.pop(lease, None)
@@ -243,7 +244,7 @@ class Session:
     def _dispatch(self, action: control.Dispatch) -> None:
         pool = self._pool_of[action.lease]
         backend, can = self._backends[pool], self._capabilities(pool)
-        isolated = can.isolated
+        isolated = can.isolated and not can.hosted
         record = self._level(action.stage)
         calls = [self._calls[item] for item in action.items]
         items: list[tuple[int, Any]] = []
@@ -263,7 +264,10 @@ class Session:
         if items:
             try:
                 inline = self._rules[action.stage].workers is not None
-                opened = self._parcels.program(action.stage, calls[0], isolated=isolated, inline=inline)
+                if can.hosted:
+                    opened = self._parcels.hosted(action.stage, calls[0])
+                else:
+                    opened = self._parcels.program(action.stage, calls[0], isolated=isolated, inline=inline)
             except Exception as error:
                 for item in action.items:
                     self._reports[item] = _stuck(item, error)
@@ -278,7 +282,7 @@ class Session:
             f"{self._run_key}/{action.stage}",
             opened,
             tuple(items),
-            timeout_s=_hard_limit(calls) if can.hard_timeouts else None,
+            timeout_s=_hard_limit(calls) if can.hard_timeouts and not can.hosted else None,
         )
         self._records.update(dict.fromkeys(action.items, record))
         self._sent[action.lease] = action

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from prefect_slo.objective import Slo as Slo
     from prefect_slo.plan import Plan as Plan
     from prefect_slo.planner import make_plan as make_plan
+    from prefect_slo.runner.aws_pools import LambdaPool as LambdaPool
     from prefect_slo.runner.task_runner import SLOTaskRunner as SLOTaskRunner
     from prefect_slo.workflow import Workflow as Workflow
 
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Budget": "objective",
     "InfeasibleSlo": "errors",
+    "LambdaPool": "runner.aws_pools",
     "Latency": "objective",
     "MenuBlock": "blocks",
     "Plan": "plan",

@@ -23,7 +23,7 @@ from prefect_slo.attainment import Attainment
 from prefect_slo.decorators import director_of, slo
 from prefect_slo.errors import InfeasibleSlo, SloError
 from prefect_slo.loop.director import Following, following
-from prefect_slo.loop.menus import local_capacity
+from prefect_slo.loop.menus import capacity_of
 from prefect_slo.loop.profiling import Measurement, profile
 from prefect_slo.models import WorkflowModel
 from prefect_slo.objective import Latency, Slo
@@ -220,7 +220,7 @@ def _default_runner(stock: Flow[Any, Any], parameters: Mapping[str, Any], runs: 
     for number in range(runs):
         plain(**parameters)
         heard("default runner", number + 1, runs, f"{took[-1]:.2f} s")
-    machine, prices = local_capacity(), price_list("local")
+    machine, prices = capacity_of(), price_list("local")
     rate = prices.rate(machine.vcpus or 1, machine.memory_mb or 0)
     return Series("Prefect's default runner", math.nan, None, tuple(took), tuple(rate * t for t in took))
 

@@ -54,6 +54,24 @@ class UnknownStage(InvalidValue):
         return type(self), (self.value, self.known)
 
 
+class UnknownPool(InvalidValue):
+    """A pool that a task, a menu or a plan names and that the flow does not have.
+
+    Args:
+        name: The pool.
+        known: Pools that there are.
+        stage: Stage that was to run there, where one was.
+    """
+
+    def __init__(self, name: str, known: tuple[str, ...], stage: str = "") -> None:
+        self.name, self.known, self.stage = name, known, stage
+        where = f" for stage {stage!r}" if stage else ""
+        super().__init__("pool", name, f"one of {', '.join(known)}{where}; others are given by @slo(pools=[...])")
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.name, self.known, self.stage)
+
+
 class UnknownPrices(InvalidValue):
     """A price list that does not exist."""
 

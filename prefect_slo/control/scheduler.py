@@ -35,6 +35,7 @@ from prefect_slo.control.events import (
 from prefect_slo.control.room import Room
 from prefect_slo.control.stages import Lease, Stage
 from prefect_slo.control.together import Together
+from prefect_slo.resources import Capacity
 
 LINGER_S = 0.05
 """An idle lease is kept this long for the stage's next item, unless another stage needs the room."""
@@ -47,11 +48,11 @@ class Scheduler:
     and everything has been settled, no lease is left.
 
     Args:
-        capacity: vCPUs by pool that the leases of this run may hold together; ``None`` or a missing pool means no
-            limit. Other runs on the machine are the backend's matter.
+        capacity: By pool, what the leases of this run may hold together; a missing pool means no limit. Other runs on
+            the machine are the backend's matter.
     """
 
-    def __init__(self, capacity: Mapping[str, float | None] | None = None) -> None:
+    def __init__(self, capacity: Mapping[str, Capacity] | None = None) -> None:
         self._room, self._together = Room(capacity or {}), Together()
         self._stages: dict[str, Stage] = {}
         self._leases: dict[int, Lease] = {}
@@ -309,11 +310,11 @@ class Scheduler:
         rule = stage.rule
         while len(stage.leases) < wanted:
             if not self._make_room(rule):
-                return again, self._room.fits(rule.pool, rule.size.vcpus)
+                return again, self._room.fits(rule.pool, rule.size)
             lease_id, lease = next(self._lease_ids), Lease(stage.name, rule)
             self._leases[lease_id] = stage.leases[lease_id] = lease
             stage.opening += 1
-            self._room.take(rule.pool, rule.size.vcpus)
+            self._room.take(rule.pool, rule.size)
             self._together.take(rule)
             self._out.append(OpenLease(lease_id, stage.name, rule.pool, rule.size))
         return again, True
@@ -322,7 +323,7 @@ class Scheduler:
         """Whether a lease fits now, after giving back idle ones of stages with nothing to do or less urgent work."""
         if self._fits(rule):
             return True
-        crowded = not self._room.fits(rule.pool, rule.size.vcpus)
+        crowded = not self._room.fits(rule.pool, rule.size)
         for other in self._stages.values():
             if not crowded and other.rule.task != rule.task:
                 continue
@@ -336,7 +337,7 @@ class Scheduler:
         return False
 
     def _fits(self, rule: StageRule) -> bool:
-        return self._room.fits(rule.pool, rule.size.vcpus) and self._together.fits(rule)
+        return self._room.fits(rule.pool, rule.size) and self._together.fits(rule)
 
     def _give_back(self, now: float) -> float | None:
         """Close leases that have idled for long enough; returns when the next one will have."""
@@ -369,7 +370,7 @@ class Scheduler:
         del stage.leases[lease_id]
         stage.opening -= not lease.up
         stage.idle.pop(lease_id, None)
-        self._room.free(lease.rule.pool, lease.rule.size.vcpus)
+        self._room.free(lease.rule.pool, lease.rule.size)
         self._together.free(lease.rule)
 
 

@@ -22,6 +22,7 @@ from prefect_slo.objective import Slo
 from prefect_slo.observation import Invocation
 from prefect_slo.plan import Plan
 from prefect_slo.pricing import PriceList, price_list
+from prefect_slo.runner.pools import Pools
 from prefect_slo.runner.recipe import ObservedRun, Recipe
 from prefect_slo.settings import SLOSettings
 from prefect_slo.telemetry import RunLog
@@ -90,6 +91,7 @@ class LoopDirector:
         usual: How runs are run that change nothing: what the flow's own task runner stands for.
         menu: What the decorator says of menus.
         stages: Declarations by task name.
+        pools: Pools beyond this machine's, by name.
         features: Input size from the flow's parameters.
         explore: Fraction of runs that may try something unmeasured, within the bound.
         seed: Of every draw.
@@ -100,6 +102,7 @@ class LoopDirector:
     usual: Recipe = field(default_factory=lambda: Recipe(isolation="thread", record="full"))
     menu: MenuSettings = field(default_factory=MenuSettings)
     stages: Mapping[str, Declaration] = field(default_factory=dict)
+    pools: Pools = field(default_factory=dict)
     features: Features | None = None
     explore: float = 0.05
     seed: int = 0

@@ -95,7 +95,7 @@ class Learner:
     def _write(self, run: ObservedRun, log: RunLog, *, met: bool) -> None:
         unpickled = unpickled_stages(run, self._decision.on_threads)
         if run.workflow is not None:
-            menus = (self._director.menu, run.declarations, frozenset(unpickled))
+            menus = (self._director.menu, run.declarations, frozenset(unpickled), self._director.pools)
             log.workflow(with_menus(run.workflow, *menus).to_document())
         features = self._director.features_of(run.flow_name, run.parameters)
         plan = self._decision.followed

@@ -252,7 +252,9 @@ class _Sweep:
         if run.workflow is None:
             raise InvalidValue("flow", run.flow_name, "a flow that submits tasks: there is nothing to size")
         self._on_threads = unpickled_stages(run, {})
-        return with_menus(run.workflow, self._director.menu, run.declarations, frozenset(self._on_threads))
+        director = self._director
+        on_threads = frozenset(self._on_threads)
+        return with_menus(run.workflow, director.menu, run.declarations, on_threads, director.pools)
 
 
 def _call(flow: Flow[Any, Any], parameters: Mapping[str, Any]) -> None:

@@ -161,7 +161,7 @@ def _error(
     match ending:
         case "memory" if loss is not None:
             return OutOfMemory(call.stage, loss.peak_mb, loss.limit_mb, attempts)
-        case "timeout":
+        case "timeout" if call.task.timeout_seconds or loss is None:
             return TaskTimedOut(call.stage, float(call.task.timeout_seconds or 0), attempts)
         case "unpicklable":
             outcome = report.outcome if report is not None else protocol.Outcome(b"")

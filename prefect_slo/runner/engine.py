@@ -202,8 +202,14 @@ def run_async(coroutine: Coroutine[Any, Any, Any], runner: asyncio.Runner | None
     return asyncio.run(coroutine) if runner is None else runner.run(coroutine, context=copy_context())
 
 
-def _call(task: Task[Any, Any], values: dict[str, Any], runner: asyncio.Runner | None) -> Any:
+def args_kwargs(task: Task[Any, Any], values: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a task's function from values by parameter name."""
     args, kwargs = parameters_to_args_kwargs(task.fn, values)
+    return tuple(args), kwargs
+
+
+def _call(task: Task[Any, Any], values: dict[str, Any], runner: asyncio.Runner | None) -> Any:
+    args, kwargs = args_kwargs(task, values)
     if not task.isasync:
         return task.fn(*args, **kwargs)
     coroutine = task.fn(*args, **kwargs)

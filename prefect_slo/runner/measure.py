@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
+from types import MappingProxyType
 
 from prefect_slo.observation import Invocation, StageRun
 from prefect_slo.pricing import PriceList
@@ -17,8 +19,10 @@ NAN = float("nan")
 @dataclass
 class _Lease:
     stage: str
+    pool: str
     size: Size
     asked: float
+    metered: bool = False
     up: float | None = None
     start_s: float = 0.0
     cold: bool = False
@@ -52,6 +56,7 @@ class _Stage:
     bytes_out: int = 0
     peak_mb: float = 0.0
     cold: bool = False
+    billed_usd: Decimal = Decimal()
     now_leased: int = 0
     most_leased: int = 0
     size: Size = field(default_factory=lambda: Size(1, 1024))
@@ -63,10 +68,16 @@ class Measure:
     Args:
         prices: What reserved time costs.
         heard: Called with each invocation as it ends.
+        prices_of: Price lists of pools that have their own.
     """
 
-    def __init__(self, prices: PriceList, heard: Callable[[Invocation], None] | None = None) -> None:
-        self._prices, self._heard = prices, heard
+    def __init__(
+        self,
+        prices: PriceList,
+        heard: Callable[[Invocation], None] | None = None,
+        prices_of: Mapping[str, PriceList] = MappingProxyType({}),
+    ) -> None:
+        self._prices, self._prices_of, self._heard = prices, prices_of, heard
         self._leases: dict[int, _Lease] = {}
         self._stages: dict[str, _Stage] = {}
         self._started_at = (time.time(), time.monotonic())
@@ -79,8 +90,8 @@ class Measure:
         if seen.first_ready is None and ready is not None:
             seen.first_ready = ready
 
-    def leased(self, lease: int, stage: str, size: Size, now: float) -> None:
-        self._leases[lease] = _Lease(stage, size, now)
+    def leased(self, lease: int, stage: str, pool: str, size: Size, now: float, *, metered: bool = False) -> None:
+        self._leases[lease] = _Lease(stage, pool, size, now, metered)
         self._stages[stage].size = size
 
     def opened(self, report: protocol.Opened) -> None:
@@ -132,6 +143,8 @@ class Measure:
         seen.bytes_in += report.bytes_in
         seen.bytes_out += report.bytes_out
         seen.peak_mb = max(seen.peak_mb, report.peak_mb)
+        seen.cold |= report.init_s > 0
+        self._bill(seen, report.billed_usd)
         if self._heard is not None:
             self._heard(
                 Invocation(
@@ -141,7 +154,7 @@ class Measure:
                     failed=lease.failed,
                     dispatched=lease.dispatched,
                     queue_s=max(lease.dispatched - lease.first_ready, 0.0),
-                    init_s=lease.start_s if lease.bundles == 0 else 0.0,
+                    init_s=report.init_s + (lease.start_s if lease.bundles == 0 else 0.0),
                     read_s=lease.read_s,
                     compute_s=lease.compute_s,
                     write_s=lease.write_s,
@@ -149,7 +162,7 @@ class Measure:
                     peak_memory_mb=report.peak_mb,
                     bytes_in=report.bytes_in,
                     bytes_out=report.bytes_out,
-                    cold=lease.cold and lease.bundles == 0,
+                    cold=report.init_s > 0 or (lease.cold and lease.bundles == 0),
                 )
             )
         lease.bundles += 1
@@ -158,8 +171,10 @@ class Measure:
     def lost(self, report: protocol.Lost) -> None:
         lease = self._leases.get(report.lease)
         if lease is not None:
-            self._stages[lease.stage].failed += 1
-            self._stages[lease.stage].peak_mb = max(self._stages[lease.stage].peak_mb, report.peak_mb)
+            seen = self._stages[lease.stage]
+            seen.failed += 1
+            seen.peak_mb = max(seen.peak_mb, report.peak_mb)
+            self._bill(seen, report.billed_usd)
         self.released(report.lease, time.monotonic())
 
     def released(self, lease: int, now: float) -> None:
@@ -169,8 +184,11 @@ class Measure:
         seen = self._stages[held.stage]
         seen.now_leased -= 1
         seen.reserved_s += now - held.up
+        if held.metered:
+            return
         size = held.size
-        seen.cost_usd += (now - held.up) * self._prices.rate(size.vcpus, size.memory_mb, size.gpu, size.hardware)
+        prices = self._prices_of.get(held.pool, self._prices)
+        seen.cost_usd += (now - held.up) * prices.rate(size.vcpus, size.memory_mb, size.gpu, size.hardware)
 
     def failed(self, stage: str) -> None:
         self._stages[stage].failed += 1
@@ -203,7 +221,12 @@ class Measure:
     @property
     def cost_usd(self) -> float:
         """Cost of all stages so far, of leases given back."""
-        return sum(seen.cost_usd for seen in self._stages.values())
+        return sum(map(_cost, self._stages.values()))
+
+    @property
+    def billed_usd(self) -> Decimal:
+        """Of that, what metered backends are billed, to the last digit."""
+        return sum((seen.billed_usd for seen in self._stages.values()), Decimal())
 
     def stage_runs(self, run_id: str, planned: Callable[[str], int | None]) -> tuple[StageRun, ...]:
         """One row per stage that ran to its end.
@@ -217,6 +240,11 @@ class Measure:
             for name, seen in self._stages.items()
             if seen.done == seen.submitted and seen.done and not seen.failed and seen.first_ready is not None
         )
+
+    @staticmethod
+    def _bill(seen: _Stage, billed_usd: Decimal | None) -> None:
+        if billed_usd is not None:
+            seen.billed_usd += billed_usd
 
     def _row(self, run_id: str, name: str, seen: _Stage, planned: int | None) -> StageRun:
         workers = planned or max(seen.most_leased, 1)
@@ -239,8 +267,13 @@ class Measure:
             bytes_in=seen.bytes_in,
             bytes_out=seen.bytes_out,
             cold=seen.cold,
-            cost_usd=seen.cost_usd,
+            cost_usd=_cost(seen),
             peak_memory_mb=seen.peak_mb or NAN,
             hardware=seen.size.hardware,
             started_at=unix + seen.first_ready - monotonic,
         )
+
+
+def _cost(seen: _Stage) -> float:
+    """What a stage has cost: what was billed where that is metered, and the time that other leases were held."""
+    return float(seen.billed_usd) + seen.cost_usd

@@ -14,8 +14,10 @@ from prefect.utilities.collections import StopVisiting, visit_collection
 
 from prefect_slo.plan import Record
 from prefect_slo.runner import program
+from prefect_slo.runner.backends.protocol import HostedProgram
 from prefect_slo.runner.calls import Call, Payload
 from prefect_slo.runner.futures import RaisedFuture
+from prefect_slo.runner.hosted import FunctionProgram
 from prefect_slo.runner.payloads import importable_by_workers
 from prefect_slo.runner.variants import Variant
 
@@ -30,6 +32,7 @@ class Parcels:
 
     def __init__(self, run_key: str, context: Context) -> None:
         self._run_key, self._context = run_key, context
+        self._hosted: dict[int, HostedProgram] = {}
         self._flow_context: bytes | None = None
 
     def program(self, variant: Variant, *, isolated: bool, inline: bool) -> Any:
@@ -47,6 +50,16 @@ class Parcels:
             opened = program.ProcessProgram(self._run_key, self._flow_context, cloudpickle.dumps(variant.task))
             variant.program = bytes(cloudpickle.dumps(opened))
         return variant.program
+
+    def hosted(self, variant: Variant) -> HostedProgram:
+        """What a backend whose workers have no Prefect hosts for the calls of a variant.
+
+        Raises:
+            Exception: Whatever pickling the function raises.
+        """
+        if variant.ordinal not in self._hosted:
+            self._hosted[variant.ordinal] = FunctionProgram.of(variant.task)
+        return self._hosted[variant.ordinal]
 
     def payload(self, calls: list[Call], record: Record, *, isolated: bool) -> Any:
         """Calls that run as one, as a worker takes them.

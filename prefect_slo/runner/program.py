@@ -54,7 +54,7 @@ class ThreadProgram:
 
     def _execute(self, task: Task[Any, Any], calls: list[Payload], record: Record) -> Result:
         with worker_state.inline() if self.inline else nullcontext():
-            return _run_calls(task, calls, record)
+            return run_calls(task, calls, record)
 
 
 @dataclass(frozen=True)
@@ -149,9 +149,8 @@ class _Hydrated:
 _HYDRATED = _Hydrated()
 
 
-def _run_calls(
-    task: Task[Any, Any], calls: list[Payload], record: Record, loop: asyncio.Runner | None = None
-) -> Result:
+def run_calls(task: Task[Any, Any], calls: list[Payload], record: Record, loop: asyncio.Runner | None = None) -> Result:
+    """Run a call, or some that make a batch, at a record level."""
     if len(calls) > 1:
         return Several(batches.run(task, calls, loop))
     if record == "full":
@@ -168,7 +167,7 @@ def _run_pickled(task: Task[Any, Any], payload: bytes, loop: asyncio.Runner) -> 
         return Outcome(b"", failed=True, unpicklable=f"{type(error).__name__}: {error}")
     read = time.perf_counter()
     with engine.under_tags(calls[0].tags):
-        result = _run_calls(task, calls, record, loop)
+        result = run_calls(task, calls, record, loop)
     _forget_results()
     ran = time.perf_counter()
     failed = is_failure(result)

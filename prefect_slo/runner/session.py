@@ -22,6 +22,7 @@ from prefect.logging import get_logger
 from prefect_slo.control import Scheduler, StageRule
 from prefect_slo.control import events as control
 from prefect_slo.plan import Record
+from prefect_slo.resources import Capacity
 from prefect_slo.runner import endings, parcels, relay
 from prefect_slo.runner.backends import protocol
 from prefect_slo.runner.backends.protocol import Backend, Bundle
@@ -47,6 +48,7 @@ class Session:
         measure: Hears what was measured.
         notice: Tells the user something, once each; with a stage where that has moved to threads.
         level: Record level of the bundle that a call is in.
+        capacity: By pool, what the run's leases may hold together.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class Session:
         measure: Measure,
         notice: Callable[[str, str | None], None],
         level: Callable[[Call], Record],
-        capacity: Mapping[str, float | None],
+        capacity: Mapping[str, Capacity],
     ) -> None:
         self._run_key, self._backends, self._context = run_key, backends, context
         self._measure, self._notice, self._level = measure, notice, level
@@ -270,7 +272,8 @@ class Session:
                 self._dispatch(action)
             case control.OpenLease(lease, stage, pool, size):
                 self._pool_of[lease] = pool
-                self._measure.leased(lease, stage, size, time.monotonic())
+                metered = self._capabilities(pool).metered
+                self._measure.leased(lease, stage, pool, size, time.monotonic(), metered=metered)
                 self._backends[pool].open(lease, size, self._inbox.put)
             case control.CloseLease(lease):
                 self._sent.pop(lease, None)
@@ -286,7 +289,7 @@ class Session:
     def _dispatch(self, action: control.Dispatch) -> None:
         pool = self._pool_of[action.lease]
         backend, can = self._backends[pool], self._capabilities(pool)
-        isolated = can.isolated
+        isolated = can.isolated and not can.hosted
         calls = [self._calls[item] for item in action.items]
         record = self._level(calls[0])
         variant, rule = calls[0].variant, calls[0].kind or self._rules[action.stage]
@@ -309,7 +312,10 @@ class Session:
         if items:
             try:
                 inline = self._rules[action.stage].workers is not None
-                opened = self._parcels.program(variant, isolated=isolated, inline=inline)
+                if can.hosted:
+                    opened = self._parcels.hosted(variant)
+                else:
+                    opened = self._parcels.program(variant, isolated=isolated, inline=inline)
             except BaseException as error:
                 for item in action.items:
                     self._reports[item] = _stuck(item, error)
@@ -321,10 +327,10 @@ class Session:
             return
         bundle = Bundle(
             action.bundle,
-            f"{self._run_key}/{variant.ordinal if isolated else action.stage}",
+            f"{self._run_key}/{variant.ordinal if isolated or can.hosted else action.stage}",
             opened,
             tuple(items),
-            timeout_s=_hard_limit(calls) if can.hard_timeouts else None,
+            timeout_s=_hard_limit(calls) if can.hard_timeouts and not can.hosted else None,
         )
         self._records.update(dict.fromkeys(action.items, record))
         self._sent[action.lease] = _Sent(action.bundle, action.items, batches)

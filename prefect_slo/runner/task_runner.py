@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -26,16 +26,19 @@ from prefect_slo.errors import InvalidValue
 from prefect_slo.granularity import record_level
 from prefect_slo.observation import Invocation
 from prefect_slo.plan import Plan, Record
+from prefect_slo.pricing import price_list
+from prefect_slo.resources import Capacity
 from prefect_slo.runner import engine, worker_state
-from prefect_slo.runner.backends.local import LocalBackends, usable_vcpus
+from prefect_slo.runner.backends.local import FlowBackends, usable_vcpus
 from prefect_slo.runner.calls import Call, Payload, Raised
 from prefect_slo.runner.futures import CallFuture
 from prefect_slo.runner.graph import StageGraph
 from prefect_slo.runner.ids import uuid7
 from prefect_slo.runner.inputs import find_inputs, run_ids
 from prefect_slo.runner.measure import Measure
+from prefect_slo.runner.pools import PROCESS, THREAD, PoolDefinition, Pools, by_name
 from prefect_slo.runner.recipe import Director, Isolation, ObservedRun, Recipe, StageSeen
-from prefect_slo.runner.rules import PROCESS, THREAD, loss_retries, stage_rule
+from prefect_slo.runner.rules import loss_retries, stage_rule
 from prefect_slo.runner.session import Session
 from prefect_slo.runner.variants import Variant, Variants
 from prefect_slo.settings import valid_settings
@@ -59,6 +62,7 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
         bundle: Items per dispatch; by default bundles grow from measured item times.
         stages: Declarations by task name, as ``slo_task`` makes them.
         director: Decides about each run in place of the arguments above, and hears how it went.
+        pools: Pools beyond worker processes and threads, which plans and declarations may then name.
 
     Raises:
         InvalidValue: A value that an argument may not hold.
@@ -88,6 +92,7 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
         bundle: int | None = None,
         stages: Mapping[str, Declaration | Mapping[str, Any]] | None = None,
         director: Director | None = None,
+        pools: Sequence[PoolDefinition] = (),
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         if isolation not in ("auto", "process", "thread"):
@@ -100,6 +105,7 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
         self.recipe = Recipe(plan, isolation, max_workers, record, bundle)
         self.stages = {name: Declaration.of(value) for name, value in (stages or {}).items()}
         self.director = director
+        self.pools: Pools = by_name(pools)
         self.stock: TaskRunner[Any] | None = None
         self.clock = FlowClock()
         self._run: _Run | None = None
@@ -113,7 +119,7 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
             if settings is None or not settings.enabled:
                 return self.stock.duplicate()  # type: ignore[return-value]
         copy = type(self)(stages=self.stages, director=self.director)
-        copy.recipe, copy.stock = self.recipe, self.stock
+        copy.recipe, copy.stock, copy.pools = self.recipe, self.stock, self.pools
         return copy
 
     def submit(
@@ -177,17 +183,18 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, SLOTaskRunner):
             return NotImplemented
-        return (self.recipe, self.stages, self.director) == (other.recipe, other.stages, other.director)
+        mine, others = ((r.recipe, r.stages, r.director, r.pools) for r in (self, other))
+        return mine == others
 
     def __hash__(self) -> int:
         return id(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"recipe": self.recipe, "stages": self.stages, "director": self.director, "stock": self.stock}
+        return {name: getattr(self, name) for name in ("recipe", "stages", "director", "stock", "pools")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(stages=state["stages"], director=state["director"])  # type: ignore[misc]
-        self.recipe, self.stock = state["recipe"], state["stock"]
+        self.recipe, self.stock, self.pools = state["recipe"], state["stock"], state["pools"]
 
     def _running(self) -> _Run:
         with self._lock:
@@ -225,7 +232,7 @@ class _Run:
         self.run_id = _name_of_run(flow_run) if flow_run is not None else str(uuid7())
         self.parameters = dict(context.parameters or {}) if context is not None else {}
         self.started_at = time.time()
-        self._director, self._stages = runner.director, runner.stages
+        self._director, self._stages, self._elsewhere = runner.director, runner.stages, runner.pools
         self._said: set[str] = set()
         self._flow_context = copy_context()
         self.recipe = self._ask_director() or runner.recipe
@@ -241,8 +248,10 @@ class _Run:
         self._pools: dict[str, str] = {}
         self._fallen: set[str] = set()
         self._invocations: list[Invocation] = []
-        self.backends = LocalBackends(context.client if context is not None else None)
-        self.measure = Measure(self.recipe.prices, self._heard)
+        self.backends = FlowBackends(context.client if context is not None else None, self._elsewhere)
+        offers = {name: definition.pool for name, definition in self._elsewhere.items()}
+        own = {name: price_list(pool.prices) for name, pool in offers.items() if pool.prices is not None}
+        self.measure = Measure(self.recipe.prices, self._heard, own)
         self.session = Session(
             self.run_id,
             self.backends,
@@ -250,7 +259,10 @@ class _Run:
             measure=self.measure,
             notice=self._notice,
             level=self._level,
-            capacity={PROCESS: usable_vcpus()},
+            capacity={
+                PROCESS: Capacity(usable_vcpus()),
+                **{name: definition.capacity for name, definition in self._elsewhere.items()},
+            },
         )
 
     def submit(
@@ -363,6 +375,7 @@ class _Run:
             self.recipe,
             declaration,
             processes=self.backends.processes_available(),
+            pools=self._elsewhere,
             priority=self._graph.depth_first().get(stage, 0.0),
         )
         free = THREAD not in (self.recipe.isolation, declaration.isolation)

@@ -9,6 +9,7 @@ import pytest
 
 from prefect_slo.control import Scheduler, StageRule
 from prefect_slo.control import events as e
+from prefect_slo.resources import Capacity
 
 
 @dataclass
@@ -34,7 +35,7 @@ class World:
 
     def __init__(self, capacity: dict[str, float] | None = None) -> None:
         self.capacity = capacity or {}
-        self.scheduler = Scheduler(self.capacity)
+        self.scheduler = self.another_scheduler()
         self.now = 0.0
         self.log: list[tuple[e.Event, float]] = []
         self.actions: list[e.Action] = []
@@ -45,6 +46,10 @@ class World:
         self.settled: dict[int, e.Settle] = {}
         self.runs: Counter[int] = Counter()
         self.timer_at: float | None = None
+
+    def another_scheduler(self) -> Scheduler:
+        """One that has seen nothing yet."""
+        return Scheduler({pool: Capacity(vcpus) for pool, vcpus in self.capacity.items()})
 
     def tell(self, event: e.Event) -> list[e.Action]:
         """Hand an event over and obey."""

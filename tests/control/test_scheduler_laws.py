@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from prefect_slo.control import Scheduler, StageRule
+from prefect_slo.control import StageRule
 from prefect_slo.control import events as e
 from prefect_slo.resources import Size
 
@@ -138,7 +138,7 @@ def machine(make_world):
             self.replay()
 
         def replay(self):
-            twin = Scheduler(self.world.capacity)
+            twin = self.world.another_scheduler()
             again = [action for event, now in self.world.log for action in twin.handle(event, now)]
             assert again == self.world.actions, "the same events gave other actions"
 

@@ -357,14 +357,14 @@ def test_ctrl_c_while_a_flow_that_has_returned_waits_for_its_tasks_ends_them(pre
 
 def test_a_second_ctrl_c_still_lets_go_of_workers_and_reports_the_run(prefect_server, monkeypatch):
     closed = []
-    end, let_go = session.Session.close, task_runner.LocalBackends.close
+    end, let_go = session.Session.close, task_runner.FlowBackends.close
 
     def interrupted(self, *, at_once):
         end(self, at_once=at_once)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(session.Session, "close", interrupted)
-    monkeypatch.setattr(task_runner.LocalBackends, "close", lambda self: (closed.append(self), let_go(self))[1])
+    monkeypatch.setattr(task_runner.FlowBackends, "close", lambda self: (closed.append(self), let_go(self))[1])
     told = Told()
     with suppress(KeyboardInterrupt):  # after the flow has returned, Prefect's engine keeps it to itself
         sums.with_options(task_runner=SLOTaskRunner(director=told))(2)

@@ -1,10 +1,11 @@
-"""The backends that need nothing else: worker processes shared by the whole process, threads per flow run."""
+"""The backends of one flow run by pool name: worker processes that the whole process shares, threads, other pools."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
 from contextvars import copy_context
+from types import MappingProxyType
 from typing import Any
 
 from prefect.settings import get_current_settings
@@ -14,22 +15,25 @@ from prefect_slo.runner.backends.protocol import Backend
 from prefect_slo.runner.backends.threads import ThreadBackend
 from prefect_slo.runner.local.keeping import PATIENCE_S
 from prefect_slo.runner.local.limits import machine_memory_mb, machine_vcpus
-from prefect_slo.runner.rules import PROCESS, THREAD
+from prefect_slo.runner.pools import PROCESS, THREAD, Pools
 from prefect_slo.settings import valid_settings
 
 PRELOAD = ("prefect", "prefect.main", "prefect.task_engine", "prefect_slo.runner.program")
 """Modules that every worker has imported before it is asked for: importing Prefect takes most of a second."""
 
 
-class LocalBackends(Mapping[str, Backend]):
-    """``process`` and ``thread``, made when first asked for; settings are those in force where this is made.
+class FlowBackends(Mapping[str, Backend]):
+    """``process``, ``thread`` and the flow's own pools, made when first asked for.
+
+    Settings are those in force where this is made.
 
     Args:
         client: The flow run's API client: workers are told its address, else each would start a server of its own.
+        pools: The flow's pools beyond this machine's.
     """
 
-    def __init__(self, client: Any = None) -> None:
-        self._client, self._context = client, copy_context()
+    def __init__(self, client: Any = None, pools: Pools = MappingProxyType({})) -> None:
+        self._client, self._pools, self._context = client, pools, copy_context()
         self._made: dict[str, Backend] = {}
 
     def __getitem__(self, pool: str) -> Backend:
@@ -38,10 +42,10 @@ class LocalBackends(Mapping[str, Backend]):
         return self._made[pool]
 
     def __iter__(self) -> Iterator[str]:
-        return iter((PROCESS, THREAD))
+        return iter((PROCESS, THREAD, *self._pools))
 
     def __len__(self) -> int:
-        return 2
+        return 2 + len(self._pools)
 
     def processes_available(self) -> bool:
         """Whether this machine can have worker processes."""
@@ -61,7 +65,7 @@ class LocalBackends(Mapping[str, Backend]):
             settings = self._context.run(valid_settings)
             patience_s = settings.ledger_patience_s if settings is not None else PATIENCE_S
             return ProcessBackend.shared(env=env, preload=PRELOAD, patience_s=patience_s)
-        raise KeyError(pool)
+        return self._context.copy().run(self._pools[pool].backend, self._client)
 
 
 def worker_environment(client: Any) -> dict[str, str]:

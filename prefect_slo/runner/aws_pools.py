@@ -1,0 +1,185 @@
+"""Pools on AWS, for ``SLOTaskRunner(pools=[...])`` and ``@slo(pools=[...])``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefect.context import FlowRunContext
+
+from prefect_slo.aws import limits
+from prefect_slo.aws.clients import GRACE_S
+from prefect_slo.aws.clients import client as aws_client
+from prefect_slo.aws.exchange import Exchange
+from prefect_slo.aws.functions import Architecture, FunctionStatus, WorkerFunctions, policy
+from prefect_slo.aws.invoke import Invoker
+from prefect_slo.aws.s3 import S3Prefix
+from prefect_slo.errors import InvalidValue
+from prefect_slo.pricing import price_list
+from prefect_slo.resources import Capacity, Pool, Size
+from prefect_slo.runner.backends.aws_lambda import LambdaBackend
+from prefect_slo.runner.ids import uuid7
+from prefect_slo.units import items, positive, whole
+
+PRICES = {"x86_64": "aws-lambda-x86", "arm64": "aws-lambda-arm"}
+HARDWARE = {"x86_64": "lambda", "arm64": "lambda-arm"}
+KEPT_DAYS = 1
+"""What runs have left under the prefix is deleted by S3 after a day, should the run itself not have done it."""
+
+
+@dataclass(frozen=True)
+class LambdaPool:
+    """Workers on AWS Lambda: a generic worker function for each memory size, deployed by ``prefect-slo aws deploy``.
+
+    Args:
+        memory_mb: Memory sizes, in MB; a vCPU comes with every 1,769 MB.
+        workers: Worker counts for menus; by default powers of four up to ``concurrency``.
+        concurrency: Invocations that a flow run may have under way at once. Above what the account, or a reservation,
+            allows they are throttled.
+        bucket: ``s3://bucket/prefix`` or an ``S3Prefix`` for what is too large for a request; without one, arguments
+            and results must fit into 6 MB.
+        once: Claim every invocation on S3 before it runs, so that one whose reply was lost never runs twice. Takes a
+            bucket, and two writes for every invocation.
+        role: ARN of the functions' role; needed to deploy.
+        timeout_s: Limit of one invocation, in seconds, at most 900.
+        architecture: ``x86_64`` or ``arm64``.
+        layers: ARNs of layers that bring the packages that tasks import.
+        image: URI of a container image that brings them instead.
+        storage_mb: Temporary disk of the functions.
+        environment: Variables of the functions.
+        reserved: Concurrency set aside for each function.
+        patience_s: How long one invocation may be throttled in all.
+        prices: Price list; by default that of the architecture.
+        prefix: Names of functions begin with it.
+        region: As boto3 finds it by default.
+        endpoint: Address of something that stands for AWS.
+        name: What tasks, menus and plans call the pool.
+
+    Raises:
+        InvalidValue: A setting that Lambda does not have.
+    """
+
+    memory_mb: tuple[int, ...] = (512, 1024, 1769, 3538)
+    workers: tuple[int, ...] = ()
+    concurrency: int = 64
+    bucket: S3Prefix | str | None = None
+    once: bool = False
+    role: str | None = None
+    timeout_s: int = 900
+    architecture: Architecture = "x86_64"
+    layers: tuple[str, ...] = ()
+    image: str | None = None
+    storage_mb: int = 512
+    environment: dict[str, str] = field(default_factory=dict)
+    reserved: int | None = None
+    patience_s: float = 300.0
+    prices: str | None = None
+    prefix: str = "prefect-slo"
+    region: str | None = None
+    endpoint: str | None = None
+    name: str = "lambda"
+
+    def __post_init__(self) -> None:
+        sizes = tuple(sorted({limits.memory_mb(value) for value in items(self.memory_mb, "lambda.memory_mb")}))
+        if not sizes:
+            raise InvalidValue("lambda.memory_mb", self.memory_mb, "at least one memory size")
+        object.__setattr__(self, "memory_mb", sizes)
+        whole(self.concurrency, "lambda.concurrency")
+        counts = tuple(self.workers) or tuple(4**k for k in range(10) if 4**k < self.concurrency)
+        object.__setattr__(self, "workers", tuple(sorted({*counts, *(() if self.workers else (self.concurrency,))})))
+        if max(self.workers) > self.concurrency:
+            raise InvalidValue("lambda.workers", self.workers, f"at most the concurrency of {self.concurrency}")
+        if self.reserved is not None and self.reserved < self.concurrency:
+            raise InvalidValue("lambda.concurrency", self.concurrency, f"at most the {self.reserved} that are reserved")
+        positive(self.patience_s, "lambda.patience_s")
+        if self.bucket is not None:
+            where = {"region": self.region, "endpoint": self.endpoint} if isinstance(self.bucket, str) else {}
+            object.__setattr__(self, "bucket", S3Prefix.of(self.bucket, **where))
+        if self.once and self.bucket is None:
+            raise InvalidValue("lambda.once", self.once, "False, or a bucket to claim invocations in")
+        price_list(self._prices)
+        self.functions  # noqa: B018 (checks its own settings)
+
+    @property
+    def pool(self) -> Pool:
+        """Its sizes, worker counts and prices."""
+        hardware = HARDWARE[self.architecture]
+        sizes = tuple(Size(limits.vcpus(memory), memory, hardware=hardware) for memory in self.memory_mb)
+        return Pool(self.name, sizes, self._prices, self.workers)
+
+    @property
+    def capacity(self) -> Capacity:
+        """Its concurrency."""
+        return Capacity(workers=self.concurrency)
+
+    def backend(self, client: Any) -> LambdaBackend:
+        """A backend for one flow run."""
+        context = FlowRunContext.get()
+        run_key = str(context.flow_run.id) if context is not None and context.flow_run is not None else str(uuid7())
+        return LambdaBackend(
+            self.exchange(),
+            self.functions.name,
+            concurrency=self.concurrency,
+            memory_mb=max(self.memory_mb),
+            run_key=run_key,
+        )
+
+    def exchange(self) -> Exchange:
+        """Sends work to the functions."""
+        lambdas = aws_client(
+            "lambda",
+            region=self.region,
+            endpoint=self.endpoint,
+            read_s=self.timeout_s + GRACE_S,
+            connections=self.concurrency,
+        )
+        invoker = Invoker(lambdas, price_list(self._prices), self.patience_s)
+        return Exchange(invoker, self._store, self.once)
+
+    @property
+    def functions(self) -> WorkerFunctions:
+        """How its functions are deployed."""
+        return WorkerFunctions(
+            prefix=self.prefix,
+            role=self.role,
+            timeout_s=self.timeout_s,
+            architecture=self.architecture,
+            layers=self.layers,
+            image=self.image,
+            storage_mb=self.storage_mb,
+            environment=self.environment,
+            reserved=self.reserved,
+            region=self.region,
+            endpoint=self.endpoint,
+        )
+
+    def deploy(self) -> list[str]:
+        """Create the functions that there aren't, and have S3 delete what runs leave; returns the functions' names."""
+        names = self.functions.deploy(self.memory_mb)
+        if self._store is not None:
+            self._store.expire(KEPT_DAYS)
+        return names
+
+    def status(self) -> list[FunctionStatus]:
+        """The functions as the account has them."""
+        return self.functions.status(self.memory_mb)
+
+    def destroy(self, *, only_old: bool = False) -> list[str]:
+        """Delete the functions, or those of earlier versions, and what is stored; returns the functions' names."""
+        gone = self.functions.destroy(only_old=only_old, memory_mb=self.memory_mb)
+        if self._store is not None and not only_old:
+            self._store.delete()
+        return gone
+
+    def policy(self) -> dict[str, Any]:
+        """The least that callers, functions and deployers may do, as IAM policy documents."""
+        return policy(self.functions, self._store)
+
+    @property
+    def _store(self) -> S3Prefix | None:
+        assert not isinstance(self.bucket, str)
+        return self.bucket
+
+    @property
+    def _prices(self) -> str:
+        return self.prices or PRICES[self.architecture]

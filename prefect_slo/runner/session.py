@@ -167,7 +167,12 @@ class Session:
                 self._pass_on(payload)
                 return ()
             case control.Closed():
-                self._closing = message
+                if self._closing is None or message.now:
+                    self._closing = message
+                return (message,)
+            case control.Ready(items) if self._closing is not None:
+                for item in items:
+                    self._calls[item].late = True
                 return (message,)
             case None:  # the last callback has ended
                 return ()

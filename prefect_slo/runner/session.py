@@ -37,6 +37,9 @@ GRACE_S = 30.0
 unpickled, inputs resolved, results written. Only what hangs for longer has its worker killed."""
 
 
+OVER = "This flow run has ended; its task runner takes no more work. Submit before the flow returns, or wait in it."
+
+
 class Session:
     """Runs the calls of one flow run.
 
@@ -90,7 +93,7 @@ class Session:
         """Take calls of one stage; ``rule`` comes before the first or with it. Returns at once."""
         with self._gate:
             if self._over:
-                raise RuntimeError("This flow run has ended; its task runner takes no more work.")
+                raise RuntimeError(OVER)
             if self._broken is None:
                 self._inbox.put((stage, rule, calls))
                 return

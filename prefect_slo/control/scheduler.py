@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 
 from prefect_slo.control import item_times, losses
@@ -305,39 +305,54 @@ class Scheduler:
             self._out.append(Dispatch(next(self._bundle_ids), lease_id, stage.name, bundle))
 
     def _open_leases(self, stage: Stage, now: float) -> tuple[float | None, bool]:
-        """Open what the queue calls for and capacity allows; returns when to look again, and if the pool had room."""
+        """Open what the queue calls for and capacity allows; returns when to look again, and if the pool let it."""
         wanted, again = stage.wanted(now)
         rule = stage.rule
         while len(stage.leases) < wanted:
             if not self._make_room(rule):
-                return again, self._room.fits(rule.pool, rule.size)
+                return again, self._has_room(rule) or not self._together.fits(rule)
             lease_id, lease = next(self._lease_ids), Lease(stage.name, rule)
             self._leases[lease_id] = stage.leases[lease_id] = lease
             stage.opening += 1
-            self._room.take(rule.pool, rule.size)
-            self._together.take(rule)
+            self._count(rule, 1)
             self._out.append(OpenLease(lease_id, stage.name, rule.pool, rule.size))
         return again, True
 
     def _make_room(self, rule: StageRule) -> bool:
         """Whether a lease fits now, after giving back idle ones of stages with nothing to do or less urgent work."""
-        if self._fits(rule):
-            return True
-        crowded = not self._room.fits(rule.pool, rule.size)
-        for other in self._stages.values():
-            if not crowded and other.rule.task != rule.task:
-                continue
-            while other.idle and (not other.queue or other.rule.priority < rule.priority):
-                lease_id = next(reversed(other.idle))
-                if crowded and other.leases[lease_id].rule.pool != rule.pool:
-                    break
+        given: list[int] = []
+        for lease_id in self._spare(rule):
+            if self._fits(rule):
+                break
+            lease = self._leases[lease_id].rule
+            if (lease.pool == rule.pool and not self._has_room(rule)) or (
+                lease.task == rule.task and not self._together.fits(rule)
+            ):
+                given.append(lease_id)
+                self._count(lease, -1)
+        fits = self._fits(rule)
+        for lease_id in given:  # none is given back for nothing
+            self._count(self._leases[lease_id].rule, 1)
+            if fits:
                 self._close_lease(lease_id)
-                if self._fits(rule):
-                    return True
-        return False
+        return fits
+
+    def _spare(self, rule: StageRule) -> Iterator[int]:
+        """Idle leases that a stage under that rule may have in place of their own, the best first."""
+        for other in self._stages.values():
+            if other.idle and (not other.queue or other.rule.priority < rule.priority):
+                yield from reversed(tuple(other.idle))
 
     def _fits(self, rule: StageRule) -> bool:
-        return self._room.fits(rule.pool, rule.size) and self._together.fits(rule)
+        return self._has_room(rule) and self._together.fits(rule)
+
+    def _has_room(self, rule: StageRule) -> bool:
+        return self._room.fits(rule.pool, rule.size)
+
+    def _count(self, rule: StageRule, leases: int) -> None:
+        """Count a lease more, or one less."""
+        (self._room.take if leases > 0 else self._room.free)(rule.pool, rule.size)
+        (self._together.take if leases > 0 else self._together.free)(rule)
 
     def _give_back(self, now: float) -> float | None:
         """Close leases that have idled for long enough; returns when the next one will have."""
@@ -370,8 +385,7 @@ class Scheduler:
         del stage.leases[lease_id]
         stage.opening -= not lease.up
         stage.idle.pop(lease_id, None)
-        self._room.free(lease.rule.pool, lease.rule.size)
-        self._together.free(lease.rule)
+        self._count(lease.rule, -1)
 
 
 def _earlier(a: float | None, b: float | None) -> float | None:

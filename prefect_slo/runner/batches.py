@@ -27,6 +27,9 @@ def run(task: Task[Any, Any], calls: Sequence[Payload], runner: asyncio.Runner |
     results: dict[int, Result] = {}
     ready: list[tuple[int, dict[str, Any]]] = []
     for at, call in enumerate(calls):
+        if call.cancelled:
+            results[at] = engine.run_full(task, call, runner=runner)
+            continue
         try:
             ready.append((at, engine.resolved(call.parameters, call.wait_for) if call.resolve else call.parameters))
         except BaseException:

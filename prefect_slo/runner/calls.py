@@ -40,6 +40,7 @@ class Call:
         has_inputs: Whether parameters or ``wait_for`` hold futures or states.
         submitted: When (monotonic).
         ready: When the last upstream result was there (monotonic).
+        late: Whether that was after the flow had returned, with nobody waiting for it.
     """
 
     item: int
@@ -57,6 +58,7 @@ class Call:
     has_inputs: bool = False
     submitted: float = 0.0
     ready: float = 0.0
+    late: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,7 @@ class Payload:
         dependencies: Upstream runs by parameter name.
         tags: Tags that it was submitted under.
         resolve: Whether there are states to resolve among its inputs.
+        cancelled: Whether the engine is to record its cancellation in place of running it.
     """
 
     task_run_id: UUID
@@ -98,6 +101,7 @@ class Payload:
     dependencies: dict[str, set[RunInput]] | None
     tags: frozenset[str] = frozenset()
     resolve: bool = False
+    cancelled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ then emits a single terminal event that carries the measured start and end (``re
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Coroutine
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from contextvars import copy_context
@@ -64,6 +65,10 @@ def eligible(task: Task[Any, Any], *, persisted: bool, tagged: bool) -> bool:
     )
 
 
+_CANCELLED = threading.Event()
+_CANCELLED.set()
+
+
 def run_full(task: Task[Any, Any], call: Payload, *, runner: asyncio.Runner | None = None) -> State[Any] | Raised:
     """Run a call by Prefect's task engine, to its final state."""
     wanted: dict[str, Any] = {
@@ -73,6 +78,7 @@ def run_full(task: Task[Any, Any], call: Payload, *, runner: asyncio.Runner | No
         "wait_for": call.wait_for,
         "dependencies": call.dependencies,
         "return_type": "state",
+        "context": {"cancel_event": _CANCELLED} if call.cancelled else None,
     }
     try:
         state = run_async(run_task_async(**wanted), runner) if task.isasync else run_task_sync(**wanted)
@@ -89,6 +95,8 @@ def run_bare(
     A value comes back as it is (``Returned``). A failure comes back as Prefect's failed state, and where an upstream
     failed, Prefect's engine says so (``run_full``), so that both look the same at every level.
     """
+    if call.cancelled:
+        return run_full(task, call, runner=runner)
     values = call.parameters
     if call.resolve:
         try:

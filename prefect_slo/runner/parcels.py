@@ -83,7 +83,7 @@ def _ready(call: Call, *, isolated: bool) -> Payload:
     if call.has_inputs:
         parameters = {name: futures_to_states(value, isolated=isolated) for name, value in parameters.items()}
         wait_for = [futures_to_states(value, isolated=isolated) for value in wait_for] if wait_for else None
-    return Payload(call.task_run_id, parameters, wait_for, call.dependencies, call.tags, call.has_inputs)
+    return Payload(call.task_run_id, parameters, wait_for, call.dependencies, call.tags, call.has_inputs, call.late)
 
 
 def pending(call: Call) -> list[PrefectFuture[Any]]:

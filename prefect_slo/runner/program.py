@@ -102,7 +102,10 @@ def dump(calls: list[Payload], record: Record) -> bytes:
         Exception: Whatever pickling the arguments raises.
     """
     plain = all(not call.resolve and _PLAIN.issuperset(map(type, call.parameters.values())) for call in calls)
-    content = [(c.task_run_id, c.parameters, c.wait_for, c.dependencies, c.tags, c.resolve) for c in calls], record
+    content = (
+        [(c.task_run_id, c.parameters, c.wait_for, c.dependencies, c.tags, c.resolve, c.cancelled) for c in calls],
+        record,
+    )
     return pickle.dumps(content) if plain else bytes(cloudpickle.dumps(content))
 
 

@@ -38,6 +38,9 @@ GRACE_S = 30.0
 unpickled, inputs resolved, results written. Only what hangs for longer has its worker killed."""
 
 
+OVER = "This flow run has ended; its task runner takes no more work. Submit before the flow returns, or wait in it."
+
+
 class Session:
     """Runs the calls of one flow run.
 
@@ -92,7 +95,7 @@ class Session:
         """Take calls of one stage; ``rule`` comes before the first or with it. Returns at once."""
         with self._gate:
             if self._over:
-                raise RuntimeError("This flow run has ended; its task runner takes no more work.")
+                raise RuntimeError(OVER)
             if self._broken is None:
                 self._inbox.put((stage, rule, calls))
                 return
@@ -169,7 +172,12 @@ class Session:
                 self._pass_on(payload)
                 return ()
             case control.Closed():
-                self._closing = message
+                if self._closing is None or message.now:
+                    self._closing = message
+                return (message,)
+            case control.Ready(items) if self._closing is not None:
+                for item in items:
+                    self._calls[item].late = True
                 return (message,)
             case None:  # the last callback has ended
                 return ()

@@ -11,6 +11,7 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Literal, Self
+from uuid import UUID
 
 from prefect import Task
 from prefect.client.schemas.objects import FlowRun, RunInput, State
@@ -39,7 +40,7 @@ from prefect_slo.runner.measure import Measure
 from prefect_slo.runner.pools import PROCESS, THREAD, PoolDefinition, Pools, by_name
 from prefect_slo.runner.recipe import Director, Isolation, ObservedRun, Recipe, StageSeen
 from prefect_slo.runner.rules import loss_retries, stage_rule
-from prefect_slo.runner.session import Session
+from prefect_slo.runner.session import OVER, Session
 from prefect_slo.runner.variants import Variant, Variants
 from prefect_slo.settings import valid_settings
 
@@ -200,7 +201,7 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
         with self._lock:
             if self._run is None:
                 if self._leaving:
-                    raise RuntimeError("This flow run has ended; its task runner takes no more work.")
+                    raise RuntimeError(OVER)
                 self._run = _Run(self)
             return self._run
 
@@ -282,11 +283,11 @@ class _Run:
                 self.session.submit(stage, self._first_call(stage, task), [])
                 self._ruled[stage] = variant
             kind = None if self._ruled[stage] is variant else self._kind(stage, variant)
-        nested = TaskRunContext.get()
-        if tags or nested is not None:
+        parent = _parent()
+        if tags or parent is not None:
             self._ineligible.add(stage)
-        if nested is not None and (parent := self._graph.stage_of(nested.task_run.id)) is not None:
-            self._ineligible.add(parent)  # from now on: nobody knows that a task submits before it does
+        if parent is not None and (submits := self._graph.stage_of(parent)) is not None:
+            self._ineligible.add(submits)  # from now on: nobody knows that a task submits before it does
         parameters = self._with_knobs(stage, parameters)
         call = Call(
             item=next(self._items),
@@ -481,6 +482,14 @@ def _run_in_place(
     else:
         run()
     return PrefectConcurrentFuture(task_run_id=task_run_id, wrapped_future=future)
+
+
+def _parent() -> UUID | None:
+    """The task run of this flow run that this code is part of."""
+    flow, task = FlowRunContext.get(), TaskRunContext.get()
+    if flow is None or flow.flow_run is None or task is None or task.task_run.flow_run_id != flow.flow_run.id:
+        return None  # in a flow that a task has called, say
+    return task.task_run.id
 
 
 def _loop_is_running() -> bool:

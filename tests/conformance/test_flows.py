@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from prefect import Flow, allow_failure, flow, get_run_logger, tags, task, unmapped
 from prefect.cache_policies import INPUTS
+from prefect.client.orchestration import get_client
+from prefect.context import get_run_context
 from prefect.futures import as_completed, wait
 from prefect.states import Completed, Failed
 from prefect.transactions import transaction
@@ -445,17 +447,29 @@ def nobody_waits_for_many():
         nap.submit(x)
 
 
+@task
+def outlast(x: int) -> int:
+    """Ends a while after the flow has returned."""
+    flow_run_id = get_run_context().task_run.flow_run_id
+    with get_client(sync_client=True) as client:
+        while not client.read_flow_run(flow_run_id).state.is_final():
+            time.sleep(0.1)
+    time.sleep(1.0)
+    return x
+
+
 @documented
 def nobody_waits_for_a_chain():
-    last = nap.submit(1)
+    last = outlast.submit(1)
     for _ in range(3):
-        last = add.submit(last, nap.submit(1))
+        last = double.submit(last)
+    double.submit(2, wait_for=[last])
 
 
 @documented
 def nobody_waits_for_a_failure():
-    double.submit(nap.submit(fail.submit()))
-    double.submit(nap.submit(1), wait_for=[allow_failure(fail.submit())])
+    double.submit(double.submit(fail.submit())).wait()
+    double.submit(outlast.submit(1), wait_for=[allow_failure(fail.submit())])
 
 
 @documented
@@ -495,6 +509,7 @@ def callbacks_that_submit_and_wait():
     context, found, over = copy_context(), [], threading.Event()
 
     def follow(future: Any) -> None:
+        future.wait()
         found.append(double.submit(future).result())
         if len(found) == 3:
             over.set()

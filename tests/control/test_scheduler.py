@@ -130,6 +130,21 @@ def test_stages_of_one_task_share_its_limit_and_others_do_not(world):
     assert len(world.settled) == 14
 
 
+def test_no_worker_is_given_back_where_that_would_not_be_enough(make_world):
+    world = make_world({"process": 1.0})
+    limited = StageRule("thread", workers=1, task="limited", together=1)
+    world.start(limited, 1, "holds the limit")
+    world.up(1)
+    world.start(replace(RULE, bundle=1), 9, "low")
+    world.up(2)
+    world.start(replace(limited, pool="process", priority=1.0), 1, "wants both")
+    actions = world.finish(2)
+    assert [d.stage for d in of(e.Dispatch, actions)] == ["low"]
+    assert not of(e.CloseLease, actions)
+    world.run_dry()
+    assert len(world.settled) == 11
+
+
 @pytest.mark.parametrize(("retries", "runs", "ending"), [(0, 1, "died"), (2, 3, "died")])
 def test_an_item_runs_again_as_often_as_its_rule_allows(world, retries, runs, ending):
     world.start(replace(RULE, workers=1, loss_retries=retries), 1)

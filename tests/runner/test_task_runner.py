@@ -19,6 +19,7 @@ from prefect import flow, task
 from prefect.context import get_run_context
 from prefect.futures import wait
 
+from prefect_slo.declaration import slo_task
 from prefect_slo.errors import InvalidValue, SloError
 from prefect_slo.plan import Plan, StagePlan
 from prefect_slo.runner import endings, session, task_runner
@@ -286,6 +287,33 @@ def kind(value: Any) -> str:
 def test_an_argument_that_quits_when_it_is_pickled_crashes_its_own_call(prefect_server):
     run = takes_what_quits.with_options(task_runner=SLOTaskRunner(isolation="process", max_workers=1))
     assert run() == ("Crashed", "Completed")
+
+
+INSIDE: list[int] = []
+MOST: list[int] = []
+
+
+@slo_task(concurrency=2)
+@task
+def crowded(x: int) -> int:
+    INSIDE.append(x)
+    MOST.append(len(INSIDE))
+    time.sleep(0.01)
+    INSIDE.remove(x)
+    return x
+
+
+@flow
+def crowded_in_two_places(n: int):
+    first = crowded.map(range(n))
+    second = crowded.map([increment.submit(x, by=n) for x in range(n)])
+    return sum(first.result()) + sum(second.result())
+
+
+def test_a_tasks_concurrency_holds_wherever_it_is_submitted(prefect_server):
+    run = crowded_in_two_places.with_options(task_runner=SLOTaskRunner(isolation="thread", record="bare", bundle=1))
+    assert run(20) == sum(range(40))
+    assert max(MOST) == 2
 
 
 # ---- the end of a run -----------------------------------------------------------------------------------------------

@@ -36,8 +36,8 @@ class LambdaPool:
         workers: Worker counts for menus; by default powers of four up to ``concurrency``.
         concurrency: Invocations that a flow run may have under way at once. Above what the account, or a reservation,
             allows they are throttled.
-        bucket: ``s3://bucket/prefix`` or an ``S3Prefix`` for what is too large for a request; without one, arguments
-            and results must fit into 6 MB.
+        bucket: ``s3://bucket/prefix``, an ``S3Prefix``, or a block (``S3PrefixBlock``, or ``S3Bucket`` of prefect-aws)
+            for what is too large for a request; without one, arguments and results must fit into 6 MB.
         once: Claim every invocation on S3 before it runs, so that one whose reply was lost never runs twice. Takes a
             bucket, and two writes for every invocation.
         role: ARN of the functions' role; needed to deploy.
@@ -62,7 +62,7 @@ class LambdaPool:
     memory_mb: tuple[int, ...] = (512, 1024, 1769, 3538)
     workers: tuple[int, ...] = ()
     concurrency: int = 64
-    bucket: S3Prefix | str | None = None
+    bucket: Any = None
     once: bool = False
     role: str | None = None
     timeout_s: int = 900
@@ -97,8 +97,8 @@ class LambdaPool:
             object.__setattr__(self, "bucket", S3Prefix.of(self.bucket, **where))
         if self.once and self.bucket is None:
             raise InvalidValue("lambda.once", self.once, "False, or a bucket to claim invocations in")
-        price_list(self._prices)
         self.functions  # noqa: B018 (checks its own settings)
+        price_list(self._prices)
 
     @property
     def pool(self) -> Pool:
@@ -177,8 +177,8 @@ class LambdaPool:
 
     @property
     def _store(self) -> S3Prefix | None:
-        assert not isinstance(self.bucket, str)
-        return self.bucket
+        store: S3Prefix | None = self.bucket
+        return store
 
     @property
     def _prices(self) -> str:

@@ -18,7 +18,9 @@ from prefect_slo.aws.report import Report, bill
 from prefect_slo.pricing import price_list
 
 PRICES = price_list("aws-lambda-x86")
-LINE = "REPORT RequestId: r-1\tDuration: 100.20 ms\tBilled Duration: 101 ms\tMemory Size: 512 MB\tMax Memory Used: 60 MB\t"
+LINE = (
+    "REPORT RequestId: r-1\tDuration: 100.20 ms\tBilled Duration: 101 ms\tMemory Size: 512 MB\tMax Memory Used: 60 MB\t"
+)
 
 
 def reply(document: Any, log: str = LINE, **fields: Any) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def local_aws(**settings: Any) -> Iterator[LocalAws]:
     with ExitStack() as stack:
         stack.enter_context(fake_credentials())
         stack.enter_context(no_real_aws())
-        stack.enter_context(mock_aws())
+        stack.enter_context(mock_aws(config={"core": {"mock_credentials": False}}))
         logging.getLogger("werkzeug").setLevel(logging.WARNING)
         server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
         server.start()

@@ -9,9 +9,9 @@ import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
-from prefect_slo.aws.invoke import Answer, Failed, Invoker
+from prefect_slo.aws.invoke import Answer, Failed
 from prefect_slo.aws.s3 import S3Prefix
 
 INLINE_BYTES = 4_500_000
@@ -55,6 +55,14 @@ class Returned:
     answer: Answer
 
 
+class Caller(Protocol):
+    """Has one event run: on Lambda (``Invoker``) or on Batch (``BatchInvoker``)."""
+
+    def call(self, function: str, event: dict[str, Any], *, again: bool, cancelled: threading.Event) -> Answer:
+        """Have a function run an event; raises ``Failed`` where it gave no result."""
+        ...
+
+
 class TooLarge(Exception):
     """Something that fits into no request, where there is no bucket for it."""
 
@@ -69,7 +77,7 @@ class Exchange:
         once: Whether every run is claimed on S3, so that one whose reply was lost never runs twice.
     """
 
-    invoker: Invoker
+    invoker: Caller
     store: S3Prefix | None = None
     once: bool = False
 

@@ -8,12 +8,15 @@ from typing import Any
 from prefect.context import FlowRunContext
 
 from prefect_slo.aws import limits
+from prefect_slo.aws.batch import BatchInvoker, BatchJobs
 from prefect_slo.aws.clients import GRACE_S
 from prefect_slo.aws.clients import client as aws_client
+from prefect_slo.aws.delegating import Delegating
 from prefect_slo.aws.exchange import Exchange
 from prefect_slo.aws.functions import Architecture, FunctionStatus, WorkerFunctions, policy
 from prefect_slo.aws.invoke import Invoker
 from prefect_slo.aws.s3 import S3Prefix
+from prefect_slo.control.delegation import By, Limits, Needs, Terms
 from prefect_slo.errors import InvalidValue
 from prefect_slo.pricing import price_list
 from prefect_slo.resources import Capacity, Pool, Size
@@ -54,6 +57,10 @@ class LambdaPool:
         region: As boto3 finds it by default.
         endpoint: Address of something that stands for AWS.
         name: What tasks, menus and plans call the pool.
+        batch: Jobs on AWS Batch for what a function could not finish (its timeout, its memory, throttling without end).
+            Once enough of a task has been seen, Batch is taken at once where that is expected to be better.
+        by: What that is judged by: ``latency`` or ``cost``.
+        needs: What the tasks of this pool need, where that is known: what no function has goes to Batch at once.
 
     Raises:
         InvalidValue: A setting that Lambda does not have.
@@ -78,6 +85,9 @@ class LambdaPool:
     region: str | None = None
     endpoint: str | None = None
     name: str = "lambda"
+    batch: BatchJobs | None = None
+    by: By = "latency"
+    needs: Needs = field(default_factory=Needs)
 
     def __post_init__(self) -> None:
         sizes = tuple(sorted({limits.memory_mb(value) for value in items(self.memory_mb, "lambda.memory_mb")}))
@@ -95,8 +105,9 @@ class LambdaPool:
         if self.bucket is not None:
             where = {"region": self.region, "endpoint": self.endpoint} if isinstance(self.bucket, str) else {}
             object.__setattr__(self, "bucket", S3Prefix.of(self.bucket, **where))
-        if self.once and self.bucket is None:
-            raise InvalidValue("lambda.once", self.once, "False, or a bucket to claim invocations in")
+        for option in ("once", "batch"):
+            if getattr(self, option) and self.bucket is None:
+                raise InvalidValue(f"lambda.{option}", getattr(self, option), "none, or a bucket besides")
         self.functions  # noqa: B018 (checks its own settings)
         price_list(self._prices)
 
@@ -114,18 +125,16 @@ class LambdaPool:
 
     def backend(self, client: Any) -> LambdaBackend:
         """A backend for one flow run."""
-        context = FlowRunContext.get()
-        run_key = str(context.flow_run.id) if context is not None and context.flow_run is not None else str(uuid7())
         return LambdaBackend(
             self.exchange(),
             self.functions.name,
             concurrency=self.concurrency,
             memory_mb=max(self.memory_mb),
-            run_key=run_key,
+            run_key=_run_key(),
         )
 
-    def exchange(self) -> Exchange:
-        """Sends work to the functions."""
+    def exchange(self) -> Exchange | Delegating:
+        """Sends work to the functions, and to Batch what they can't do."""
         lambdas = aws_client(
             "lambda",
             region=self.region,
@@ -134,7 +143,20 @@ class LambdaPool:
             connections=self.concurrency,
         )
         invoker = Invoker(lambdas, price_list(self._prices), self.patience_s)
-        return Exchange(invoker, self._store, self.once)
+        functions = Exchange(invoker, self._store, self.once)
+        if self.batch is None:
+            return functions
+        assert self._store is not None
+        rate = price_list(self._prices).rate(0.0, float(min(self.memory_mb)))
+        return Delegating(
+            functions,
+            Exchange(BatchInvoker(self.batch, self._store), self._store, self.once),
+            "lambda-batch",
+            self.needs,
+            Limits(float(max(self.memory_mb)), float(self.storage_mb), float(self.timeout_s)),
+            Terms(float(self.timeout_s), self.batch.launch_s, rate, self.batch.usd_s),
+            self.by,
+        )
 
     @property
     def functions(self) -> WorkerFunctions:
@@ -156,6 +178,8 @@ class LambdaPool:
     def deploy(self) -> list[str]:
         """Create the functions that there aren't, and have S3 delete what runs leave; returns the functions' names."""
         names = self.functions.deploy(self.memory_mb)
+        if self.batch is not None:
+            names.append(self.batch.deploy())
         if self._store is not None:
             self._store.expire(KEPT_DAYS)
         return names
@@ -167,6 +191,8 @@ class LambdaPool:
     def destroy(self, *, only_old: bool = False) -> list[str]:
         """Delete the functions, or those of earlier versions, and what is stored; returns the functions' names."""
         gone = self.functions.destroy(only_old=only_old, memory_mb=self.memory_mb)
+        if self.batch is not None and not only_old:
+            gone += self.batch.destroy()
         if self._store is not None and not only_old:
             self._store.delete()
         return gone
@@ -183,3 +209,74 @@ class LambdaPool:
     @property
     def _prices(self) -> str:
         return self.prices or PRICES[self.architecture]
+
+
+@dataclass(frozen=True)
+class BatchPool:
+    """Workers on AWS Batch alone: every bundle is a job. For what takes minutes, a GPU, or more than a function has.
+
+    Args:
+        jobs: How jobs are run.
+        bucket: ``s3://bucket/prefix``, an ``S3Prefix`` or a block: events, arguments and results lie there.
+        workers: Worker counts for menus; by default powers of four up to ``concurrency``.
+        concurrency: Jobs that a flow run may have under way at once.
+        hardware: Name that its measurements are kept under, e.g. ``l4``: the price list may have a price of its own.
+        name: What tasks, menus and plans call the pool.
+
+    Raises:
+        InvalidValue: A setting that can't be.
+    """
+
+    jobs: BatchJobs
+    bucket: Any
+    workers: tuple[int, ...] = ()
+    concurrency: int = 64
+    hardware: str = "batch"
+    name: str = "batch"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bucket", S3Prefix.of(self.bucket))
+        whole(self.concurrency, "batch.concurrency")
+        counts = tuple(self.workers) or (*(4**k for k in range(10) if 4**k < self.concurrency), self.concurrency)
+        object.__setattr__(self, "workers", counts)
+        self.pool  # noqa: B018 (checks sizes and counts)
+
+    @property
+    def pool(self) -> Pool:
+        """Its size, worker counts and prices."""
+        jobs = self.jobs
+        size = Size(jobs.vcpus, jobs.memory_mb, float(jobs.gpu), self.hardware)
+        return Pool(self.name, (size,), jobs.prices, self.workers)
+
+    @property
+    def capacity(self) -> Capacity:
+        """Its concurrency."""
+        return Capacity(workers=self.concurrency)
+
+    def backend(self, client: Any) -> LambdaBackend:
+        """A backend for one flow run."""
+        definition = self.jobs.definition
+        return LambdaBackend(
+            Exchange(BatchInvoker(self.jobs, self.bucket), self.bucket),
+            lambda memory_mb: definition,
+            concurrency=self.concurrency,
+            memory_mb=self.jobs.memory_mb,
+            run_key=_run_key(),
+        )
+
+    def deploy(self) -> list[str]:
+        """Register the job definition unless it is there, and have S3 delete what runs leave."""
+        names = [self.jobs.deploy()]
+        self.bucket.expire(KEPT_DAYS)
+        return names
+
+    def destroy(self) -> list[str]:
+        """Deregister job definitions, and delete what is stored."""
+        gone = self.jobs.destroy()
+        self.bucket.delete()
+        return gone
+
+
+def _run_key() -> str:
+    context = FlowRunContext.get()
+    return str(context.flow_run.id) if context is not None and context.flow_run is not None else str(uuid7())

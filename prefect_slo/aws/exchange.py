@@ -9,10 +9,11 @@ import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 from prefect_slo.aws.invoke import Answer, Failed
 from prefect_slo.aws.s3 import S3Prefix
+from prefect_slo.aws.spending import Caller
 
 INLINE_BYTES = 4_500_000
 """Function and arguments that fit into a request of 6 MB once they are written as base64."""
@@ -53,14 +54,6 @@ class Returned:
     overran: int | None
     telemetry: dict[str, Any]
     answer: Answer
-
-
-class Caller(Protocol):
-    """Has one event run: on Lambda (``Invoker``) or on Batch (``BatchInvoker``)."""
-
-    def call(self, function: str, event: dict[str, Any], *, again: bool, cancelled: threading.Event) -> Answer:
-        """Have a function run an event; raises ``Failed`` where it gave no result."""
-        ...
 
 
 class TooLarge(Exception):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 from prefect.context import FlowRunContext
@@ -16,6 +18,7 @@ from prefect_slo.aws.exchange import Exchange
 from prefect_slo.aws.functions import Architecture, FunctionStatus, WorkerFunctions, policy
 from prefect_slo.aws.invoke import Invoker
 from prefect_slo.aws.s3 import S3Prefix
+from prefect_slo.aws.spending import Caller, CappedCaller, SpendLimit
 from prefect_slo.control.delegation import By, Limits, Needs, Terms
 from prefect_slo.errors import InvalidValue
 from prefect_slo.pricing import price_list
@@ -60,6 +63,8 @@ class LambdaPool:
         batch: Jobs on AWS Batch for what a function could not finish (its timeout, its memory, throttling without end).
             Once enough of a task has been seen, Batch is taken at once where that is expected to be better.
         by: What that is judged by: ``latency`` or ``cost``.
+        max_spend_usd: What one flow run may spend on this pool; what would go beyond it is not started, and fails with
+            ``SpendLimitReached``.
         needs: What the tasks of this pool need, where that is known: what no function has goes to Batch at once.
 
     Raises:
@@ -87,6 +92,7 @@ class LambdaPool:
     name: str = "lambda"
     batch: BatchJobs | None = None
     by: By = "latency"
+    max_spend_usd: float | None = None
     needs: Needs = field(default_factory=Needs)
 
     def __post_init__(self) -> None:
@@ -102,6 +108,8 @@ class LambdaPool:
         if self.reserved is not None and self.reserved < self.concurrency:
             raise InvalidValue("lambda.concurrency", self.concurrency, f"at most the {self.reserved} that are reserved")
         positive(self.patience_s, "lambda.patience_s")
+        if self.max_spend_usd is not None:
+            positive(self.max_spend_usd, "lambda.max_spend_usd")
         if self.bucket is not None:
             where = {"region": self.region, "endpoint": self.endpoint} if isinstance(self.bucket, str) else {}
             object.__setattr__(self, "bucket", S3Prefix.of(self.bucket, **where))
@@ -142,21 +150,30 @@ class LambdaPool:
             read_s=self.timeout_s + GRACE_S,
             connections=self.concurrency,
         )
-        invoker = Invoker(lambdas, price_list(self._prices), self.patience_s)
-        functions = Exchange(invoker, self._store, self.once)
+        capped = self._capped()
+        functions = Exchange(
+            capped(Invoker(lambdas, price_list(self._prices), self.patience_s)), self._store, self.once
+        )
         if self.batch is None:
             return functions
         assert self._store is not None
         rate = price_list(self._prices).rate(0.0, float(min(self.memory_mb)))
         return Delegating(
             functions,
-            Exchange(BatchInvoker(self.batch, self._store), self._store, self.once),
+            Exchange(capped(BatchInvoker(self.batch, self._store)), self._store, self.once),
             "lambda-batch",
             self.needs,
             Limits(float(max(self.memory_mb)), float(self.storage_mb), float(self.timeout_s)),
             Terms(float(self.timeout_s), self.batch.launch_s, rate, self.batch.usd_s),
             self.by,
         )
+
+    def _capped(self) -> Callable[[Caller], Caller]:
+        """Puts callers under one cap, where there is one."""
+        if self.max_spend_usd is None:
+            return lambda caller: caller
+        limit = SpendLimit(Decimal(repr(self.max_spend_usd)))
+        return lambda caller: CappedCaller(caller, limit)
 
     @property
     def functions(self) -> WorkerFunctions:

@@ -154,6 +154,8 @@ class Session:
     def _whole(self, lost: protocol.Lost) -> protocol.Lost:
         """A loss that also speaks of the bundle that was on its way when the worker was already gone."""
         sent = self._sent.pop(lost.lease, None)
+        if sent is not None and lost.reason == "start" and self._capabilities(self._pool_of[lost.lease]).hosted:
+            self._notice(f"A worker of stage {sent.stage!r} did not start: {lost.detail}.", None)
         if sent is not None and sent.bundle != lost.bundle:
             return replace(lost, running=None, untouched=sent.items)
         return replace(lost, untouched=tuple(item for first in lost.untouched for item in self._batches[first]))

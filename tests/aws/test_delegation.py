@@ -24,6 +24,7 @@ from prefect_slo.aws.report import bill
 from prefect_slo.control.delegation import LEAST_SEEN, Needs, Seen
 from prefect_slo.errors import InvalidValue
 from prefect_slo.pricing import price_list
+from prefect_slo.runner.payloads import by_value
 from prefect_slo.testing.aws import Fault, Faults, LocalAws, local_aws
 
 QUICK = (0.02, 0.1)
@@ -51,12 +52,11 @@ def run(pool: LambdaPool, function: Callable[..., Any], *args: Any) -> Any:
 
 
 def sent(pool: LambdaPool, function: Callable[..., Any], *args: Any) -> Returned:
-    cloudpickle.register_pickle_by_value(__import__("sys").modules[__name__])
+    with by_value():
+        code = cloudpickle.dumps(function)
     name, call = pool.functions.name(256), [(1, cloudpickle.dumps((args, {})))]
     key = ("runs", "r", str(time.monotonic_ns()))
-    return pool.exchange().run(
-        name, "function", cloudpickle.dumps(function), call, key=key, limit_s=None, cancelled=threading.Event()
-    )
+    return pool.exchange().run(name, "function", code, call, key=key, limit_s=None, cancelled=threading.Event())
 
 
 def value(returned: Returned) -> Any:
@@ -147,7 +147,8 @@ def test_what_no_function_has_goes_to_batch_at_once(pool: LambdaPool, account: L
 
 def test_what_keeps_overrunning_is_not_tried_on_lambda_for_ever(account: LocalAws, jobs: BatchJobs) -> None:
     pool = account.pool(memory_mb=(256,), timeout_s=1, batch=replace(jobs, launch_s=0.1))
-    exchange, code = pool.exchange(), cloudpickle.dumps(too_slow_there)
+    with by_value():
+        exchange, code = pool.exchange(), cloudpickle.dumps(too_slow_there)
     before = len(account.lambdas.invocations)
     exchange._seen[hashlib.sha256(code).hexdigest()] = Seen((), LEAST_SEEN - 1)
     for n in range(2):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import pytest
 from prefect import flow, get_run_logger, task
 
@@ -335,9 +336,20 @@ def test_a_run_costs_what_lambda_bills_to_the_last_digit(run: Callable[..., Any]
         assert {one.cost_usd for one in told.runs[0].stage_runs} == {float(billed)}
 
 
-def test_functions_that_are_not_deployed_leave_the_flow_running(run: Callable[..., Any]) -> None:
+def test_functions_that_are_not_deployed_leave_the_flow_running_and_say_so(run: Callable[..., Any], caplog) -> None:
     absent = LambdaPool(memory_mb=(128,), prefix="absent", region="us-east-1")
     assert run(lambda: where_am_i.submit().result(), pools=absent) == os.getpid()
+    assert "prefect-slo aws deploy" in caplog.text
+
+
+def test_a_package_that_was_not_deployed_is_named(run: Callable[..., Any], caplog) -> None:
+    @slo_task(pool="lambda")
+    @task
+    def arrays() -> str:
+        return np.__name__
+
+    assert run(lambda: arrays.submit().result()) == "numpy"
+    assert "No module named 'numpy'" in caplog.text
 
 
 @slo_task(pool="lambda")
@@ -357,3 +369,20 @@ def test_prefects_logger_of_a_lost_task_still_works(run: Callable[..., Any]) -> 
 def test_sizes_have_the_vcpus_of_their_memory(pool: LambdaPool) -> None:
     assert [(size.memory_mb, round(size.vcpus, 3)) for size in pool.pool.sizes] == [(256, 0.145), (512, 0.289)]
     assert pool.pool.sizes[0] == Size(256 / 1769, 256, hardware="lambda")
+
+
+@pytest.mark.parametrize("record", ["full", "bare"])
+def test_a_run_spends_no_more_than_it_may(run: Callable[..., Any], account: LocalAws, record: Any) -> None:
+    most = 5e-6  # a dozen invocations or so
+    before = len(account.lambdas.invocations)
+
+    def body():
+        return [future.state.name for future in shift.map(range(60)) if future.wait() is None]
+
+    capped = account.pool(memory_mb=(256,), concurrency=4, max_spend_usd=most)
+    names = run(body, pools=capped, record=record, bundle=1)
+    done = account.lambdas.invocations[before:]
+    costs = [bill(price_list("aws-lambda-x86"), one.memory_mb, one.billed_ms) for one in done]
+    assert names.count("Completed") == len(done) < 60
+    assert set(names) == {"Completed", "Failed"}
+    assert most <= sum(costs) < Decimal(str(most)) + max(costs)

@@ -36,7 +36,7 @@ def plan(sizes: tuple[Size, ...]) -> Plan:
 def compare(pipeline: Flow[..., float] = stock, scale: float = 0.1) -> tuple[float, float, float, int]:
     """Accuracy here and there, what it cost, and how many invocations it took."""
     here = pipeline(scale)
-    with local_aws(packages=("numpy", "scipy", "sklearn", "joblib", "threadpoolctl")) as account:
+    with local_aws(packages=("numpy", "scipy", "sklearn", "joblib", "threadpoolctl", "narwhals")) as account:
         pool = account.pool(memory_mb=(1024, 1769), concurrency=4, timeout_s=120)
         there = pipeline.with_options(task_runner=SLOTaskRunner(plan(pool.pool.sizes), pools=[pool]))(scale)
         done = account.lambdas.invocations

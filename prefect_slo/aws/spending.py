@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Protocol
@@ -25,8 +26,8 @@ class Caller(Protocol):
 class SpendLimit:
     """What may be spent, by any number of threads.
 
-    What is under way counts as much as the dearest that was seen. With nothing under way one more may start as long as
-    anything is left, so the cap is passed by less than one invocation, as far as the dearest seen says what one costs.
+    What is under way counts with the most that it can cost: its whole timeout. With nothing under way one more may
+    start as long as anything is left, so the cap is passed by less than one invocation, whatever they cost.
 
     Args:
         most_usd: The cap.
@@ -34,12 +35,11 @@ class SpendLimit:
 
     most_usd: Decimal
     spent_usd: Decimal = Decimal()
-    _dearest: Decimal = Decimal()
-    _under_way: int = 0
+    _under_way: Decimal = Decimal()
     _news: threading.Condition = field(default_factory=threading.Condition)
 
-    def enter(self, cancelled: threading.Event) -> None:
-        """Wait until one more may start.
+    def enter(self, worst_usd: Decimal, cancelled: threading.Event) -> None:
+        """Wait until one more may start that costs so much at most.
 
         Raises:
             SpendLimitReached: There is nothing left for it.
@@ -49,32 +49,34 @@ class SpendLimit:
             while True:
                 if self.spent_usd >= self.most_usd:
                     raise SpendLimitReached(float(self.most_usd), float(self.spent_usd))
-                if not self._under_way or self._fits():
-                    self._under_way += 1
+                if not self._under_way or self.spent_usd + self._under_way + worst_usd <= self.most_usd:
+                    self._under_way += worst_usd
                     return
                 if cancelled.is_set():
                     raise Failed("cancelled", "cancelled while it waited for money to be left")
                 self._news.wait(WAKE_S)
 
-    def leave(self, billed: Decimal) -> None:
+    def leave(self, worst_usd: Decimal, billed: Decimal) -> None:
         """One has ended, and is billed."""
         with self._news:
-            self._under_way -= 1
+            self._under_way -= worst_usd
             self.spent_usd += billed
-            self._dearest = max(self._dearest, billed)
             self._news.notify_all()
-
-    def _fits(self) -> bool:
-        """Whether one more fits beside what is under way; unknown before the first has ended."""
-        return bool(self._dearest) and self.spent_usd + (self._under_way + 1) * self._dearest <= self.most_usd
 
 
 @dataclass
 class CappedCaller:
-    """A caller under a cap, which others may share."""
+    """A caller under a cap, which others may share.
+
+    Args:
+        caller: The caller.
+        limit: The cap.
+        worst_usd: The most that one call of a function can cost.
+    """
 
     caller: Caller
     limit: SpendLimit
+    worst_usd: Callable[[str], Decimal]
 
     def call(self, function: str, event: dict[str, Any], *, again: bool, cancelled: threading.Event) -> Answer:
         """Have a function run an event, if that can be paid for.
@@ -83,8 +85,8 @@ class CappedCaller:
             SpendLimitReached: It can't.
             Failed: It gave no result.
         """
-        self.limit.enter(cancelled)
-        billed = Decimal()
+        worst, billed = self.worst_usd(function), Decimal()
+        self.limit.enter(worst, cancelled)
         try:
             answer = self.caller.call(function, event, again=again, cancelled=cancelled)
             billed = answer.billed
@@ -92,5 +94,5 @@ class CappedCaller:
             billed = failed.billed
             raise
         finally:
-            self.limit.leave(billed)
+            self.limit.leave(worst, billed)
         return answer

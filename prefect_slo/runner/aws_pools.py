@@ -17,6 +17,7 @@ from prefect_slo.aws.delegating import Delegating
 from prefect_slo.aws.exchange import Exchange
 from prefect_slo.aws.functions import Architecture, FunctionStatus, WorkerFunctions, policy
 from prefect_slo.aws.invoke import Invoker
+from prefect_slo.aws.report import bill
 from prefect_slo.aws.s3 import S3Prefix
 from prefect_slo.aws.spending import Caller, CappedCaller, SpendLimit
 from prefect_slo.control.delegation import By, Limits, Needs, Terms
@@ -150,17 +151,25 @@ class LambdaPool:
             read_s=self.timeout_s + GRACE_S,
             connections=self.concurrency,
         )
-        capped = self._capped()
+        prices, capped = price_list(self._prices), self._capped()
+        longest_ms = 1000 * (self.timeout_s + limits.INIT_S)
         functions = Exchange(
-            capped(Invoker(lambdas, price_list(self._prices), self.patience_s)), self._store, self.once
+            capped(
+                Invoker(lambdas, prices, self.patience_s),
+                lambda name: bill(prices, int(name.rpartition("-")[2]), longest_ms),
+            ),
+            self._store,
+            self.once,
         )
         if self.batch is None:
             return functions
         assert self._store is not None
-        rate = price_list(self._prices).rate(0.0, float(min(self.memory_mb)))
+        rate = prices.rate(0.0, float(min(self.memory_mb)))
+        longest_usd = Decimal(repr(self.batch.usd_s)) * self.batch.timeout_s * self.batch.attempts
+        jobs = capped(BatchInvoker(self.batch, self._store), lambda name: longest_usd)
         return Delegating(
             functions,
-            Exchange(capped(BatchInvoker(self.batch, self._store)), self._store, self.once),
+            Exchange(jobs, self._store, self.once),
             "lambda-batch",
             self.needs,
             Limits(float(max(self.memory_mb)), float(self.storage_mb), float(self.timeout_s)),
@@ -168,12 +177,12 @@ class LambdaPool:
             self.by,
         )
 
-    def _capped(self) -> Callable[[Caller], Caller]:
-        """Puts callers under one cap, where there is one."""
+    def _capped(self) -> Callable[[Caller, Callable[[str], Decimal]], Caller]:
+        """Puts callers under one cap, where there is one; takes what a call of a function can cost at most."""
         if self.max_spend_usd is None:
-            return lambda caller: caller
+            return lambda caller, worst_usd: caller
         limit = SpendLimit(Decimal(repr(self.max_spend_usd)))
-        return lambda caller: CappedCaller(caller, limit)
+        return lambda caller, worst_usd: CappedCaller(caller, limit, worst_usd)
 
     @property
     def functions(self) -> WorkerFunctions:

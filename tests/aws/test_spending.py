@@ -16,46 +16,47 @@ from prefect_slo.errors import SpendLimitReached
 @pytest.mark.parametrize("seed", range(10))
 def test_threads_together_pass_the_cap_by_one_call_at_most(seed: int) -> None:
     rng = random.Random(seed)
-    each, most = Decimal(rng.randint(1, 30)) / 100, Decimal(rng.randint(10, 300)) / 100
-    limit, refused = SpendLimit(most), []
+    worst, most = Decimal(30) / 100, Decimal(rng.randint(10, 300)) / 100
+    limit, refused, billed = SpendLimit(most), [], []
     never = threading.Event()
 
     def spend() -> None:
         for _ in range(40):
             try:
-                limit.enter(never)
+                limit.enter(worst, never)
             except SpendLimitReached as error:
                 refused.append(error)
                 return
-            limit.leave(each)
+            billed.append(Decimal(rng.randint(1, 30)) / 100)
+            limit.leave(worst, billed[-1])
 
     threads = [threading.Thread(target=spend) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    if refused:
-        assert most <= limit.spent_usd < most + each
-    else:
-        assert limit.spent_usd == 320 * each < most
+    assert len(refused) == 8
+    assert limit.spent_usd == sum(billed)
+    assert most <= limit.spent_usd < most + max(billed)
 
 
-def test_before_one_has_ended_a_second_waits() -> None:
-    limit, gone = SpendLimit(Decimal(1)), threading.Event()
-    limit.enter(gone)
+def test_what_is_under_way_counts_with_the_most_that_it_can_cost() -> None:
+    limit, gone, worst = SpendLimit(Decimal(1)), threading.Event(), Decimal("0.25")
     gone.set()
+    for _ in range(4):
+        limit.enter(worst, gone)
     with pytest.raises(Failed, match="cancelled"):
-        limit.enter(gone)
-    limit.leave(Decimal("0.25"))
-    for _ in range(3):
-        limit.enter(gone)
-    with pytest.raises(Failed):
-        limit.enter(gone)
+        limit.enter(worst, gone)
+    limit.leave(worst, Decimal("0.01"))
+    with pytest.raises(Failed, match="cancelled"):
+        limit.enter(worst, gone)
+    limit.leave(worst, Decimal("0.01"))
+    limit.enter(worst, gone)
 
 
 def test_a_cap_that_is_reached_says_what_was_spent() -> None:
     limit = SpendLimit(Decimal("0.5"))
-    limit.enter(threading.Event())
-    limit.leave(Decimal("0.75"))
+    limit.enter(Decimal(9), threading.Event())
+    limit.leave(Decimal(9), Decimal("0.75"))
     with pytest.raises(SpendLimitReached, match=r"\$0.75 of \$0.5.*max_spend_usd"):
-        limit.enter(threading.Event())
+        limit.enter(Decimal(9), threading.Event())

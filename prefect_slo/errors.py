@@ -186,6 +186,25 @@ class TaskTimedOut(WorkerLost):
         return type(self), (self.stage, self.timeout_s, self.attempts)
 
 
+class SpendLimitReached(SloError):
+    """Work that was not started because a run has spent what it may.
+
+    Args:
+        most_usd: The cap.
+        spent_usd: What was spent when it was asked.
+    """
+
+    def __init__(self, most_usd: float, spent_usd: float) -> None:
+        self.most_usd, self.spent_usd = most_usd, spent_usd
+        super().__init__(
+            f"this run has spent ${spent_usd:.6g} of ${most_usd:.6g} and starts nothing more on AWS. "
+            "Raise max_spend_usd of the pool, or ask for less."
+        )
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.most_usd, self.spent_usd)
+
+
 class Unpicklable(SloError):
     """An argument or a result that cannot travel to or from a worker process.
 

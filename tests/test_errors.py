@@ -17,6 +17,7 @@ ERRORS = [
     errors.InvalidPlan("plan.schema", 9, "1"),
     errors.InvalidObservation("wall_s (row 3)", -1.0, "a finite number above 0"),
     errors.UnknownStage("trian", ("train", "test")),
+    errors.SpendLimitReached(0.5, 0.5),
     errors.UnknownPool("clout", ("process", "cloud"), "train"),
     errors.UnknownPrices("menu.prices", "moon", "one of local"),
     errors.NotEnoughObservations("train", 2, 6, "Profile it with prefect-slo profile."),

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from prefect_slo.aws.invoke import Answer, Failed, Invoker
+from prefect_slo.aws.invoke import Answer, Failed
 from prefect_slo.aws.s3 import S3Prefix
+from prefect_slo.aws.spending import Caller
 
 INLINE_BYTES = 4_500_000
 """Function and arguments that fit into a request of 6 MB once they are written as base64."""
@@ -69,7 +70,7 @@ class Exchange:
         once: Whether every run is claimed on S3, so that one whose reply was lost never runs twice.
     """
 
-    invoker: Invoker
+    invoker: Caller
     store: S3Prefix | None = None
     once: bool = False
 

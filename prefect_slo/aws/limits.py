@@ -8,6 +8,9 @@ from prefect_slo.units import whole
 MEMORY_MB = (128, 10_240)
 TIMEOUT_S = (1, 900)
 STORAGE_MB = (512, 10_240)
+INIT_S = 10
+"""The start of an environment takes so long at most."""
+
 MB_PER_VCPU = 1769.0
 PAYLOAD_BYTES = 6_291_456
 """A synchronous request, or its reply, as JSON."""

@@ -47,14 +47,27 @@ class S3Prefix:
     _known: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     @classmethod
-    def of(cls, value: S3Prefix | str, **options: Any) -> S3Prefix:
-        """A prefix from itself or from ``s3://bucket/prefix``.
+    def of(cls, value: Any, **options: Any) -> S3Prefix:
+        """A prefix from itself, from ``s3://bucket/prefix``, or from a block: ours, or ``S3Bucket`` of prefect-aws.
+
+        Of the latter, bucket, folder, region and endpoint are taken; credentials are found as boto3 finds them.
 
         Raises:
-            InvalidValue: Neither.
+            InvalidValue: None of these.
         """
         if isinstance(value, S3Prefix):
             return value
+        if isinstance(store := getattr(value, "store", None), S3Prefix):
+            return store
+        if isinstance(bucket := getattr(value, "bucket_name", None), str):
+            credentials = getattr(value, "credentials", None)
+            asked = getattr(credentials, "aws_client_parameters", None)
+            return cls(
+                bucket,
+                (getattr(value, "bucket_folder", "") or "prefect-slo").strip("/"),
+                getattr(credentials, "region_name", None),
+                getattr(asked, "endpoint_url", None),
+            )
         bucket, _, prefix = str(value).removeprefix("s3://").partition("/")
         if not isinstance(value, str) or not value.startswith("s3://") or not bucket:
             raise InvalidValue("bucket", value, "s3://bucket/prefix")

@@ -300,3 +300,30 @@ def peak_mb() -> float:
         return int(line.split()[1]) / 1024
     except (OSError, StopIteration):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if os.uname().sysname == "Linux" else 2**20)
+
+
+# ---- outside Lambda -------------------------------------------------------------------------------------------------
+
+
+class _Job:
+    """What a job on AWS Batch is to the handler: it has all the time that Batch gives it."""
+
+    def __init__(self) -> None:
+        self.aws_request_id = os.environ.get("AWS_BATCH_JOB_ID", "")
+        self.memory_limit_in_mb = 0
+
+    def get_remaining_time_in_millis(self) -> int:
+        return 3_600_000
+
+
+def main(arguments: list[str]) -> int:
+    """Run the event that lies at ``s3://bucket/key``, and leave the reply beside it."""
+    if len(arguments) != 1 or not arguments[0].startswith("s3://"):
+        print("usage: python -m prefect_slo.worker s3://bucket/key", file=sys.stderr)
+        return 2
+    bucket, _, key = arguments[0].removeprefix("s3://").partition("/")
+    event = json.loads(_fetched({"bucket": bucket, "key": key}))
+    reply = json.dumps(handler(event, _Job())).encode()
+    out = event["out"]
+    _s3().put_object(Bucket=out["bucket"], Key=f"{out['key']}/reply", Body=reply, **(out.get("encryption") or {}))
+    return 0

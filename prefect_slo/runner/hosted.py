@@ -19,6 +19,7 @@ from prefect import Task
 from prefect.exceptions import Pause
 
 from prefect_slo.declaration import batched_names, function_of, undeclared, with_function
+from prefect_slo.errors import SloError
 from prefect_slo.plan import Record
 from prefect_slo.runner import engine, program
 from prefect_slo.runner.backends.protocol import (
@@ -68,7 +69,13 @@ class FunctionProgram:
             for item, work in items:
                 report(self._one(item, work, carry))
             return
-        for (item, work), carried in zip(items, carry(self.function, together), strict=True):
+        started = time.monotonic()
+        try:
+            answers = carry(self.function, together)
+        except SloError as error:  # it was refused, and will be again: every call has failed
+            refused = Carried(error, True, "", 0.0, 0.0, started, time.monotonic())
+            answers = [refused] * len(items)
+        for (item, work), carried in zip(items, answers, strict=True):
             context, (task, [call], _) = work
             outcome = context.run(_outcome, carried, task, call)
             report(ItemReport(item, outcome, carried.started, carried.ended))

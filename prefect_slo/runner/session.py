@@ -195,6 +195,9 @@ class Session:
         sent = self._sent.pop(lost.lease, None)
         if sent is None:
             return lost
+        if lost.reason == "start" and self._capabilities(self._pool_of[lost.lease]).hosted:
+            stage = self._calls[sent.items[0]].stage
+            self._notice(f"A worker of stage {stage!r} did not start: {lost.detail}.", None)
         if sent.bundle != lost.bundle:
             return replace(lost, running=None, untouched=sent.items)
         return replace(lost, untouched=tuple(item for first in lost.untouched for item in sent.together(first)))

@@ -1,4 +1,4 @@
-"""AWS Lambda: a lease is a slot with a thread of its own here, and each of its bundles an invocation there.
+"""AWS Lambda and Batch: a lease is a slot with a thread of its own here, each of its bundles an invocation there.
 
 Prefect stays here (``Capabilities.hosted``): what is invoked is a generic worker function of the lease's memory size,
 which gets the task's function and arguments. Lambda starts environments with the work and keeps them warm by itself, so
@@ -18,6 +18,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
+from prefect_slo.aws.delegating import Delegating
 from prefect_slo.aws.exchange import Exchange, Kind, Returned, TooLarge
 from prefect_slo.aws.invoke import Failed
 from prefect_slo.control.events import LossReason
@@ -51,11 +52,18 @@ class LambdaBackend:
         exchange: Sends work there.
         name_of: The worker function of a memory size.
         concurrency: Invocations at once; later leases wait.
+        memory_mb: The largest size.
         run_key: Names the run in keys of what is stored.
     """
 
     def __init__(
-        self, exchange: Exchange, name_of: Callable[[int], str], *, concurrency: int, memory_mb: int, run_key: str
+        self,
+        exchange: Exchange | Delegating,
+        name_of: Callable[[int], str],
+        *,
+        concurrency: int,
+        memory_mb: int,
+        run_key: str,
     ) -> None:
         self._exchange, self._name_of, self._run_key = exchange, name_of, run_key
         self._concurrency, self._memory_mb = concurrency, memory_mb
@@ -171,7 +179,7 @@ class _Slot:
 
     _names = count(1)
 
-    def __init__(self, exchange: Exchange, run_key: str) -> None:
+    def __init__(self, exchange: Exchange | Delegating, run_key: str) -> None:
         self._exchange, self._run_key = exchange, run_key
         self.inbox: SimpleQueue[Bundle | None] = SimpleQueue()
         self._lease, self._function, self._size = 0, "", Size(1, 128)

@@ -77,7 +77,7 @@ class Carry(Protocol):
     """Sends a pickled function out with pickled ``(args, kwargs)`` of some items, in one go.
 
     Raises ``NotSent`` where they are too large to travel, ``Overran`` where an item ran longer than ``limit_s``, and
-    ``WorkerGone`` where the worker was lost: let that pass, it ends the bundle.
+    ``WorkerGone`` where the worker was lost: let that pass, it ends the bundle. An ``SloError`` refuses the work.
     """
 
     def __call__(

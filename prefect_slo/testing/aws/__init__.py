@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from prefect_slo.testing.aws.batches import LocalBatch
 from prefect_slo.testing.aws.faults import Fault, Faults
 from prefect_slo.testing.aws.guard import RealAwsCall, fake_credentials, no_real_aws
 from prefect_slo.testing.aws.lambdas import Invocation, LocalLambda
@@ -12,6 +13,7 @@ __all__ = [
     "Faults",
     "Invocation",
     "LocalAws",
+    "LocalBatch",
     "LocalLambda",
     "RealAwsCall",
     "fake_credentials",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefect_slo.aws.clients import forget_clients
+from prefect_slo.testing.aws.batches import LocalBatch
 from prefect_slo.testing.aws.guard import REGION, fake_credentials, no_real_aws
 from prefect_slo.testing.aws.lambdas import LocalLambda, role_arn
 
@@ -23,12 +24,14 @@ class LocalAws:
         role: ARN of a role for them.
         bucket: ``s3://…`` of a bucket.
         endpoint: Where sandboxes and other processes reach it.
+        batch: Runs its jobs.
     """
 
     lambdas: LocalLambda
     role: str
     bucket: str
     endpoint: str
+    batch: LocalBatch
 
     def pool(self, **settings: Any) -> Any:
         """A deployed ``LambdaPool`` in this account; settings are those of the pool."""
@@ -40,10 +43,14 @@ class LocalAws:
 
 
 @contextmanager
-def local_aws(**settings: Any) -> Iterator[LocalAws]:
-    """Inside, AWS is moto in this process, and Lambda's handlers run; settings are those of ``LocalLambda``.
+def local_aws(*, gpus: int = 0, **settings: Any) -> Iterator[LocalAws]:
+    """Inside, AWS is moto in this process, and Lambda's handlers and Batch's jobs run.
 
-    Processes that handlers run in reach S3 through a server on the loopback interface that shares moto's state.
+    Their processes reach S3 through a server on the loopback interface that shares moto's state.
+
+    Args:
+        gpus: GPUs that jobs may have.
+        settings: Those of ``LocalLambda``.
     """
     import logging
 
@@ -54,7 +61,7 @@ def local_aws(**settings: Any) -> Iterator[LocalAws]:
     with ExitStack() as stack:
         stack.enter_context(fake_credentials())
         stack.enter_context(no_real_aws())
-        stack.enter_context(mock_aws())
+        stack.enter_context(mock_aws(config={"core": {"mock_credentials": False}}))
         logging.getLogger("werkzeug").setLevel(logging.WARNING)
         server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
         server.start()
@@ -65,4 +72,5 @@ def local_aws(**settings: Any) -> Iterator[LocalAws]:
         endpoint = f"http://{host}:{port}"
         boto3.client("s3", region_name=REGION).create_bucket(Bucket=BUCKET)
         lambdas = stack.enter_context(LocalLambda(endpoint=endpoint, **settings))
-        yield LocalAws(lambdas, role_arn(), f"s3://{BUCKET}/prefect-slo", endpoint)
+        batch = stack.enter_context(LocalBatch(endpoint=endpoint, gpus=gpus))
+        yield LocalAws(lambdas, role_arn(), f"s3://{BUCKET}/prefect-slo", endpoint, batch)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import ClassVar, Literal
+from urllib.parse import urlsplit
 
-from prefect.settings import PREFECT_HOME
+from prefect.settings import PREFECT_HOME, get_current_settings
 from prefect.settings.base import PrefectBaseSettings, build_settings_config
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
@@ -52,10 +54,25 @@ class SLOSettings(PrefectBaseSettings):
 
     @property
     def telemetry_directory(self) -> Path:
-        """Where ``RunLog`` writes and ``sweep_orphans`` looks."""
-        return self.directory / "telemetry"
+        """Where ``RunLog`` writes and ``sweep_orphans`` looks: each API has a folder of its own."""
+        return self.directory / "telemetry" / api_identity()
 
     @property
     def capacity(self) -> Capacity:
         """The limits that are set; what isn't has no limit here."""
         return Capacity(self.capacity_vcpus, self.capacity_memory_mb, self.capacity_workers)
+
+
+def api_identity() -> str:
+    """Names the API that the current settings lead to: its host and a hash, fit for the name of a folder.
+
+    A server at an address is that address. A server of Prefect's own that comes and goes with its process has another
+    port each time: it is the database that it serves.
+    """
+    settings = get_current_settings()
+    address = (settings.api.url or "").rstrip("/")
+    host, named = urlsplit(address).hostname or "api", address
+    if not address:
+        database = settings.server.database.connection_url
+        host, named = "local", database.get_secret_value() if database is not None else str(settings.home)
+    return f"{host}-{hashlib.blake2b(named.encode(), digest_size=6).hexdigest()}"

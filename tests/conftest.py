@@ -20,6 +20,14 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def slo_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Logs of runs under way lie in a folder of the session, never in the user's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_INTEGRATIONS_SLO_HOME", str(tmp_path_factory.mktemp("slo-home")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[str]:
     """URL of a real Prefect server on a temporary SQLite database; the settings of this process point at it."""

@@ -518,8 +518,8 @@ def test_an_api_that_only_we_cannot_reach_costs_a_notice(
         assert [sized(), sized()] == [6, 6]
     assert said("runs as it is: there is no plan") == 1
     assert said("nothing was learned from this run yet") == 1
-    assert len(list((home / "telemetry").glob("*.slolog"))) == 2, "kept on disk"
-    learning.sweep_orphans(home / "telemetry")
+    assert len(list(home.rglob("*.slolog"))) == 2, "kept on disk"
+    learning.sweep_orphans(learning.SLOSettings().telemetry_directory)
     fold_in("out-of-reach")
     assert set(ledger_runs("out-of-reach")) == {run.run_id for run in seen}, "and published once the API answers"
 

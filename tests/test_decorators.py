@@ -156,7 +156,7 @@ def test_latency_is_that_of_the_flow_function(prefect_server: str, seen: list[Ob
     assert decorated(2) == 1
     run = seen[-1]
     assert 0 < run.latency_s < 30
-    assert run.clean
+    assert run.status == "completed"
     assert run.recipe.isolation == "thread", "an unknown flow runs as its own task runner would"
 
 
@@ -381,7 +381,7 @@ def test_a_flow_that_is_retried_is_observed_at_every_attempt(prefect_server: str
         return found
 
     assert flaky() == 4
-    assert [run.clean for run in seen] == [False, False, True]
+    assert [run.status for run in seen] == ["failed", "failed", "completed"]
     ids = [run.run_id for run in seen]
     assert ids[1:] == [f"{ids[0]}#2", f"{ids[0]}#3"], "each attempt is a run of its own"
 

@@ -109,12 +109,16 @@ def update_profile(
 ) -> SLOProfile:
     """Change the newest profile under the lease, and save it; a new one is made where there is none.
 
+    Nothing is written where ``change`` returns the very profile that it was given.
+
     Raises:
         TimeoutError: Another writer took too long.
         httpx.HTTPError: The API cannot be reached, or refuses.
     """
     with profile_lease(flow_name, timeout_s=timeout_s):
-        return _written(change(SLOProfile.of_flow(flow_name) or SLOProfile(flow_name=flow_name)))
+        profile = SLOProfile.of_flow(flow_name) or SLOProfile(flow_name=flow_name)
+        changed = change(profile)
+        return profile if changed is profile else _written(changed)
 
 
 def _emptied(profile: SLOProfile) -> SLOProfile:

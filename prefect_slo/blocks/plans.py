@@ -19,8 +19,18 @@ from prefect_slo.telemetry.packing import canonical, digest
 from prefect_slo.telemetry.store import slug
 
 
-def put_in_force(flow_name: str, plan: Plan | None, reason: str, *, timeout_s: float = 120.0) -> SLOProfile:
+def put_in_force(
+    flow_name: str, plan: Plan | None, reason: str, *, timeout_s: float = 120.0, revision: int | None = None
+) -> SLOProfile:
     """Make a plan the one that runs follow, or ``None`` to follow none; the history says when and why.
+
+    Args:
+        flow_name: Name of the flow.
+        plan: The plan.
+        reason: Why it is put in force.
+        timeout_s: How long to wait for another writer.
+        revision: Of the profile that the plan was made by. Where another one is stored by now nothing is changed, and
+            that profile is returned: a plan by older observations never replaces one by newer ones.
 
     Raises:
         TimeoutError: Another writer took too long.
@@ -28,6 +38,8 @@ def put_in_force(flow_name: str, plan: Plan | None, reason: str, *, timeout_s: f
     """
 
     def change(profile: SLOProfile) -> SLOProfile:
+        if revision not in (None, profile.revision):
+            return profile
         document = plan.to_document() if plan is not None else None
         entry = {"revision": profile.revision + 1, "reason": reason, "artifact": None, "digest": None}
         if document is not None:

@@ -18,6 +18,7 @@ from prefect_slo.loop.policy import PastRun
 from prefect_slo.models import WorkflowModel
 from prefect_slo.objective import Slo
 from prefect_slo.plan import Plan
+from prefect_slo.telemetry.ledger import RunSummary
 from prefect_slo.workflow import Workflow
 
 FRESH_S = 30.0
@@ -37,7 +38,7 @@ class Knowledge:
         workflow: Its graph with menus; ``None`` before the first completed run.
         model: Its fitted model; ``None`` where there is none.
         plan: The plan in force.
-        past: Completed runs so far, oldest first.
+        past: Runs so far that completed or timed out, oldest first.
         on_threads: Stages that are known not to pickle, with the hash of their code.
         history: Entries of the plans that were in force before this one, oldest first.
         revision: Of the profile.
@@ -63,8 +64,9 @@ class Knowledge:
             return cls(flow_name)
         workflow, document = profile.workflow(), profile.model_document()
         model = WorkflowModel.from_document(workflow, document) if workflow is not None and document else None
-        completed = profile.ledger().completed()
-        past = tuple(_past(run.facts, run.latency_s) for run in completed)
+        ledger = profile.ledger()
+        completed = ledger.completed()
+        past = tuple(_past(run) for run in ledger.counted())
         return cls(
             flow_name, workflow, model, profile.plan_in_force(), past,
             on_threads=_unpickled(completed[-1].facts) if completed else {},
@@ -154,12 +156,14 @@ def forget(flow_name: str) -> None:
     _REMEMBERED.forget(flow_name)
 
 
-def _past(facts: Mapping[str, Any], latency_s: float) -> PastRun:
+def _past(run: RunSummary) -> PastRun:
+    timed_out = run.status == "timed_out"
     return PastRun(
-        plan=str(facts.get("plan_digest") or ""),
-        latency_s=latency_s,
-        predicted_s=_number(facts.get("predicted_s")),
-        cost_usd=_number(facts.get("cost_usd")),
+        plan=str(run.facts.get("plan_digest") or ""),
+        latency_s=run.latency_s,
+        predicted_s=math.nan if timed_out else _number(run.facts.get("predicted_s")),
+        cost_usd=_number(run.facts.get("cost_usd")),
+        timed_out=timed_out,
     )
 
 

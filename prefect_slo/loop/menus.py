@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from prefect_slo import units
-from prefect_slo.declaration import NOTHING, Declaration
+from prefect_slo.declaration import NOTHING, Declaration, dimension
 from prefect_slo.errors import InvalidValue
 from prefect_slo.pricing import price_list
 from prefect_slo.resources import Capacity, Menu, Pool, Size
@@ -42,14 +42,9 @@ class MenuSettings:
     prices: str = "local"
 
     def __post_init__(self) -> None:
-        checks = {"workers": units.whole, "vcpus": units.positive, "memory_mb": _megabytes, "batch": units.whole}
-        for name, check in checks.items():
-            values = getattr(self, name)
-            if values is None:
-                continue
-            if not values:
-                raise InvalidValue(f"menu.{name}", values, "at least one value")
-            object.__setattr__(self, name, tuple(check(value, f"menu.{name}") for value in values))
+        for name in ("workers", "vcpus", "memory_mb", "batch"):
+            if (values := getattr(self, name)) is not None:
+                object.__setattr__(self, name, dimension(name, values, "menu"))
         price_list(self.prices)
 
     @classmethod
@@ -141,10 +136,6 @@ def with_menus(
             menu = replace(menu, workers=(1,))
         stages.append(replace(stage, menu=menu))
     return replace(workflow, stages=tuple(stages), capacity=local_capacity())
-
-
-def _megabytes(value: object, field: str) -> int:
-    return units.megabytes(value, field=field)  # type: ignore[arg-type]
 
 
 def _pinned(sizes: tuple[Size, ...], pins: Mapping[str, Any]) -> Size:

@@ -31,25 +31,27 @@ DRIFT_FACTOR = 1.25
 
 @dataclass(frozen=True)
 class PastRun:
-    """What the rules look at of a completed run.
+    """What the rules look at of a run that completed or timed out.
 
     Attributes:
         plan: Digest of the plan that it followed; empty where it followed none.
         latency_s: What it took.
         predicted_s: Mean latency that its plan predicted; ``nan`` where it followed none.
         cost_usd: What it cost.
+        timed_out: Whether it ended by the flow's own timeout: then it took ``latency_s`` at least, and missed.
     """
 
     plan: str
     latency_s: float
     predicted_s: float = math.nan
     cost_usd: float = math.nan
+    timed_out: bool = False
 
     def met(self, slo: Slo) -> bool:
         """Whether it kept a bound, be it the one that held then or another; what is unknown kept it."""
         late = slo.latency is not None and self.latency_s > slo.latency.bound_s
         dear = slo.budget is not None and self.cost_usd > slo.budget.bound_usd
-        return not (late or dear)
+        return not (late or dear or self.timed_out)
 
 
 def due(new_runs: int, learned_runs: int, *, drifting: bool = False) -> bool:

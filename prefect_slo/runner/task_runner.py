@@ -13,7 +13,7 @@ from itertools import count
 from typing import Any, Literal, Self
 
 from prefect import Task
-from prefect.client.schemas.objects import FlowRun, RunInput, State
+from prefect.client.schemas.objects import FlowRun, RunInput, State, StateType
 from prefect.context import FlowRunContext, TagsContext
 from prefect.futures import PrefectConcurrentFuture, PrefectFuture, PrefectFutureList
 from prefect.logging import get_run_logger
@@ -25,8 +25,9 @@ from prefect_slo.errors import InvalidValue
 from prefect_slo.granularity import record_level
 from prefect_slo.observation import Invocation
 from prefect_slo.plan import Plan, Record
+from prefect_slo.resources import Size
 from prefect_slo.runner import engine, worker_state
-from prefect_slo.runner.backends.local import LocalBackends, usable_vcpus
+from prefect_slo.runner.backends.local import LocalBackends, usable_memory_mb, usable_vcpus
 from prefect_slo.runner.calls import Call, Payload, Raised
 from prefect_slo.runner.graph import StageGraph
 from prefect_slo.runner.ids import uuid7
@@ -36,6 +37,7 @@ from prefect_slo.runner.recipe import Director, Isolation, ObservedRun, Recipe, 
 from prefect_slo.runner.rules import PROCESS, THREAD, stage_rule
 from prefect_slo.runner.session import Session
 from prefect_slo.settings import SLOSettings
+from prefect_slo.telemetry.records import Status
 
 FLUSH = 256
 """Items of a ``.map`` handed over at a time: enough to bundle, soon enough to start."""
@@ -154,7 +156,7 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
             if run is not None:
                 interrupted = exc_type is not None and not issubclass(exc_type, Exception)
                 run.close(at_once=interrupted)
-                run.report(self.clock, failed=exc_type is not None or self.clock.raised)
+                run.report(self.clock, failed=exc_type is not None or self.clock.raised, interrupted=interrupted)
         finally:
             super().__exit__(exc_type, exc_value, traceback)
 
@@ -203,8 +205,8 @@ class _Run:
     def __init__(self, runner: SLOTaskRunner) -> None:
         context = FlowRunContext.get()
         self.flow_name = context.flow.name if context is not None and context.flow is not None else "flow"
-        flow_run = context.flow_run if context is not None else None
-        self.run_id = _name_of_run(flow_run) if flow_run is not None else str(uuid7())
+        self._flow_run = context.flow_run if context is not None else None
+        self.run_id = _name_of_run(self._flow_run) if self._flow_run is not None else str(uuid7())
         self.parameters = dict(context.parameters or {}) if context is not None else {}
         self.started_at = time.time()
         self._director, self._stages = runner.director, runner.stages
@@ -222,7 +224,12 @@ class _Run:
         self._fallen: set[str] = set()
         self._invocations: list[Invocation] = []
         self.backends = LocalBackends(context.client if context is not None else None)
-        self.measure = Measure(self.recipe.prices, self._heard)
+        self.measure = Measure(
+            self.recipe.prices,
+            self._heard,
+            machine=Size(usable_vcpus(), usable_memory_mb()),
+            planned=frozenset(self.recipe.plan.stages) if self.recipe.plan is not None else (),
+        )
         self.session = Session(
             self.run_id,
             self.backends,
@@ -280,7 +287,7 @@ class _Run:
         self.session.close(at_once=at_once)
         self.backends.close()
 
-    def report(self, clock: FlowClock, *, failed: bool) -> None:
+    def report(self, clock: FlowClock, *, failed: bool, interrupted: bool) -> None:
         """Tell the director how it went."""
         if self._director is None:
             return
@@ -297,7 +304,7 @@ class _Run:
             invocations=tuple(self._invocations),
             latency_s=clock.latency_s,
             cost_usd=self.measure.cost_usd,
-            clean=not failed and self.measure.clean,
+            status=_status(self._flow_run, failed=failed, interrupted=interrupted),
             started_at=self.started_at,
             parameters=self.parameters,
             declarations=dict(self._declared),
@@ -361,11 +368,11 @@ class _Run:
     def _seen(self, stage: str) -> StageSeen:
         key, source = self._graph.key_of(stage)
         pool = self._pools[stage]
-        cached = self.measure.cached_items(stage)
+        spoilt = (self.measure.cached_items(stage), self.measure.failed_items(stage))
         if pool == THREAD:
-            return StageSeen(key, source, None, THREAD, cached)
+            return StageSeen(key, source, None, THREAD, *spoilt)
         fallen = stage in self._fallen
-        return StageSeen(key, source, not fallen, THREAD if fallen else pool, cached)
+        return StageSeen(key, source, not fallen, THREAD if fallen else pool, *spoilt)
 
     def _heard(self, invocation: Invocation) -> None:
         self._invocations.append(invocation)
@@ -443,6 +450,27 @@ def _loop_is_running() -> bool:
 def _name_of_run(flow_run: FlowRun) -> str:
     """The flow run's id; a flow's own retries are runs of their own, with ``#2``, ``#3``, … behind it."""
     return str(flow_run.id) if flow_run.run_count <= 1 else f"{flow_run.id}#{flow_run.run_count}"
+
+
+def _status(flow_run: FlowRun | None, *, failed: bool, interrupted: bool) -> Status:
+    """How the flow ended: by the state that Prefect's engine has given it by the time that the runner ends.
+
+    An attempt that will be retried has no final state; it has failed.
+    """
+    state = flow_run.state if flow_run is not None else None
+    if state is None or not state.is_final():
+        return "crashed" if interrupted else "failed" if failed else "completed"
+    if state.name == "TimedOut":
+        return "timed_out"
+    return _ENDINGS[state.type]
+
+
+_ENDINGS: Mapping[StateType, Status] = {
+    StateType.COMPLETED: "completed",
+    StateType.FAILED: "failed",
+    StateType.CRASHED: "crashed",
+    StateType.CANCELLED: "cancelled",
+}
 
 
 def _log(message: str) -> None:

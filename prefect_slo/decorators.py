@@ -16,11 +16,12 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 
 from prefect_slo.declaration import Declaration
 from prefect_slo.errors import InvalidValue, UnsupportedTaskRunner
-from prefect_slo.loop.director import Features, LoopDirector, Mode
+from prefect_slo.loop.director import Features, LoopDirector, ready
 from prefect_slo.loop.menus import MenuSettings
 from prefect_slo.objective import Budget, Latency, Slo
 from prefect_slo.runner.recipe import Recipe
 from prefect_slo.runner.task_runner import FlowClock, SLOTaskRunner
+from prefect_slo.settings import Mode
 from prefect_slo.units import fraction, items, text, whole
 
 P = ParamSpec("P")
@@ -174,7 +175,10 @@ class _Timing:
     def __enter__(self) -> None:
         context = FlowRunContext.get()
         runner = context.task_runner if context is not None else None
-        self._clock = runner.clock if isinstance(runner, SLOTaskRunner) else FlowClock()
+        self._clock = FlowClock()
+        if isinstance(runner, SLOTaskRunner):
+            self._clock = runner.clock
+            ready()
         self._clock.entered = time.monotonic()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

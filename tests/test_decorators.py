@@ -350,7 +350,7 @@ def test_declarations_reach_the_runner_and_the_decorator_goes_before_the_task(
 def test_the_environment_has_the_last_word_on_the_mode(
     environment: str | None, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prefect_slo.loop import director
+    from prefect_slo.loop import knowledge, planning
 
     asked: list[str | None] = []
 
@@ -358,8 +358,8 @@ def test_the_environment_has_the_last_word_on_the_mode(
         asked.append(mode)
         raise SloError("enough")
 
-    monkeypatch.setattr(director, "decide", decide)
-    monkeypatch.setattr(director, "knowledge", lambda name: None)
+    monkeypatch.setattr(planning, "decide", decide)
+    monkeypatch.setattr(knowledge, "knowledge", lambda name: None)
     if environment:
         monkeypatch.setenv("PREFECT_INTEGRATIONS_SLO_MODE", environment)
     recipe = director_of(slo(latency=30, mode="advise")(plain)).recipe("plain", "run", {})

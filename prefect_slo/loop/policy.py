@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binom
 
 from prefect_slo.objective import Slo
 
@@ -73,7 +72,11 @@ def distrusted(runs: Sequence[PastRun], plan: str, slo: Slo) -> bool:
     """
     followed = [run for run in runs if run.plan == plan]
     misses = sum(not run.met(slo) for run in followed)
-    return misses > 1 and float(binom.sf(misses - 1, len(followed), 1 - slo.percentile)) < SUSPICION
+    if misses <= 1:
+        return False
+    from scipy.stats import binom
+
+    return float(binom.sf(misses - 1, len(followed), 1 - slo.percentile)) < SUSPICION
 
 
 def trusted(runs: Sequence[PastRun], plan: str, slo: Slo) -> bool:

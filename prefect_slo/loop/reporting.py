@@ -185,7 +185,7 @@ def _stages(known: Knowledge, profile: SLOProfile) -> tuple[StageReport, ...]:
     )
     found = []
     for name in order:
-        verdict = model.identified(name) if model is not None else None
+        verdict = known.fitted.verdict(name) if known.fitted is not None else None
         actual_s, runs = _actual(ledger, name, planned.get(name))
         found.append(
             StageReport(
@@ -193,7 +193,7 @@ def _stages(known: Knowledge, profile: SLOProfile) -> tuple[StageReport, ...]:
                 rows=coverage[name].rows,
                 settings=coverage[name].settings,
                 borrowed=coverage[name].borrowed,
-                identified=bool(verdict),
+                identified=verdict is not None and verdict.identified,
                 reason=verdict.reason if verdict is not None else profile.fit_note,
                 plan=planned.get(name),
                 forecast=forecasts.get(name),

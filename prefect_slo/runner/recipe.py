@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from prefect_slo.declaration import Declaration
-from prefect_slo.observation import Invocation, StageRun
 from prefect_slo.plan import Plan, Record
 from prefect_slo.pricing import PriceList, price_list
 from prefect_slo.resources import Size
-from prefect_slo.telemetry.records import Status
 from prefect_slo.workflow import Workflow
+
+if TYPE_CHECKING:
+    from prefect_slo.observation import Invocation, StageRun
+    from prefect_slo.telemetry.records import Status
 
 Isolation = Literal["auto", "process", "thread"]
 """Where a stage's items run: worker processes, threads, or processes as long as everything pickles."""

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from contextvars import copy_context
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from prefect import Task
 from prefect.client.schemas.objects import FlowRun, RunInput, State, StateType
@@ -23,7 +23,6 @@ from prefect.task_runners import TaskRunner
 from prefect_slo.declaration import Declaration, declared
 from prefect_slo.errors import InvalidValue
 from prefect_slo.granularity import record_level
-from prefect_slo.observation import Invocation
 from prefect_slo.plan import Plan, Record
 from prefect_slo.resources import Size
 from prefect_slo.runner import engine, worker_state
@@ -32,12 +31,13 @@ from prefect_slo.runner.calls import Call, Payload, Raised
 from prefect_slo.runner.graph import StageGraph
 from prefect_slo.runner.ids import uuid7
 from prefect_slo.runner.inputs import find_inputs, run_ids
-from prefect_slo.runner.measure import Measure
 from prefect_slo.runner.recipe import Director, Isolation, ObservedRun, Recipe, StageSeen
 from prefect_slo.runner.rules import PROCESS, THREAD, stage_rule
-from prefect_slo.runner.session import Session
 from prefect_slo.settings import SLOSettings
-from prefect_slo.telemetry.records import Status
+
+if TYPE_CHECKING:
+    from prefect_slo.observation import Invocation
+    from prefect_slo.telemetry.records import Status
 
 FLUSH = 256
 """Items of a ``.map`` handed over at a time: enough to bundle, soon enough to start."""
@@ -203,6 +203,9 @@ class _Run:
     """What a runner holds while its flow run submits."""
 
     def __init__(self, runner: SLOTaskRunner) -> None:
+        from prefect_slo.runner.measure import Measure
+        from prefect_slo.runner.session import Session
+
         context = FlowRunContext.get()
         self.flow_name = context.flow.name if context is not None and context.flow is not None else "flow"
         self._flow_run = context.flow_run if context is not None else None

@@ -22,12 +22,12 @@ from prefect import Flow, Task, flow, task
 from prefect.artifacts import Artifact
 from prefect.client.orchestration import SyncPrefectClient
 
-from prefect_slo import slo, slo_task
+from prefect_slo import planner, slo, slo_task
 from prefect_slo.artifacts.publishing import key
 from prefect_slo.blocks import SLOProfile, fold_in, folding, lease, plans, rebuild_profile
 from prefect_slo.blocks import profile as profiles
 from prefect_slo.errors import InvalidValue
-from prefect_slo.loop import background, knowledge, learning, planning, saying
+from prefect_slo.loop import background, knowledge, learning, saying
 from prefect_slo.loop import director as directors
 from prefect_slo.loop.director import LoopDirector
 from prefect_slo.loop.profiling import Measurement, SweepReport, profile
@@ -654,7 +654,7 @@ def test_a_planner_that_raises_costs_a_notice(
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise ZeroDivisionError("a defect in the planner")
 
-    monkeypatch.setattr(planning, "make_plan", broken)
+    monkeypatch.setattr(planner, "make_plan", broken)
     hurried = letters("profiled", shared=True, latency=7)  # there is no plan for this bound yet
     assert [hurried(), hurried()] == [6, 6]
     assert [run.recipe.plan for run in seen] == [None, None]

@@ -9,7 +9,6 @@ from typing import Any
 
 from prefect.settings import get_current_settings
 
-from prefect_slo.runner.backends.processes import ProcessBackend
 from prefect_slo.runner.backends.protocol import Backend
 from prefect_slo.runner.backends.threads import ThreadBackend
 from prefect_slo.runner.local.limits import machine_memory_mb, machine_vcpus
@@ -44,6 +43,8 @@ class LocalBackends(Mapping[str, Backend]):
 
     def processes_available(self) -> bool:
         """Whether this machine can have worker processes."""
+        from prefect_slo.runner.backends.processes import ProcessBackend
+
         return ProcessBackend.available()
 
     def close(self) -> None:
@@ -56,6 +57,8 @@ class LocalBackends(Mapping[str, Backend]):
         if pool == THREAD:
             return ThreadBackend()
         if pool == PROCESS:
+            from prefect_slo.runner.backends.processes import ProcessBackend
+
             env = self._context.run(worker_environment, self._client)
             return ProcessBackend.shared(env=env, preload=PRELOAD)
         raise KeyError(pool)

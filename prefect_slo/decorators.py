@@ -38,7 +38,7 @@ def slo(
     confidence: float = 0.99,
     mode: Mode | None = None,
     stages: Mapping[str, Declaration | Mapping[str, Any]] | None = None,
-    menu: Mapping[str, Any] | MenuSettings | None = None,
+    menu: Mapping[str, Any] | MenuSettings | str | None = None,
     features: Features | str | tuple[str, ...] | None = None,
     explore: float = 0.05,
     seed: int = 0,
@@ -56,8 +56,8 @@ def slo(
         mode: ``observe`` changes nothing; ``advise`` plans and shows; ``enforce`` runs by the plan. By default observe
             until the flow's tasks have been measured well enough, then enforce.
         stages: Declarations by task name, as an alternative to ``slo_task``.
-        menu: What may be chosen for every stage: ``workers``, ``vcpus``, ``memory_mb``, ``batch``, ``prices``; by
-            default what this machine has.
+        menu: What may be chosen for every stage: ``workers``, ``vcpus``, ``memory_mb``, ``batch``, ``prices``, or the
+            name of a stored ``slo-menu`` block; by default what this machine has.
         features: Size of a run's input from its parameters: a function of the parameters, or names of numeric ones.
         explore: Fraction of runs that may try a setting that was never measured, as long as the bound holds under
             the model.

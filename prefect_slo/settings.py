@@ -35,16 +35,14 @@ class SLOSettings(PrefectBaseSettings):
         default=None, description="Folder for logs of runs under way; PREFECT_HOME/slo where it isn't set."
     )
     capacity_vcpus: float | None = Field(
-        default=None, gt=0, description="vCPUs that all runs on this machine may use together; all where it isn't set."
+        default=None, gt=0, description="vCPUs that one run may use: menus, plans and dispatching stay within it."
     )
     capacity_memory_mb: float | None = Field(
-        default=None, gt=0, description="Memory that all runs on this machine may use together, in MB."
+        default=None, gt=0, description="Memory, in MB, that menus and plans of one run stay within."
     )
-    capacity_workers: int | None = Field(
-        default=None, gt=0, description="Worker processes that may run on this machine at once."
-    )
+    capacity_workers: int | None = Field(default=None, gt=0, description="Workers that plans of one run use at once.")
     fold_timeout_s: float = Field(
-        default=120.0, gt=0, description="How long a run waits for another one that is writing the same profile."
+        default=120.0, gt=0, description="How long a sweep or a refit waits for others that write the same profile."
     )
 
     @property

@@ -58,7 +58,6 @@ def fold_in(
     *,
     fit: Fit = fit_model,
     objective: Mapping[str, Any] | None = None,
-    menu: Mapping[str, Any] | None = None,
     refit: bool = False,
     timeout_s: float = 120.0,
     client: SyncPrefectClient | None = None,
@@ -72,7 +71,6 @@ def fold_in(
         flow_name: Name of the flow.
         fit: Fits the workflow model.
         objective: Replaces the stored objective.
-        menu: Replaces the stored menu of stages that declare none.
         refit: Fit and save even when no run is new.
         timeout_s: How long to wait for another writer.
         client: Client for reading; one is made when missing.
@@ -86,8 +84,8 @@ def fold_in(
         stack.enter_context(profile_lease(flow_name, timeout_s=timeout_s, client=api))
         known = SLOProfile.of_flow(flow_name, api)
         profile = known or SLOProfile(flow_name=flow_name)
-        changes = {"objective": objective, "menu": menu}
-        profile = profile.model_copy(update={n: dict(value) for n, value in changes.items() if value is not None})
+        if objective is not None:
+            profile = profile.model_copy(update={"objective": dict(objective)})
         stored = tuple(read_runs(flow_name, since=profile.since, client=api))
         fresh = profile.new_among(stored)
         if not fresh and not refit and known is not None and profile == known:
@@ -104,7 +102,7 @@ def rebuild_profile(
 ) -> SLOProfile:
     """Learn everything anew from the API alone; the same runs give the same observations and the same model.
 
-    Objective, menu and plan are kept where a profile is stored.
+    Objective and plan are kept where a profile is stored.
 
     Raises:
         TimeoutError: Another writer took too long.
@@ -133,7 +131,7 @@ def update_profile(
 
 
 def _emptied(profile: SLOProfile) -> SLOProfile:
-    fields = ("flow_name", "revision", "objective", "menu", "plan", "plan_history")
+    fields = ("flow_name", "revision", "objective", "plan", "plan_history")
     return SLOProfile(**{name: getattr(profile, name) for name in fields})
 
 

@@ -67,7 +67,7 @@ def plan_from_history(entry: Mapping[str, Any]) -> Plan | None:
 
 
 def _keep_plan(flow_name: str, document: Mapping[str, Any], reason: str) -> UUID:
-    key = f"slo-plan-history-{slug(flow_name)}"
+    key = f"slo-history-{slug(flow_name)}"
     request = ArtifactCreate(key=key, type="slo-plan", description=reason, data=canonical(document))
     with get_client(sync_client=True) as client:
         return client.create_artifact(request).id

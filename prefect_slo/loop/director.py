@@ -227,5 +227,10 @@ class LoopDirector:
 
     @property
     def prices(self) -> PriceList:
-        """What reserved time costs."""
-        return price_list(self.menu.prices)
+        """What reserved time costs; the package's own list where a stored menu can't be read."""
+        try:
+            return price_list(self.menu.resolved().prices)
+        except Exception as error:
+            message = f"its prices are unknown, local ones count ({type(error).__name__}: {error})."
+            say_once(f"menu {self.menu.block!r}", message, level=logging.WARNING, about="prices")
+            return price_list("local")

@@ -17,6 +17,7 @@ from prefect_slo.settings import SLOSettings
 from prefect_slo.workflow import Workflow
 
 _FIELDS = ("workers", "vcpus", "memory_mb", "batch", "prices")
+_read: dict[str, MenuSettings] = {}
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,9 @@ class MenuSettings:
         vcpus: vCPUs of a worker; likewise.
         memory_mb: Memory of a worker; by default its vCPUs' share of the machine's memory.
         batch: Batch sizes of batched tasks.
-        prices: Price list.
+        prices: Price list: one of the package's, or a path to a ``.toml`` file.
+        sizes: Sizes of a worker, in place of ``vcpus`` and ``memory_mb``.
+        block: Name of a stored ``slo-menu`` block that says all of this; read when a run first needs it.
 
     Raises:
         InvalidValue: A count or size that can't be, or nothing to choose from.
@@ -40,6 +43,8 @@ class MenuSettings:
     memory_mb: tuple[int, ...] | None = None
     batch: tuple[int, ...] = (1,)
     prices: str = "local"
+    sizes: tuple[Size, ...] | None = None
+    block: str = ""
 
     def __post_init__(self) -> None:
         for name in ("workers", "vcpus", "memory_mb", "batch"):
@@ -48,15 +53,30 @@ class MenuSettings:
         price_list(self.prices)
 
     @classmethod
-    def of(cls, value: Mapping[str, Any] | MenuSettings | None) -> MenuSettings:
-        """Settings from themselves or a mapping of their fields.
+    def of(cls, value: Mapping[str, Any] | MenuSettings | str | None) -> MenuSettings:
+        """Settings from themselves, a mapping of their fields, or the name of a stored menu.
 
         Raises:
             InvalidValue: A field that there isn't.
         """
         if isinstance(value, MenuSettings):
             return value
+        if isinstance(value, str):
+            return cls(block=units.text(value, "menu"))
         return cls().updated(value or {})
+
+    def resolved(self) -> MenuSettings:
+        """These settings, or what the block says that they name; that is read once per process.
+
+        Raises:
+            InvalidValue: There is no such block, or it says what holds for single tasks only.
+            httpx.HTTPError: The API cannot be reached.
+        """
+        if not self.block:
+            return self
+        if self.block not in _read:
+            _read[self.block] = _stored(self.block)
+        return _read[self.block]
 
     def updated(self, fields: Mapping[str, Any]) -> MenuSettings:
         """A copy with some fields replaced; single values stand for lists of one.
@@ -72,7 +92,22 @@ class MenuSettings:
                 raise InvalidValue("menu", name, f"one of {', '.join(_FIELDS)}")
             several = isinstance(given, (list, tuple, range)) or name == "prices"
             changes[name] = given if name == "prices" else tuple(given) if several else (given,)
+        if "vcpus" in changes or "memory_mb" in changes:
+            changes["sizes"] = None
         return replace(self, **changes)
+
+
+def _stored(name: str) -> MenuSettings:
+    from prefect_slo.blocks import MenuBlock
+
+    try:
+        menu = MenuBlock.load(name, _sync=True).menu  # type: ignore[call-arg, union-attr]
+    except ValueError as error:
+        expected = f"the name of an slo-menu block ({error}); 'python blocks/register.py' stores some"
+        raise InvalidValue("menu", name, expected) from None
+    if menu.knobs or menu.pools != (Pool(),):
+        raise InvalidValue("menu", name, "a block without pools and knobs: those are declared by task, with slo_task")
+    return MenuSettings(workers=menu.workers, batch=menu.batch, prices=menu.prices, sizes=menu.sizes)
 
 
 def local_capacity() -> Capacity:
@@ -88,7 +123,7 @@ def local_menu(settings: MenuSettings, declared: Declaration = NOTHING, *, on_th
         declared: What the task's own declaration says; it goes before.
         on_threads: Whether the stage is known not to pickle.
     """
-    own = settings.updated(declared.menu)
+    own = settings.resolved().updated(declared.menu)
     pins = declared.pins
     pool = str(pins.get("pool", declared.pool or ""))
     threads = on_threads or pool == THREAD or declared.isolation == THREAD
@@ -98,7 +133,7 @@ def local_menu(settings: MenuSettings, declared: Declaration = NOTHING, *, on_th
     if declared.concurrency is not None:
         workers = tuple(w for w in workers if w <= declared.concurrency) or (declared.concurrency,)
     vcpus = own.vcpus or tuple(min(float(v), machine) for v in _powers(n))
-    sizes = tuple(
+    sizes = own.sizes or tuple(
         Size(v, m) for v in vcpus for m in (own.memory_mb or (max(int(memory * min(v / machine, 1.0)), 256),))
     )
     if declared.memory_mb is not None:

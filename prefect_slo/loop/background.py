@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Callable
 from contextvars import Context, copy_context
 
+from prefect.context import AsyncClientContext, SyncClientContext
+
 EXIT_S = 10.0
 """A process that ends waits so long for what is left to do: a fold and a new plan take one or two seconds."""
 
@@ -26,8 +28,10 @@ class Background:
 
     def soon(self, job: Callable[[], None]) -> None:
         """Run a job, which must not raise, in a copy of this context; returns at once."""
+        context = copy_context()
+        context.run(_leave_clients)
         with self._changed:
-            self._jobs.append((copy_context(), job))
+            self._jobs.append((context, job))
             if self._thread is None or not self._thread.is_alive():  # not alive: this process is a fork of that one
                 self._thread = threading.Thread(target=self._work, name="prefect-slo-learning", daemon=True)
                 self._thread.start()
@@ -48,6 +52,12 @@ class Background:
                     return
                 context, job = self._jobs.popleft()
             context.run(job)
+
+
+def _leave_clients() -> None:
+    """Forget the API clients of the flow run: Prefect closes them at its end, and would still hand them out."""
+    for kept in (SyncClientContext, AsyncClientContext):
+        kept.__var__.set(None)  # type: ignore[arg-type]
 
 
 _BACKGROUND = Background()

@@ -34,7 +34,7 @@ class Declaration:
         pins: Choices that are fixed: ``workers``, ``vcpus``, ``memory_mb``, ``batch``, ``pool``.
         memory_mb: The least memory a worker needs.
         knobs: Values that the planner may pass for parameters of the task.
-        concurrency: The most items that may run at once.
+        concurrency: The most items of the task that may run at once in a flow run, wherever it is submitted.
         record: Record level, where the user fixes it.
 
     Raises:

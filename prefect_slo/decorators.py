@@ -113,7 +113,7 @@ def slo(
             seed=seed,
         )
         runner = SLOTaskRunner(stages=director.stages, director=director)
-        runner.stock = own
+        runner.stock, runner.recipe = own, usual
         decorated = flow.with_options(task_runner=cast("TaskRunner[Any]", runner))
         decorated.fn = timed(flow.fn)
         return decorated
@@ -197,7 +197,9 @@ def _stands_for(runner: TaskRunner[Any]) -> tuple[Recipe, Mapping[str, Declarati
         limit = runner._max_workers
         return Recipe(isolation="thread", workers=limit if limit < sys.maxsize else None, record="full"), {}
     if type(runner) is ProcessPoolTaskRunner:
-        return Recipe(isolation="process", workers=runner._max_workers, record="full"), {}
+        return Recipe(
+            workers=runner._max_workers, record="full"
+        ), {}  # not pinned: its user has asked for nothing of us
     raise UnsupportedTaskRunner(type(runner).__name__, SUPPORTED)
 
 

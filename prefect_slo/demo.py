@@ -144,14 +144,11 @@ def demo(*, runs: int = 10, scale: float = 1.0, seed: int = 0, heard: Heard = la
     for bound in bounds:
         flow: Flow[Any, Any] = slo(latency=bound, mode="enforce", explore=0, seed=seed)(stock)
         series.append(_run(flow, parameters, runs, f"deadline {bound:.2f} s", bound, heard))
+    few, tightest = min(runs, max(runs // 4, 3)), Latency(bounds[0])
     references = [
-        _reference(
-            stock, all_max(model, Latency(bounds[0]), seed=seed), parameters, max(runs // 4, 3), "all-max", heard
-        ),
-        _reference(
-            stock, all_min(model, Latency(bounds[0]), seed=seed), parameters, max(runs // 4, 3), "all-min", heard
-        ),
-        _default_runner(stock, parameters, max(runs // 4, 3), heard),
+        _reference(stock, all_max(model, tightest, seed=seed), parameters, few, "all-max", heard),
+        _reference(stock, all_min(model, tightest, seed=seed), parameters, few, "all-min", heard),
+        _default_runner(stock, parameters, few, heard),
     ]
     return DemoReport(tuple(series), tuple(references), len(report.runs), report.seconds, time.monotonic() - begun)
 
@@ -166,7 +163,11 @@ def deadlines(model: WorkflowModel, seed: int) -> tuple[float, float, float]:
         make_plan(model, Latency(0.001), seed=seed)
     except InfeasibleSlo as error:
         tight = TIGHT * error.nearest.bound if error.nearest is not None else loose
-    return tight, max((tight + loose) / 2, tight), max(loose, tight)
+    return _in_hundredths(tight), _in_hundredths(max((tight + loose) / 2, tight)), _in_hundredths(max(loose, tight))
+
+
+def _in_hundredths(bound_s: float) -> float:
+    return math.ceil(100 * bound_s) / 100
 
 
 def _run(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from pathlib import Path
 from typing import ClassVar, Literal
 from urllib.parse import urlsplit
 
+from prefect.logging import get_logger
 from prefect.settings import PREFECT_HOME, get_current_settings
 from prefect.settings.base import PrefectBaseSettings, build_settings_config
 from pydantic import Field
@@ -41,6 +43,11 @@ class SLOSettings(PrefectBaseSettings):
         default=None, gt=0, description="Memory, in MB, that menus and plans of one run stay within."
     )
     capacity_workers: int | None = Field(default=None, gt=0, description="Workers that plans of one run use at once.")
+    ledger_patience_s: float = Field(
+        default=300.0,
+        gt=0,
+        description="How long a worker waits for its share of this machine's vCPUs before it starts without one.",
+    )
     fold_timeout_s: float = Field(
         default=120.0, gt=0, description="How long a sweep or a refit waits for others that write the same profile."
     )
@@ -74,3 +81,24 @@ def api_identity() -> str:
         database = settings.server.database.connection_url
         host, named = "local", database.get_secret_value() if database is not None else str(settings.home)
     return f"{host}-{hashlib.blake2b(named.encode(), digest_size=6).hexdigest()}"
+
+
+def valid_settings() -> SLOSettings | None:
+    """The settings of this environment; ``None`` where one holds a value that it may not, which is said once.
+
+    For code that a flow runs through: a slip in the environment must not fail flows.
+    """
+    try:
+        return SLOSettings()
+    except ValueError as error:
+        message = str(error)
+        with _lock:
+            new = message not in _said
+            _said.add(message)
+        if new:
+            get_logger("slo").warning("Settings of prefect-slo are not valid; flows run as without it. %s", message)
+        return None
+
+
+_said: set[str] = set()
+_lock = threading.Lock()

@@ -16,11 +16,13 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import ParameterTypeError
 from prefect.futures import PrefectConcurrentFuture
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
+from prefect.transactions import transaction
 
 from prefect_slo import SLOTaskRunner, slo, slo_task
 from prefect_slo.decorators import director_of
 from prefect_slo.errors import InvalidValue, SloError, UnknownPrices, UnsupportedTaskRunner
 from prefect_slo.objective import Budget, Latency, Slo
+from prefect_slo.runner import task_runner
 from prefect_slo.runner.recipe import ObservedRun
 
 
@@ -227,6 +229,45 @@ def test_switched_off_a_flow_runs_on_its_own_runner(
     assert len(seen) == 1, "nothing is observed"
 
 
+def test_with_a_setting_that_is_not_valid_a_flow_runs_on_its_own_runner_and_the_setting_is_named(
+    prefect_server: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runners: list[TaskRunner[Any]] = []
+
+    @slo(latency=30)
+    @flow
+    def shows() -> int:
+        runners.append(FlowRunContext.get().task_runner)
+        return square.submit(3).result()
+
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_SLO_MODE", "enfroce")
+    assert [shows(), shows()] == [9, 9]
+    assert [type(runner) for runner in runners] == [ThreadPoolTaskRunner] * 2
+    said = [record.message for record in caplog.records if "enfroce" in record.message]
+    assert len(said) == 1
+    assert shows.with_options(task_runner=SLOTaskRunner(isolation="thread"))() == 9
+
+
+def test_a_stand_in_for_stock_processes_runs_calls_inside_a_transaction_on_threads(
+    prefect_server: str, monkeypatch: pytest.MonkeyPatch, seen: list[ObservedRun]
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(task_runner, "_log", said.append)
+
+    @slo(latency=30)
+    @flow(task_runner=ProcessPoolTaskRunner(max_workers=1))
+    def spans() -> list[int]:
+        with transaction():
+            return square.map([2, 3]).result()
+
+    assert spans() == [4, 9]
+    assert [message for message in said if "transaction" in message] == [
+        "Stage 'square' runs on threads: it is submitted inside a transaction."
+    ]
+    [run] = seen
+    assert run.stages["square"].pool == "thread"
+
+
 # ---- task runners of the user's own ---------------------------------------------------------------------------------
 
 
@@ -235,14 +276,16 @@ def test_switched_off_a_flow_runs_on_its_own_runner(
     [
         (ThreadPoolTaskRunner(), "thread", None),
         (ThreadPoolTaskRunner(max_workers=5), "thread", 5),
-        (ProcessPoolTaskRunner(max_workers=2), "process", 2),
+        (ProcessPoolTaskRunner(max_workers=2), "auto", 2),
         (SLOTaskRunner(isolation="auto", max_workers=7), "auto", 7),
     ],
 )
 def test_the_own_task_runner_says_how_runs_are_run_that_change_nothing(
     own: TaskRunner[Any], isolation: str, workers: int | None
 ) -> None:
-    usual = director_of(slo(latency=30)(plain.with_options(task_runner=own))).usual
+    decorated = slo(latency=30)(plain.with_options(task_runner=own))
+    usual = director_of(decorated).usual
+    assert decorated.task_runner.recipe == usual, "also where there is no word from the director"
     assert (usual.isolation, usual.workers) == (isolation, workers)
 
 

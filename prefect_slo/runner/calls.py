@@ -5,11 +5,19 @@ from __future__ import annotations
 from concurrent.futures import Future
 from contextvars import Context
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect import Task
 from prefect.client.schemas.objects import RunInput, State
+
+from prefect_slo.control.events import Kind
+
+if TYPE_CHECKING:
+    from prefect_slo.runner.variants import Variant
+
+ATOMS = (int, float, str, bytes, bool, type(None))
+"""Values that hold no futures, pickle by themselves and are equal where they look equal."""
 
 
 @dataclass(slots=True)
@@ -20,6 +28,8 @@ class Call:
         item: Its id within the flow run.
         stage: Name of its stage.
         task: The task.
+        variant: What tells it from other tasks with the same code.
+        kind: How its items differ from others of its stage; ``None`` for those of the stage's first variant.
         task_run_id: Chosen at submission (uuid7, so that the id tells when).
         parameters: Bound arguments; may hold futures until the call is ready.
         wait_for: Futures to wait for, or ``None``.
@@ -35,12 +45,14 @@ class Call:
     item: int
     stage: str
     task: Task[Any, Any]
+    variant: Variant
     task_run_id: UUID
     parameters: dict[str, Any]
     wait_for: list[Any] | None
     dependencies: dict[str, set[RunInput]] | None
     context: Context
     tags: frozenset[str]
+    kind: Kind | None = None
     future: Future[State[Any]] = field(default_factory=Future)
     has_inputs: bool = False
     submitted: float = 0.0
@@ -49,9 +61,15 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Raised:
-    """An item whose engine raised instead of ending in a state (``SystemExit``, a pause, an abort)."""
+    """An item that raised instead of ending in a state (``SystemExit``, a pause, an abort).
+
+    Attributes:
+        error: What it raised.
+        recorded: Whether Prefect's engine has written that down.
+    """
 
     error: BaseException
+    recorded: bool = True
 
 
 @dataclass(frozen=True, slots=True)

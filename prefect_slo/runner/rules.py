@@ -81,6 +81,8 @@ def stage_rule(
         ladder=recipe.ladders.get(stage, ()),
         fallback=THREAD if pool == PROCESS and not pinned else None,
         rerun_unpicklable=declaration.idempotent is not False,
+        task=task.task_key,
+        together=declaration.concurrency,
     )
 
 

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from prefect import Task
 from prefect.client.schemas.objects import FlowRun, RunInput, State, StateType
-from prefect.context import FlowRunContext, TagsContext
+from prefect.context import FlowRunContext, TagsContext, TaskRunContext
 from prefect.futures import PrefectConcurrentFuture, PrefectFuture, PrefectFutureList
 from prefect.logging import get_run_logger
-from prefect.results import get_default_persist_setting_for_tasks, should_persist_result
 from prefect.task_runners import TaskRunner
+from prefect.transactions import get_transaction
 
-from prefect_slo.declaration import Declaration, declared
+from prefect_slo.control.events import Kind
+from prefect_slo.declaration import Declaration, batched_names, declared
 from prefect_slo.errors import InvalidValue
 from prefect_slo.granularity import record_level
 from prefect_slo.plan import Plan, Record
@@ -28,12 +29,14 @@ from prefect_slo.resources import Size
 from prefect_slo.runner import engine, worker_state
 from prefect_slo.runner.backends.local import LocalBackends, usable_memory_mb, usable_vcpus
 from prefect_slo.runner.calls import Call, Payload, Raised
+from prefect_slo.runner.futures import CallFuture
 from prefect_slo.runner.graph import StageGraph
 from prefect_slo.runner.ids import uuid7
 from prefect_slo.runner.inputs import find_inputs, run_ids
 from prefect_slo.runner.recipe import Director, Isolation, ObservedRun, Recipe, StageSeen
-from prefect_slo.runner.rules import PROCESS, THREAD, stage_rule
-from prefect_slo.settings import SLOSettings
+from prefect_slo.runner.rules import PROCESS, THREAD, loss_retries, stage_rule
+from prefect_slo.runner.variants import Variant, Variants
+from prefect_slo.settings import valid_settings
 
 if TYPE_CHECKING:
     from prefect_slo.observation import Invocation
@@ -102,12 +105,15 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
         self.stock: TaskRunner[Any] | None = None
         self.clock = FlowClock()
         self._run: _Run | None = None
+        self._leaving = False
         self._lock = threading.Lock()
 
     def duplicate(self) -> Self:
-        """A runner for one flow run; where the package is switched off, the one that the flow had before."""
-        if self.stock is not None and not SLOSettings().enabled:
-            return self.stock.duplicate()  # type: ignore[return-value]
+        """A runner for one flow run; the one that the flow had before where the package is off or wrongly set."""
+        if self.stock is not None:
+            settings = valid_settings()
+            if settings is None or not settings.enabled:
+                return self.stock.duplicate()  # type: ignore[return-value]
         copy = type(self)(stages=self.stages, director=self.director)
         copy.recipe, copy.stock = self.recipe, self.stock
         return copy
@@ -147,18 +153,28 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
 
     def __enter__(self) -> Self:
         super().__enter__()
+        self._leaving = False
         self.clock.entered = time.monotonic()
         return self
 
     def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
-        run, self._run = self._run, None
+        with self._lock:
+            run, self._leaving = self._run, True
         try:
             if run is not None:
-                interrupted = exc_type is not None and not issubclass(exc_type, Exception)
-                run.close(at_once=interrupted)
-                run.report(self.clock, failed=exc_type is not None or self.clock.raised, interrupted=interrupted)
+                self._end(run, exc_type)
         finally:
+            self._run = None
             super().__exit__(exc_type, exc_value, traceback)
+
+    def _end(self, run: _Run, exc_type: type[BaseException] | None) -> None:
+        interrupted = exc_type is not None and not issubclass(exc_type, Exception)
+        cut_short = True
+        try:
+            run.close(at_once=interrupted)
+            cut_short = interrupted
+        finally:
+            run.report(self.clock, failed=exc_type is not None or self.clock.raised, cut_short=cut_short)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, SLOTaskRunner):
@@ -178,6 +194,8 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
     def _running(self) -> _Run:
         with self._lock:
             if self._run is None:
+                if self._leaving:
+                    raise RuntimeError("This flow run has ended; its task runner takes no more work.")
                 self._run = _Run(self)
             return self._run
 
@@ -217,11 +235,13 @@ class _Run:
         self._flow_context = copy_context()
         self.recipe = self._ask_director() or runner.recipe
         self._graph = StageGraph()
+        self._variants = Variants()
+        self._ruled: dict[str, Variant] = {}  # the variant that a stage's rule was made for
         self._items = count(1)
         self._lock = threading.Lock()
         self._gathered = threading.local()
         self._ineligible: set[str] = set()
-        self._batched: set[str] = set()
+        self._batch: dict[str, int] = {}
         self._declared: dict[str, Declaration] = {}
         self._pools: dict[str, str] = {}
         self._fallen: set[str] = set()
@@ -255,15 +275,23 @@ class _Run:
         tags = frozenset(TagsContext.get().current_tags)
         with self._lock:
             stage = self._graph.place(task, task_run_id, run_ids(inputs, wait_for))
-            if stage not in self._pools:  # before any of its calls, whichever thread hands those over first
+            variant = self._variants.of(task)
+            if stage not in self._ruled:  # before any of its calls, whichever thread hands those over first
                 self.session.submit(stage, self._first_call(stage, task), [])
-        if tags:
+                self._ruled[stage] = variant
+            kind = None if self._ruled[stage] is variant else self._kind(stage, variant)
+        nested = TaskRunContext.get()
+        if tags or nested is not None:
             self._ineligible.add(stage)
+        if nested is not None and (parent := self._graph.stage_of(nested.task_run.id)) is not None:
+            self._ineligible.add(parent)  # from now on: nobody knows that a task submits before it does
         parameters = self._with_knobs(stage, parameters)
         call = Call(
             item=next(self._items),
             stage=stage,
             task=task,
+            variant=variant,
+            kind=kind,
             task_run_id=task_run_id,
             parameters=parameters,
             wait_for=wait_for,
@@ -280,17 +308,19 @@ class _Run:
             buffer.append(call)
             if len(buffer) >= FLUSH:
                 self._flush(buffer)
-        return PrefectConcurrentFuture(task_run_id=task_run_id, wrapped_future=call.future)
+        return CallFuture(task_run_id, call.future, self.session.callbacks)
 
     def gathering(self) -> _Gathering:
         """While inside, calls of this thread are handed over together."""
         return _Gathering(self)
 
     def close(self, *, at_once: bool) -> None:
-        self.session.close(at_once=at_once)
-        self.backends.close()
+        try:
+            self.session.close(at_once=at_once)
+        finally:
+            self.backends.close()
 
-    def report(self, clock: FlowClock, *, failed: bool, interrupted: bool) -> None:
+    def report(self, clock: FlowClock, *, failed: bool, cut_short: bool) -> None:
         """Tell the director how it went."""
         if self._director is None:
             return
@@ -307,7 +337,7 @@ class _Run:
             invocations=tuple(self._invocations),
             latency_s=clock.latency_s,
             cost_usd=self.measure.cost_usd,
-            status=_status(self._flow_run, failed=failed, interrupted=interrupted),
+            status=_status(self._flow_run, failed=failed, cut_short=cut_short),
             started_at=self.started_at,
             parameters=self.parameters,
             declarations=dict(self._declared),
@@ -326,7 +356,7 @@ class _Run:
             return self._director.recipe(self.flow_name, self.run_id, self.parameters)
         except Exception as error:
             self._notice(f"No plan for this run ({type(error).__name__}: {error}); it runs by the default.")
-            return Recipe(isolation="thread", record="full")
+            return None
 
     def _with_knobs(self, stage: str, parameters: dict[str, Any]) -> dict[str, Any]:
         """The arguments with the plan's choices for those that were declared as knobs."""
@@ -336,8 +366,7 @@ class _Run:
         return {**parameters, **{name: value for name, value in planned.knobs if name in parameters}}
 
     def _first_call(self, stage: str, task: Task[Any, Any]) -> Any:
-        declaration = self._stages.get(task.name, declared(task))
-        self._declared[stage] = declaration
+        declaration = self._declared[stage] = self._declaration(task)
         rule = stage_rule(
             stage,
             task,
@@ -346,19 +375,27 @@ class _Run:
             processes=self.backends.processes_available(),
             priority=self._graph.depth_first().get(stage, 0.0),
         )
-        persisted = task.persist_result
-        if persisted is None:
-            persisted = should_persist_result() or get_default_persist_setting_for_tasks()
-        if not engine.eligible(task, persisted=persisted, tagged=False):
-            self._ineligible.add(stage)
-        if rule.batch > 1:
-            self._batched.add(stage)
+        free = THREAD not in (self.recipe.isolation, declaration.isolation)
+        if free and get_transaction() is not None and TaskRunContext.get() is None:  # a task run has one of its own
+            self._notice(f"Stage {stage!r} runs on threads: it is submitted inside a transaction.")
+        self._batch[stage] = rule.batch
         self._pools[stage] = rule.pool
         return rule
 
-    def _level(self, stage: str) -> Record:
-        eligible = stage not in self._ineligible
-        wanted: Record | Literal["auto"] | None = self._declared[stage].record
+    def _kind(self, stage: str, variant: Variant) -> Kind:
+        """How calls of a variant differ from those of the one that its stage's rule was made for."""
+        task, declaration = variant.task, self._declaration(variant.task)
+        planned = self.recipe.plan.stages.get(stage) if self.recipe.plan is not None else None
+        batch = planned.batch if planned is not None and batched_names(task) else 1
+        return Kind(variant.ordinal, batch, loss_retries(task, declaration), declaration.idempotent is not False)
+
+    def _declaration(self, task: Task[Any, Any]) -> Declaration:
+        return self._stages.get(task.name, declared(task))
+
+    def _level(self, call: Call) -> Record:
+        stage = call.stage
+        eligible = call.variant.eligible and stage not in self._ineligible
+        wanted: Record | Literal["auto"] | None = self._declaration(call.task).record
         if wanted is None:
             planned = self.recipe.plan.stages.get(stage) if self.recipe.plan is not None else None
             wanted = planned.record if planned is not None else self.recipe.record
@@ -366,7 +403,8 @@ class _Run:
             return record_level(self.measure.submitted_items(stage), self.measure.mean_item_s(stage), eligible=eligible)
         if not eligible:
             return "full"
-        return "summary" if wanted == "full" and stage in self._batched else wanted
+        batch = call.kind.batch if call.kind is not None else self._batch[stage]
+        return "summary" if wanted == "full" and batch > 1 else wanted
 
     def _seen(self, stage: str) -> StageSeen:
         key, source = self._graph.key_of(stage)
@@ -455,14 +493,17 @@ def _name_of_run(flow_run: FlowRun) -> str:
     return str(flow_run.id) if flow_run.run_count <= 1 else f"{flow_run.id}#{flow_run.run_count}"
 
 
-def _status(flow_run: FlowRun | None, *, failed: bool, interrupted: bool) -> Status:
+def _status(flow_run: FlowRun | None, *, failed: bool, cut_short: bool) -> Status:
     """How the flow ended: by the state that Prefect's engine has given it by the time that the runner ends.
 
-    An attempt that will be retried has no final state; it has failed.
+    An attempt that will be retried has no final state; it has failed. A flow whose tasks were cut short has crashed,
+    even where its function had returned before.
     """
+    if cut_short:
+        return "crashed"
     state = flow_run.state if flow_run is not None else None
     if state is None or not state.is_final():
-        return "crashed" if interrupted else "failed" if failed else "completed"
+        return "failed" if failed else "completed"
     if state.name == "TimedOut":
         return "timed_out"
     return _ENDINGS[state.type]

@@ -35,7 +35,6 @@ from prefect_slo.runner.recipe import ObservedRun
 from prefect_slo.telemetry import store
 from prefect_slo.telemetry.store import read_runs
 
-pytestmark = pytest.mark.timeout(240)
 MENU = {"workers": (1, 2), "vcpus": 1}
 SHOWN = 1  # runs that show the graph; what they show of a setting on the menu is measured, too
 PER_STAGE = 4  # two settings, each twice

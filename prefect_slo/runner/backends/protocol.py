@@ -12,11 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
+from prefect_slo.control.events import LossReason
 from prefect_slo.resources import Size
-
-LossReason = Literal["died", "memory", "timeout", "start", "cancelled"]
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,8 @@ def prefect_server() -> Iterator[str]:
     )
     from prefect.testing.utilities import prefect_test_harness
 
+    from prefect_slo.loop.background import settle
+
     quiet = {
         PREFECT_LOGGING_LEVEL: "WARNING",
         PREFECT_LOGGING_TO_API_ENABLED: False,
@@ -47,3 +49,4 @@ def prefect_server() -> Iterator[str]:
     }
     with temporary_settings(quiet), prefect_test_harness(server_startup_timeout=60):
         yield str(PREFECT_API_URL.value())
+        settle(30)  # what the last flows have left to learn is learned while there is a server

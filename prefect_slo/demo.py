@@ -22,6 +22,7 @@ from prefect import Flow
 from prefect_slo.attainment import Attainment
 from prefect_slo.decorators import director_of, slo
 from prefect_slo.errors import InfeasibleSlo, SloError
+from prefect_slo.loop import background
 from prefect_slo.loop.director import Following, following
 from prefect_slo.loop.menus import capacity_of
 from prefect_slo.loop.profiling import Measurement, profile
@@ -179,6 +180,7 @@ def _run(
     with _listening(director, seen):
         for number in range(runs):
             flow(**parameters)
+            background.settle()  # each run is planned by all runs before it
             plan = plan or seen[-1].recipe.plan
             heard(name, number + 1, runs, f"{seen[-1].latency_s:.2f} s")
     return Series(name, bound, plan, tuple(r.latency_s for r in seen), tuple(r.cost_usd for r in seen))

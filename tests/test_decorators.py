@@ -158,7 +158,7 @@ def test_latency_is_that_of_the_flow_function(prefect_server: str, seen: list[Ob
     assert decorated(2) == 1
     run = seen[-1]
     assert 0 < run.latency_s < 30
-    assert run.clean
+    assert run.status == "completed"
     assert run.recipe.isolation == "thread", "an unknown flow runs as its own task runner would"
 
 
@@ -393,7 +393,7 @@ def test_declarations_reach_the_runner_and_the_decorator_goes_before_the_task(
 def test_the_environment_has_the_last_word_on_the_mode(
     environment: str | None, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prefect_slo.loop import director
+    from prefect_slo.loop import knowledge, planning
 
     asked: list[str | None] = []
 
@@ -401,8 +401,8 @@ def test_the_environment_has_the_last_word_on_the_mode(
         asked.append(mode)
         raise SloError("enough")
 
-    monkeypatch.setattr(director, "decide", decide)
-    monkeypatch.setattr(director, "knowledge", lambda name: None)
+    monkeypatch.setattr(planning, "decide", decide)
+    monkeypatch.setattr(knowledge, "knowledge", lambda name: None)
     if environment:
         monkeypatch.setenv("PREFECT_INTEGRATIONS_SLO_MODE", environment)
     recipe = director_of(slo(latency=30, mode="advise")(plain)).recipe("plain", "run", {})
@@ -424,7 +424,7 @@ def test_a_flow_that_is_retried_is_observed_at_every_attempt(prefect_server: str
         return found
 
     assert flaky() == 4
-    assert [run.clean for run in seen] == [False, False, True]
+    assert [run.status for run in seen] == ["failed", "failed", "completed"]
     ids = [run.run_id for run in seen]
     assert ids[1:] == [f"{ids[0]}#2", f"{ids[0]}#3"], "each attempt is a run of its own"
 

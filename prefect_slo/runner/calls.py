@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 ATOMS = (int, float, str, bytes, bool, type(None))
 """Values that hold no futures, pickle by themselves and are equal where they look equal."""
 
+OVER = "This flow run has ended; its task runner takes no more work. Submit before the flow returns, or wait in it."
+
 
 @dataclass(slots=True)
 class Call:

@@ -26,7 +26,7 @@ from prefect_slo.resources import Capacity
 from prefect_slo.runner import endings, parcels, relay
 from prefect_slo.runner.backends import protocol
 from prefect_slo.runner.backends.protocol import Backend, Bundle
-from prefect_slo.runner.calls import Call
+from prefect_slo.runner.calls import OVER, Call
 from prefect_slo.runner.endings import Endings
 from prefect_slo.runner.futures import Callbacks
 from prefect_slo.runner.measure import Measure
@@ -36,9 +36,6 @@ from prefect_slo.runner.write_behind import WriteBehind
 GRACE_S = 30.0
 """What an attempt has at least beyond its task's own timeout, which counts the function alone: arguments have to be
 unpickled, inputs resolved, results written. Only what hangs for longer has its worker killed."""
-
-
-OVER = "This flow run has ended; its task runner takes no more work. Submit before the flow returns, or wait in it."
 
 
 class Session:

@@ -10,11 +10,11 @@ from concurrent.futures import Future
 from contextvars import copy_context
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 from uuid import UUID
 
 from prefect import Task
-from prefect.client.schemas.objects import FlowRun, RunInput, State
+from prefect.client.schemas.objects import FlowRun, RunInput, State, StateType
 from prefect.context import FlowRunContext, TagsContext, TaskRunContext
 from prefect.futures import PrefectConcurrentFuture, PrefectFuture, PrefectFutureList
 from prefect.logging import get_run_logger
@@ -25,24 +25,25 @@ from prefect_slo.control.events import Kind
 from prefect_slo.declaration import Declaration, batched_names, declared
 from prefect_slo.errors import InvalidValue
 from prefect_slo.granularity import record_level
-from prefect_slo.observation import Invocation
 from prefect_slo.plan import Plan, Record
 from prefect_slo.pricing import price_list
-from prefect_slo.resources import Capacity
+from prefect_slo.resources import Capacity, Size
 from prefect_slo.runner import engine, worker_state
-from prefect_slo.runner.backends.local import FlowBackends, usable_vcpus
-from prefect_slo.runner.calls import Call, Payload, Raised
+from prefect_slo.runner.backends.local import FlowBackends, usable_memory_mb, usable_vcpus
+from prefect_slo.runner.calls import OVER, Call, Payload, Raised
 from prefect_slo.runner.futures import CallFuture
 from prefect_slo.runner.graph import StageGraph
 from prefect_slo.runner.ids import uuid7
 from prefect_slo.runner.inputs import find_inputs, run_ids
-from prefect_slo.runner.measure import Measure
 from prefect_slo.runner.pools import PROCESS, THREAD, PoolDefinition, Pools, by_name
 from prefect_slo.runner.recipe import Director, Isolation, ObservedRun, Recipe, StageSeen
 from prefect_slo.runner.rules import loss_retries, stage_rule
-from prefect_slo.runner.session import OVER, Session
 from prefect_slo.runner.variants import Variant, Variants
 from prefect_slo.settings import valid_settings
+
+if TYPE_CHECKING:
+    from prefect_slo.observation import Invocation
+    from prefect_slo.telemetry.records import Status
 
 FLUSH = 256
 """Items of a ``.map`` handed over at a time: enough to bundle, soon enough to start."""
@@ -174,12 +175,12 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
 
     def _end(self, run: _Run, exc_type: type[BaseException] | None) -> None:
         interrupted = exc_type is not None and not issubclass(exc_type, Exception)
-        failed = True
+        cut_short = True
         try:
             run.close(at_once=interrupted)
-            failed = exc_type is not None or self.clock.raised
+            cut_short = interrupted
         finally:
-            run.report(self.clock, failed=failed)
+            run.report(self.clock, failed=exc_type is not None or self.clock.raised, cut_short=cut_short)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, SLOTaskRunner):
@@ -227,10 +228,13 @@ class _Run:
     """What a runner holds while its flow run submits."""
 
     def __init__(self, runner: SLOTaskRunner) -> None:
+        from prefect_slo.runner.measure import Measure
+        from prefect_slo.runner.session import Session
+
         context = FlowRunContext.get()
         self.flow_name = context.flow.name if context is not None and context.flow is not None else "flow"
-        flow_run = context.flow_run if context is not None else None
-        self.run_id = _name_of_run(flow_run) if flow_run is not None else str(uuid7())
+        self._flow_run = context.flow_run if context is not None else None
+        self.run_id = _name_of_run(self._flow_run) if self._flow_run is not None else str(uuid7())
         self.parameters = dict(context.parameters or {}) if context is not None else {}
         self.started_at = time.time()
         self._director, self._stages, self._elsewhere = runner.director, runner.stages, runner.pools
@@ -252,7 +256,13 @@ class _Run:
         self.backends = FlowBackends(context.client if context is not None else None, self._elsewhere)
         offers = {name: definition.pool for name, definition in self._elsewhere.items()}
         own = {name: price_list(pool.prices) for name, pool in offers.items() if pool.prices is not None}
-        self.measure = Measure(self.recipe.prices, self._heard, own)
+        self.measure = Measure(
+            self.recipe.prices,
+            self._heard,
+            own,
+            machine=Size(usable_vcpus(), usable_memory_mb()),
+            planned=frozenset(self.recipe.plan.stages) if self.recipe.plan is not None else (),
+        )
         self.session = Session(
             self.run_id,
             self.backends,
@@ -323,7 +333,7 @@ class _Run:
         finally:
             self.backends.close()
 
-    def report(self, clock: FlowClock, *, failed: bool) -> None:
+    def report(self, clock: FlowClock, *, failed: bool, cut_short: bool) -> None:
         """Tell the director how it went."""
         if self._director is None:
             return
@@ -340,7 +350,7 @@ class _Run:
             invocations=tuple(self._invocations),
             latency_s=clock.latency_s,
             cost_usd=self.measure.cost_usd,
-            clean=not failed and self.measure.clean,
+            status=_status(self._flow_run, failed=failed, cut_short=cut_short),
             started_at=self.started_at,
             parameters=self.parameters,
             declarations=dict(self._declared),
@@ -413,11 +423,11 @@ class _Run:
     def _seen(self, stage: str) -> StageSeen:
         key, source = self._graph.key_of(stage)
         pool = self._pools[stage]
-        cached = self.measure.cached_items(stage)
+        spoilt = (self.measure.cached_items(stage), self.measure.failed_items(stage))
         if pool == THREAD:
-            return StageSeen(key, source, None, THREAD, cached)
+            return StageSeen(key, source, None, THREAD, *spoilt)
         fallen = stage in self._fallen
-        return StageSeen(key, source, not fallen, THREAD if fallen else pool, cached)
+        return StageSeen(key, source, not fallen, THREAD if fallen else pool, *spoilt)
 
     def _heard(self, invocation: Invocation) -> None:
         self._invocations.append(invocation)
@@ -503,6 +513,30 @@ def _loop_is_running() -> bool:
 def _name_of_run(flow_run: FlowRun) -> str:
     """The flow run's id; a flow's own retries are runs of their own, with ``#2``, ``#3``, … behind it."""
     return str(flow_run.id) if flow_run.run_count <= 1 else f"{flow_run.id}#{flow_run.run_count}"
+
+
+def _status(flow_run: FlowRun | None, *, failed: bool, cut_short: bool) -> Status:
+    """How the flow ended: by the state that Prefect's engine has given it by the time that the runner ends.
+
+    An attempt that will be retried has no final state; it has failed. A flow whose tasks were cut short has crashed,
+    even where its function had returned before.
+    """
+    if cut_short:
+        return "crashed"
+    state = flow_run.state if flow_run is not None else None
+    if state is None or not state.is_final():
+        return "failed" if failed else "completed"
+    if state.name == "TimedOut":
+        return "timed_out"
+    return _ENDINGS[state.type]
+
+
+_ENDINGS: Mapping[StateType, Status] = {
+    StateType.COMPLETED: "completed",
+    StateType.FAILED: "failed",
+    StateType.CRASHED: "crashed",
+    StateType.CANCELLED: "cancelled",
+}
 
 
 def _log(message: str) -> None:

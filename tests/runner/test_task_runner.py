@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
@@ -137,7 +138,7 @@ def test_a_director_hears_what_a_run_has_shown(prefect_server):
     assert sums.with_options(task_runner=SLOTaskRunner(director=told))(4) == 10
     [run] = told.runs
     assert run.flow_name == "sums"
-    assert run.clean
+    assert run.status == "completed"
     assert [(stage.name, stage.items) for stage in run.workflow.stages] == [("increment", 4), ("total", 1)]
     assert {row.stage: row.items for row in run.stage_runs} == {"increment": 4, "total": 1}
     assert all(row.wall_s > 0 and row.compute_s > 0 for row in run.stage_runs)
@@ -163,12 +164,52 @@ def partly_refused():
     return good.result()
 
 
-def test_a_run_with_a_failed_item_is_not_clean(prefect_server):
+def test_a_flow_that_does_without_a_failed_item_completes_and_only_that_stage_says_so(prefect_server):
     told = Told()
     partly_refused.with_options(task_runner=SLOTaskRunner(director=told))()
     [run] = told.runs
-    assert not run.clean
-    assert {row.stage for row in run.stage_runs} == {"increment"}
+    assert run.status == "completed"
+    assert {name: seen.failed for name, seen in run.stages.items()} == {"increment": 0, "refuse": 1}
+    assert {row.stage for row in run.stage_runs} == {"increment", "refuse"}
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_run_ends_as_its_flow_ends(prefect_server, is_async):
+    told = Told()
+
+    def ends(how):
+        increment.submit(1).wait()
+        if how == "returns a failed task":
+            return refuse.submit(2, return_state=True)
+        if how == "raises":
+            raise RuntimeError("no luck")
+        return None
+
+    def hangs(how):
+        ends(how)
+        threading.Event().wait(60)
+
+    async def async_ends(how):
+        return ends(how)
+
+    async def async_hangs(how):
+        ends(how)
+        await asyncio.sleep(60)
+
+    kinds = (async_ends, async_hangs) if is_async else (ends, hangs)
+    how = ("returns", "returns a failed task", "raises", "takes too long")
+    for each in how:
+        subject = flow(kinds[each == "takes too long"]).with_options(task_runner=SLOTaskRunner(director=told))
+        subject.timeout_seconds = 3 if each == "takes too long" else None
+        state = subject(each, return_state=True)
+        if is_async:
+            asyncio.run(state)
+    assert dict(zip(how, [run.status for run in told.runs], strict=True)) == {
+        "returns": "completed",
+        "returns a failed task": "failed",
+        "raises": "failed",
+        "takes too long": "timed_out",
+    }
 
 
 @flow
@@ -379,7 +420,7 @@ def test_ctrl_c_while_a_flow_that_has_returned_waits_for_its_tasks_ends_them(pre
         returns_before_a_long_task.with_options(task_runner=runner)(str(tmp_path))
     assert time.monotonic() - began < 100
     [run] = told.runs
-    assert not run.clean
+    assert run.status == "crashed"
     assert [each.state_name for each in task_runs(UUID(run.run_id), 1)] == ["Cancelled"]
 
 
@@ -397,7 +438,7 @@ def test_a_second_ctrl_c_still_lets_go_of_workers_and_reports_the_run(prefect_se
     with suppress(KeyboardInterrupt):  # after the flow has returned, Prefect's engine keeps it to itself
         sums.with_options(task_runner=SLOTaskRunner(director=told))(2)
     assert len(closed) == len(told.runs) == 1
-    assert not told.runs[0].clean
+    assert told.runs[0].status == "crashed"
 
 
 @flow

@@ -10,7 +10,6 @@ from typing import Any
 
 from prefect.settings import get_current_settings
 
-from prefect_slo.runner.backends.processes import ProcessBackend
 from prefect_slo.runner.backends.protocol import Backend
 from prefect_slo.runner.backends.threads import ThreadBackend
 from prefect_slo.runner.local.keeping import PATIENCE_S
@@ -49,6 +48,8 @@ class FlowBackends(Mapping[str, Backend]):
 
     def processes_available(self) -> bool:
         """Whether this machine can have worker processes."""
+        from prefect_slo.runner.backends.processes import ProcessBackend
+
         return ProcessBackend.available()
 
     def close(self) -> None:
@@ -61,6 +62,8 @@ class FlowBackends(Mapping[str, Backend]):
         if pool == THREAD:
             return ThreadBackend()
         if pool == PROCESS:
+            from prefect_slo.runner.backends.processes import ProcessBackend
+
             env = self._context.run(worker_environment, self._client)
             settings = self._context.run(valid_settings)
             patience_s = settings.ledger_patience_s if settings is not None else PATIENCE_S

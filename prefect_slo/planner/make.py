@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, floor, inf, log10, sqrt
 
 import numpy as np
@@ -15,6 +15,7 @@ from prefect_slo.plan import Certificate, Plan, Prediction, Quantiles, StagePlan
 from prefect_slo.planner.bundles import bundled
 from prefect_slo.planner.certify import CERTIFY_SAMPLES, SEARCH_SHARE, Verdict, allowed_violations, judge
 from prefect_slo.planner.criticality import criticality
+from prefect_slo.planner.dominance import Reduced
 from prefect_slo.planner.goals import Balanced, PlanObjective, goal_of
 from prefect_slo.planner.incumbent import begin, polish
 from prefect_slo.planner.problem import Choice, Goal, Problem, percentile
@@ -130,9 +131,12 @@ def uncertified(sampler: Sampler, problem: Problem, choice: Sequence[int], slo: 
 
 
 def solve(problem: Problem, goal: Goal, node_limit: int = NODE_LIMIT, start: Choice | None = None) -> Found:
-    """A good plan by sweeps and moves, then branch-and-bound."""
-    first = begin(problem, goal, () if start is None else (start,))
-    return search(problem, goal, incumbent=first.plan, node_limit=node_limit, reference=first.reference)
+    """A good plan by sweeps and moves, then branch-and-bound, both without dominated options."""
+    reduced = Reduced.of(problem, goal)
+    given = None if start is None else reduced.within(start)
+    first = begin(reduced.problem, goal, () if given is None else (given,))
+    found = search(reduced.problem, goal, incumbent=first.plan, node_limit=node_limit, reference=first.reference)
+    return found if found.choice is None else replace(found, choice=reduced.whole(found.choice))
 
 
 def _certified(sampler: Sampler, problem: Problem, goal: Goal, slo: Slo | None, node_limit: int) -> Winner:
@@ -140,10 +144,12 @@ def _certified(sampler: Sampler, problem: Problem, goal: Goal, slo: Slo | None, 
     risk = 1 - goal.percentile
     share = SEARCH_SHARE
     for attempt in range(ATTEMPTS):
+        if attempt:
+            problem = sampler.problem(attempt)
         found = solve(problem, goal.at(1 - share * risk), node_limit)
         if found.choice is None and attempt == 0:
             found = solve(problem, goal, node_limit)
-        last = found.choice is None
+        last = found.choice is None or attempt == ATTEMPTS - 1
         if last:
             found = _safest(problem, goal, node_limit)
         if found.choice is None:

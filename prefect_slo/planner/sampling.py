@@ -17,6 +17,9 @@ from prefect_slo.workflow import Workflow
 TABLE_ENTRIES = 16_000_000
 """Most draws in a table; with more options the search gets fewer samples, so that memory stays under 500 MB."""
 
+GROWTH, ENOUGH_SAMPLES = 4, 4000
+"""After a plan failed its test, a search on fewer than 4,000 samples gets four times as many."""
+
 LEAST_SAMPLES = 500
 """Samples that the search gets however large the menu is: 25 of them may break a bound at P95."""
 
@@ -85,10 +88,11 @@ class Sampler:
     fresh_samples: int = 100_000
 
     def problem(self, attempt: int = 0) -> Problem:
-        """The sampled problem of an attempt."""
+        """The sampled problem of an attempt: new samples each time, and more where the first were few."""
         most = max(LEAST_SAMPLES, TABLE_ENTRIES // table_rows(self.model.workflow))
+        samples = max(self.samples, min(self.samples * GROWTH**attempt, ENOUGH_SAMPLES))
         rng = self._stream(0, attempt)
-        return Problem.of(self.model.tables(min(self.samples, most), rng, cold=self.cold), self.pins)
+        return Problem.of(self.model.tables(min(samples, most), rng, cold=self.cold), self.pins)
 
     def fresh(
         self, problem: Problem, choice: Choice, attempt: int = 0

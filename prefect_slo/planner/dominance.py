@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import inf
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,10 +102,8 @@ def _rising(stage: CompiledStage, *, costs: bool) -> bool:
     rows = [stage.upstream[u] for u in sorted(stage.upstream)]
     glance = np.linspace(0, stage.latency.shape[2] - 1, GLANCE).astype(int)
     tables = [stage.latency, stage.cost] if costs else [stage.latency]
-    return all(
-        bool((np.diff(table[rows], axis=0) >= 0).all())
-        for table in (stage.mean_cost, *(table[:, :, glance] for table in tables), *tables)
-    )
+    every: list[NDArray[Any]] = [stage.mean_cost, *(table[:, :, glance] for table in tables), *tables]
+    return all(bool((np.diff(table[rows], axis=0) >= 0).all()) for table in every)
 
 
 def _kept(stage: CompiledStage, allowed: Bools, fits: Bools, *, costs: bool) -> Bools:
@@ -123,7 +122,7 @@ def _kept(stage: CompiledStage, allowed: Bools, fits: Bools, *, costs: bool) -> 
 
 
 def _restricted(stage: CompiledStage, options: NDArray[np.intp], sums: set[int]) -> CompiledStage:
-    rows = [stage.upstream[u] for u in sorted(sums)] if stage.upstream else [0]
+    rows = np.array([stage.upstream[u] for u in sorted(sums)] if stage.upstream else [0], dtype=np.intp)
     workers = stage.workers[options]
     classes, class_of = np.unique(workers, return_inverse=True)
     return replace(

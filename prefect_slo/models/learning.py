@@ -12,7 +12,6 @@ from prefect_slo.models.design import STEPS, Bools, Floats, Points, StageData
 from prefect_slo.models.empirical import Empirical
 from prefect_slo.models.history import History
 from prefect_slo.models.inputs import Inputs
-from prefect_slo.models.jolteon import Jolteon
 from prefect_slo.models.memory import MemoryNeed
 from prefect_slo.models.noise import enough_repeats
 from prefect_slo.models.protocol import Response, StageModel
@@ -20,9 +19,7 @@ from prefect_slo.models.startup import Startup
 from prefect_slo.models.whitebox import WhiteBox
 from prefect_slo.workflow import Stage
 
-KINDS: dict[str, Callable[[], StageModel]] = {
-    "white-box": WhiteBox, "empirical": Empirical, "analytic": Analytic, "jolteon": Jolteon
-}  # fmt: skip
+KINDS: dict[str, Callable[[], StageModel]] = {"white-box": WhiteBox, "empirical": Empirical, "analytic": Analytic}
 """Stage models by name, as documents store them."""
 
 _FEATURE_SPREAD = 0.02

@@ -40,7 +40,7 @@ OURS = "prefect_slo"
 
 PLANNERS: dict[str, tuple[str, Callable[..., Plan]]] = {
     OURS: ("white-box", make_plan),
-    "jolteon": ("jolteon", jolteon),
+    "jolteon": ("regression", jolteon),
     "jolteon, our model": ("white-box", jolteon),
     "orion": ("empirical", orion),
     "ditto-l": ("analytic", ditto_latency),

@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 
 from prefect_slo.errors import InvalidPlan, InvalidValue
-from prefect_slo.models.jolteon import Form
 from prefect_slo.objective import Budget, Latency, Slo
 from prefect_slo.planner.baselines import jolteon
 from prefect_slo.planner.baselines.grid import comparable
 from prefect_slo.planner.baselines.jolteon.planner import build, jolteon_samples
 from prefect_slo.planner.baselines.jolteon.pruning import support
-from prefect_slo.planner.baselines.jolteon.responses import fit_response, terms
+from prefect_slo.planner.baselines.jolteon.responses import Form, fit_response, terms
 from prefect_slo.planner.baselines.jolteon.rounding import probe
 from prefect_slo.planner.problem import Goal, Problem
 from prefect_slo.resources import Menu, Size

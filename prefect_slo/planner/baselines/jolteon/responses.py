@@ -13,10 +13,31 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from prefect_slo.models.jolteon import Form
 from prefect_slo.planner.problem import CompiledStage
 
 Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Form:
+    """Which terms a formula has.
+
+    Attributes:
+        single: The stage always runs one worker.
+        cores: X is d·v rather than d.
+        upstream: Whether time depends on the parents' workers.
+    """
+
+    single: bool
+    cores: bool
+    upstream: bool
+
+    def terms(self, d: Floats, v: Floats, u: Floats) -> Floats:
+        """Terms at points, ``(n_points, n_terms)``."""
+        size = v if self.single else d * v if self.cores else d
+        shares = [1 / v] if self.single else [1 / d, 1 / (d * v)]
+        above = [u] if self.upstream else []
+        return np.stack([np.ones_like(d), *shares, np.log(size) / size, 1 / size**2, *above], axis=1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -285,6 +285,16 @@ class WorkflowModel:
         total = makespan(self.workflow, latency, waves=waves, driver_s=driver)
         return PlanSamples(total, sum(cost.values(), np.zeros(n_samples)), latency, cost, shared.ran)
 
+    def sample_truths(
+        self, plan: Plan | Mapping[str, Option], truths: int, runs: int, rng: np.random.Generator, *,
+        cold: bool | float = False,
+    ) -> PlanSamples:  # fmt: skip
+        """Draws of ``runs`` runs under each of ``truths`` draws of the parameters, one truth after the other.
+
+        What a promise with a confidence is tested on: it must hold under that share of the truths.
+        """
+        return self.sample_plan(plan, truths * runs, rng, cold=cold, blocks=truths)
+
     def predict(
         self, plan: Plan | Mapping[str, Option], *, n_samples: int = 20_000, seed: int = 0, cold: bool | float = False
     ) -> PlanPrediction:

@@ -18,6 +18,7 @@ from prefect_slo.planner.criticality import criticality
 from prefect_slo.planner.goals import Balanced, PlanObjective, goal_of
 from prefect_slo.planner.incumbent import begin, polish
 from prefect_slo.planner.problem import Choice, Goal, Problem, percentile
+from prefect_slo.planner.promise import excess, first_room, sure, tightened
 from prefect_slo.planner.relax import quantile_bound
 from prefect_slo.planner.sampling import Sampler, TableSource
 from prefect_slo.planner.search import NODE_LIMIT, Found, search
@@ -26,10 +27,9 @@ from prefect_slo.units import whole
 SEARCH_SAMPLES = 4000
 """Samples of the search; more change the plan's cost by less than its price of certainty."""
 
-ATTEMPTS = 4
+ATTEMPTS = 6
 """Tests before the objective is called infeasible; test r spends 1/2ʳ of the error budget, and each failure tightens
-the next search by as much as the fresh samples showed to be missing."""
-
+the next search by as much as the fresh samples, or the truths that the rows allow for, showed to be missing."""
 
 NOMINAL_NODES = 60
 """Nodes of the search at the nominal percentile, from which the price of certainty follows."""
@@ -136,11 +136,13 @@ def solve(problem: Problem, goal: Goal, node_limit: int = NODE_LIMIT, start: Cho
 
 
 def _certified(sampler: Sampler, problem: Problem, goal: Goal, slo: Slo | None, node_limit: int) -> Winner:
-    error = 1 - (slo.confidence if slo else 0.99)
-    risk = 1 - goal.percentile
-    share = SEARCH_SHARE
+    confidence = slo.confidence if slo else 0.99
+    error, risk = 1 - confidence, 1 - goal.percentile
+    share, room = SEARCH_SHARE, (1.0, 1.0)
+    if slo is not None and sampler.uncertain:
+        room = first_room(sampler, problem, goal.at(1 - share * risk), goal.percentile, confidence)
     for attempt in range(ATTEMPTS):
-        found = solve(problem, goal.at(1 - share * risk), node_limit)
+        found = solve(problem, goal.at(1 - share * risk).within(*room), node_limit)
         if found.choice is None and attempt == 0:
             found = solve(problem, goal, node_limit)
         last = found.choice is None
@@ -152,12 +154,15 @@ def _certified(sampler: Sampler, problem: Problem, goal: Goal, slo: Slo | None, 
         if slo is None:
             return Winner(problem, found.choice, latency, cost, None)
         verdict = judge(_bounds(goal, latency, cost), goal.percentile, error / 2 ** (attempt + 1))
-        if verdict.passed:
+        over = excess(sampler, problem, found.choice, goal, confidence, attempt)
+        if verdict.passed and max(over) <= 1:
             certificate = _certificate(problem, goal, found, verdict, slo.confidence)
             return Winner(problem, found.choice, latency, cost, certificate)
         if last:
             break
-        share *= min(0.97, 0.98 * verdict.allowed / verdict.violations)
+        if not verdict.passed:
+            share *= min(0.97, 0.98 * verdict.allowed / verdict.violations)
+        room = tightened(room, over)
     raise _infeasible(sampler, problem, goal, slo, node_limit)
 
 
@@ -215,18 +220,22 @@ def _infeasible(sampler: Sampler, problem: Problem, goal: Goal, slo: Slo | None,
     words = str(slo) if slo else "a plan"
     risk = SEARCH_SHARE * (1 - goal.percentile)
     fastest = goal.at(1 - risk).fastest()
-    room = 1 - _sure_risk(sampler.fresh_samples, 1 - goal.percentile, 1 - (slo.confidence if slo else 0.99))
+    confidence = slo.confidence if slo else 0.99
+    room = 1 - _sure_risk(sampler.fresh_samples, 1 - goal.percentile, 1 - confidence)
+    surer = 1 - (1 - confidence) / 2
     if goal.latency_bound_s < inf:
         found = solve(problem, fastest, node_limit)
         if found.choice is not None:
             latency, cost = sampler.fresh(problem, found.choice, ATTEMPTS)
-            bound = _round_up(max(_at(latency, room), found.score))
+            promised = sure(sampler, problem, found.choice, goal.percentile, surer)[0]
+            bound = _round_up(max(_at(latency, room), found.score, promised))
             where = max(criticality(problem, found.choice), key=lambda c: c.path_share)
             nearest = Nearest(bound, _at(latency, goal.percentile), _rounded(float(cost.mean())))
             return InfeasibleSlo(str(slo.latency) if slo else words, nearest, where.stage, where.path_share)
     if goal.cost_bound_usd < inf and (choice := _frugal(problem, 1 - risk, node_limit)) is not None:
         latency, cost = sampler.fresh(problem, choice, ATTEMPTS)
-        bound = _round_up(max(_at(cost, room), _at(problem.cost(choice), 1 - risk)))
+        promised = sure(sampler, problem, choice, goal.percentile, surer)[1]
+        bound = _round_up(max(_at(cost, room), _at(problem.cost(choice), 1 - risk), promised))
         where = max(criticality(problem, choice), key=lambda c: c.cost_share)
         nearest = Nearest(bound, _at(latency, goal.percentile), _at(cost, goal.percentile))
         return InfeasibleSlo(str(slo.budget) if slo else words, nearest, where.stage, where.cost_share)

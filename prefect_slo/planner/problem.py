@@ -58,6 +58,11 @@ class Goal:
         """The least latency within the cost bound, at the same percentile."""
         return replace(self, latency_bound_s=inf, cost_weight=0.0, latency_weight=1.0)
 
+    def within(self, latency_room: float, cost_room: float) -> Goal:
+        """The same with its bounds divided by these."""
+        bounds = self.latency_bound_s / latency_room, self.cost_bound_usd / cost_room
+        return replace(self, latency_bound_s=bounds[0], cost_bound_usd=bounds[1])
+
     def at(self, percentile: float) -> Goal:
         """The same at another percentile."""
         return replace(self, percentile=percentile)

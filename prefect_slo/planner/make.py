@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, floor, inf, log10, sqrt
 
 import numpy as np
@@ -18,7 +18,7 @@ from prefect_slo.planner.criticality import criticality
 from prefect_slo.planner.goals import Balanced, PlanObjective, goal_of
 from prefect_slo.planner.incumbent import begin, polish
 from prefect_slo.planner.problem import Choice, Goal, Problem, percentile
-from prefect_slo.planner.promise import excess, first_room, sure, tightened
+from prefect_slo.planner.promise import excess, first_room, loosened, sure, tightened
 from prefect_slo.planner.relax import quantile_bound
 from prefect_slo.planner.sampling import Sampler, TableSource
 from prefect_slo.planner.search import NODE_LIMIT, Found, search
@@ -136,11 +136,13 @@ def solve(problem: Problem, goal: Goal, node_limit: int = NODE_LIMIT, start: Cho
 
 
 def _certified(sampler: Sampler, problem: Problem, goal: Goal, slo: Slo | None, node_limit: int) -> Winner:
+    """The best plan found that passes both tests; after one that passes with much to spare, a bolder one is tried."""
     confidence = slo.confidence if slo else 0.99
     error, risk = 1 - confidence, 1 - goal.percentile
     share, room = SEARCH_SHARE, (1.0, 1.0)
     if slo is not None and sampler.uncertain:
         room = first_room(sampler, problem, goal.at(1 - share * risk), goal.percentile, confidence)
+    best: tuple[float, Winner, Found, Verdict] | None = None
     for attempt in range(ATTEMPTS):
         found = solve(problem, goal.at(1 - share * risk).within(*room), node_limit)
         if found.choice is None and attempt == 0:
@@ -150,20 +152,30 @@ def _certified(sampler: Sampler, problem: Problem, goal: Goal, slo: Slo | None, 
             found = _safest(problem, goal, node_limit)
         if found.choice is None:
             break
+        if best is not None and found.choice == best[1].choice:
+            break
         latency, cost = sampler.fresh(problem, found.choice, attempt)
+        winner = Winner(problem, found.choice, latency, cost, None)
         if slo is None:
-            return Winner(problem, found.choice, latency, cost, None)
+            return winner
         verdict = judge(_bounds(goal, latency, cost), goal.percentile, error / 2 ** (attempt + 1))
         over = excess(sampler, problem, found.choice, goal, confidence, attempt)
         if verdict.passed and max(over) <= 1:
-            certificate = _certificate(problem, goal, found, verdict, slo.confidence)
-            return Winner(problem, found.choice, latency, cost, certificate)
-        if last:
+            score, before = problem.score(found.choice, goal), room
+            if best is not None and score >= best[0]:
+                break
+            best, room = (score, winner, found, verdict), loosened(room, over)
+            if last or room == before:
+                break
+        elif last or best is not None:
             break
-        if not verdict.passed:
-            share *= min(0.97, 0.98 * verdict.allowed / verdict.violations)
-        room = tightened(room, over)
-    raise _infeasible(sampler, problem, goal, slo, node_limit)
+        else:
+            share *= 1.0 if verdict.passed else min(0.97, 0.98 * verdict.allowed / verdict.violations)
+            room = tightened(room, over)
+    if best is None:
+        raise _infeasible(sampler, problem, goal, slo, node_limit)
+    _, winner, found, verdict = best
+    return replace(winner, certificate=_certificate(problem, goal, found, verdict, confidence))
 
 
 def _safest(problem: Problem, goal: Goal, node_limit: int) -> Found:

@@ -19,6 +19,9 @@ from prefect_slo.planner.sampling import Sampler
 OVERSHOOT = 1.002
 """A bound that some truths break is tightened by this much more than they break it by, so that the next plan passes."""
 
+CLOSE = 0.985
+"""A plan that surely keeps more than this share of its bound is close enough to it: bolder ones save next to nothing."""
+
 _LAST = 1_000
 """Number of the draws that are no attempt's own."""
 
@@ -89,4 +92,12 @@ def first_room(sampler: Sampler, problem: Problem, goal: Goal, at: float, confid
 def tightened(room: tuple[float, float], over: tuple[float, float]) -> tuple[float, float]:
     """The room of the next search, after one whose plan exceeded its bounds by these factors."""
     latency, cost = (was * (OVERSHOOT * by if by > 1 else 1.0) for was, by in zip(room, over, strict=True))
+    return latency, cost
+
+
+def loosened(room: tuple[float, float], over: tuple[float, float]) -> tuple[float, float]:
+    """The room of a bolder search, after one whose plan has this share of its bounds; the same where that is enough."""
+    if max(over) > CLOSE or max(over) == 0:
+        return room
+    latency, cost = (max(was * by, 1.0) if by > 0 else was for was, by in zip(room, over, strict=True))
     return latency, cost

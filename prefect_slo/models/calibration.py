@@ -85,6 +85,14 @@ class Calibration:
             return 1.0
         return float(np.sort(self.scores)[min(rank, n) - 1])
 
+    @property
+    def planning_factor(self) -> float:
+        """What to divide a bound by when planning: the adaptive factor where it is above 1.
+
+        Runs that stay below the prediction loosen nothing: a plan made for a larger bound is another plan.
+        """
+        return max(self.adaptive_factor, 1.0)
+
     def next_run(self) -> Claim:
         """Bound that the next run keeps with chance q, on average over calibrations."""
         n, needed = len(self.scores), runs_needed(self.percentile)

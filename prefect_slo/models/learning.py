@@ -15,11 +15,14 @@ from prefect_slo.models.inputs import Inputs
 from prefect_slo.models.memory import MemoryNeed
 from prefect_slo.models.noise import enough_repeats
 from prefect_slo.models.protocol import Response, StageModel
+from prefect_slo.models.regression import Regression
 from prefect_slo.models.startup import Startup
 from prefect_slo.models.whitebox import WhiteBox
 from prefect_slo.workflow import Stage
 
-KINDS: dict[str, Callable[[], StageModel]] = {"white-box": WhiteBox, "empirical": Empirical, "analytic": Analytic}
+KINDS: dict[str, Callable[[], StageModel]] = {
+    "white-box": WhiteBox, "empirical": Empirical, "analytic": Analytic, "regression": Regression,
+}  # fmt: skip
 """Stage models by name, as documents store them."""
 
 _FEATURE_SPREAD = 0.02
@@ -106,7 +109,8 @@ def _warmed(cold: StageData, wall_s: Floats, busy_s: Floats) -> StageData:
         logs = [np.log(each / expected) for each in (less, divided)]
         spread, closer = min((float(np.median(np.abs(each))), k) for k, each in enumerate(logs))
         reach = _REACH * 1.4826 * spread
-        return expected * np.exp(np.clip(logs[closer], -reach, reach))
+        drawn_in: Floats = expected * np.exp(np.clip(logs[closer], -reach, reach))
+        return drawn_in
 
     wall, busy = adjusted(cold.wall_s, wall_s), adjusted(cold.busy_s, busy_s)
     busy = np.minimum(busy, wall)

@@ -67,7 +67,7 @@ class WorkflowModel:
 
     Args:
         workflow: Its graph and menus.
-        kind: Stage model: ``white-box`` (default), ``empirical`` or ``analytic``.
+        kind: Stage model: ``white-box`` (default), or for comparison ``empirical``, ``analytic`` or ``regression``.
         features: Columns that hold the size of a run's input. They are used where they vary between runs of one
             setting; ``bytes_in`` is one of them by default.
         half_life_runs: A run weighs half as much as one that many runs later; ``None`` weighs all alike.

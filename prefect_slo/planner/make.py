@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefect_slo.errors import InfeasibleSlo, Nearest
+from prefect_slo.models.calibration import Calibration
 from prefect_slo.objective import Slo
 from prefect_slo.plan import Certificate, Plan, Prediction, Quantiles, StagePlan
 from prefect_slo.planner.bundles import bundled
@@ -48,6 +49,7 @@ def make_plan(
     samples: int = SEARCH_SAMPLES,
     certify_samples: int = CERTIFY_SAMPLES,
     node_limit: int = NODE_LIMIT,
+    calibration: Calibration | None = None,
 ) -> Plan:
     """The best plan that keeps the objective, certified under the model.
 
@@ -61,6 +63,8 @@ def make_plan(
         samples: Samples of the search.
         certify_samples: Fresh samples of the certificate.
         node_limit: Budget of each search, in nodes.
+        calibration: Scores of real runs. Where they took longer (under a budget: cost more) than predicted, the plan is
+            made for a bound that is smaller by as much, and its certificate says how many runs that rests on.
 
     Raises:
         InfeasibleSlo: No plan on the menu keeps the objective; carries the nearest bound that can be kept.
@@ -75,7 +79,13 @@ def make_plan(
         slo, goal = objective.within, _balance(objective, problem, node_limit)
     else:
         slo, goal = Slo.of(objective), goal_of(objective)
+    if calibration is not None:
+        factor = calibration.planning_factor
+        goal = goal.within(*((factor, 1.0) if goal.latency_bound_s < inf else (1.0, factor)))
     winner = _certified(sampler, problem, goal, slo, whole(node_limit, "node_limit"))
+    if calibration is not None and winner.certificate is not None:
+        certificate = replace(winner.certificate, calibration_runs=len(calibration.scores))
+        winner = replace(winner, certificate=certificate)
     return Plan(
         workflow=model.workflow.name,
         objective=slo,
@@ -242,14 +252,16 @@ def _infeasible(sampler: Sampler, problem: Problem, goal: Goal, slo: Slo | None,
             promised = sure(sampler, problem, found.choice, goal.percentile, surer)[0]
             bound = _round_up(max(_at(latency, room), found.score, promised))
             where = max(criticality(problem, found.choice), key=lambda c: c.path_share)
-            nearest = Nearest(bound, _at(latency, goal.percentile), _rounded(float(cost.mean())))
+            reached = max(expected := _at(latency, goal.percentile), _rounded(promised))
+            nearest = Nearest(bound, reached, _rounded(float(cost.mean())), _rounded(1 - expected / reached))
             return InfeasibleSlo(str(slo.latency) if slo else words, nearest, where.stage, where.path_share)
     if goal.cost_bound_usd < inf and (choice := _frugal(problem, 1 - risk, node_limit)) is not None:
         latency, cost = sampler.fresh(problem, choice, ATTEMPTS)
         promised = sure(sampler, problem, choice, goal.percentile, surer)[1]
         bound = _round_up(max(_at(cost, room), _at(problem.cost(choice), 1 - risk), promised))
         where = max(criticality(problem, choice), key=lambda c: c.cost_share)
-        nearest = Nearest(bound, _at(latency, goal.percentile), _at(cost, goal.percentile))
+        reached = max(expected := _at(cost, goal.percentile), _rounded(promised))
+        nearest = Nearest(bound, _at(latency, goal.percentile), reached, _rounded(1 - expected / reached))
         return InfeasibleSlo(str(slo.budget) if slo else words, nearest, where.stage, where.cost_share)
     return InfeasibleSlo(words, None, problem.workflow.order[0], 0.0)
 

@@ -1,8 +1,8 @@
 r"""Whether a plan keeps its bound under nearly every truth that the rows allow for, not only on their average.
 
 Samples that mix everything the parameters may be give the chance that the *next run* keeps the bound. A promise with
-confidence γ says more: P(latency ≤ bound | θ) ≥ percentile for a share γ of the possible truths θ. An optimiser parks its
-plans on the bound, so that a plan chosen by the first alone breaks the second about as often as not.
+confidence γ says more: P(latency ≤ bound | θ) ≥ percentile for a share γ of the possible truths θ. An optimiser parks
+its plans on the bound, so that a plan chosen by the first alone breaks the second about as often as not.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ OVERSHOOT = 1.002
 """A bound that some truths break is tightened by this much more than they break it by, so that the next plan passes."""
 
 CLOSE = 0.985
-"""A plan that surely keeps more than this share of its bound is close enough to it: bolder ones save next to nothing."""
+"""A plan that surely keeps more than this share of its bound is close enough to it: bolder ones save very little."""
 
 _LAST = 1_000
 """Number of the draws that are no attempt's own."""

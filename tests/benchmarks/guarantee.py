@@ -8,7 +8,7 @@ plans for P95 ≤ bound with 99 % confidence, and counts how many of 200,000 run
 
 *inside*: times are posynomials and noise multiplies them, log-normal, Pareto or bimodal. The claim is that at most 1 %
 of plans miss. *outside*: a smooth wave of up to 10 % lies over the posynomial, noise grows with workers, and the stages
-of a run are slow together. There the plan is run 150 times, learned from, calibrated and made again before it is judged.
+of a run are slow together. There the plan is run 150 times, learned from, calibrated and made again, then judged.
 
 With ``--out`` every replication is a line of JSON that a later call doesn't repeat; replication k is the same in every
 call, so that two calls with different ``--first`` share the work.
@@ -39,6 +39,7 @@ from prefect_slo.models.drawing import cost_of
 from prefect_slo.models.tables import SampleTables, StageTable, upstream_sums
 from prefect_slo.objective import Latency
 from prefect_slo.observation import StageRuns
+from prefect_slo.plan import Plan
 from prefect_slo.planner.make import make_plan, solve
 from prefect_slo.planner.problem import Goal, Problem
 from prefect_slo.resources import Menu, Option, Size
@@ -171,21 +172,25 @@ class Truth:
             chosen = rng.choice(len(offered), SETTINGS, replace=False)
             for run, k in zip(runs, rng.permutation(np.repeat(chosen, REPEATS)).tolist(), strict=True):
                 run[stage.name] = offered[k]
-        return self.measured(runs, rng, "profile")
+        return self.measured(runs, rng, "profile")[1]
 
-    def measured(self, runs: Sequence[Mapping[str, Option]], rng: np.random.Generator, name: str) -> StageRuns:
-        """Stage runs of these runs."""
+    def measured(
+        self, runs: Sequence[Mapping[str, Option]], rng: np.random.Generator, name: str
+    ) -> tuple[Floats, StageRuns]:
+        """Latency of each of these runs, ``(n_runs,)``, and their stage runs."""
         rows: dict[str, list[Any]] = {
             c: [] for c in ("run_id", "stage", "workers", "vcpus", "memory_mb", "wall_s", "overhead_s")
         }
+        latencies = []
         for k, plan in enumerate(runs):
             drawn = self.sample_plan(plan, 1, rng)
+            latencies.append(float(drawn.latency_s[0]))
             for stage, option in plan.items():
                 row = (f"{name}-{k:04d}", stage, option.workers, option.vcpus, option.memory_mb)
                 values = (*row, float(drawn.stage_latency_s[stage][0]), 0.0)
                 for column, value in zip(rows.values(), values, strict=True):
                     column.append(value)
-        return StageRuns.from_table(rows)
+        return np.array(latencies), StageRuns.from_table(rows)
 
     @cached_property
     def quickest_s(self) -> float:
@@ -223,9 +228,16 @@ def replication(family: Family, noise: str, number: int, *, judged: int = JUDGED
     }
 
 
-def _calibrated(truth: Truth, model: WorkflowModel, slo: Latency, plan: Any, rng: np.random.Generator) -> Any:
-    """The plan after 150 runs of it: they are learned from, and their scores calibrate the next one."""
-    raise NotImplementedError
+def _calibrated(truth: Truth, model: WorkflowModel, slo: Latency, plan: Plan, rng: np.random.Generator) -> Plan:
+    """The plan after 150 runs of the first one: they are learned from, and their scores calibrate the next."""
+    options = {name: stage.option for name, stage in plan.stages.items()}
+    actual, rows = truth.measured([options] * CALIBRATION_RUNS, rng, "calibration")
+    model.update(rows)
+    predicted = model.predict(plan, seed=plan.seed).latency_at_percentile_s
+    calibration = Calibration(slo.percentile)
+    for latency_s in actual.tolist():
+        calibration = calibration.observe(latency_s, predicted)
+    return make_plan(model, slo, seed=plan.seed, calibration=calibration)
 
 
 def summary(results: Sequence[Mapping[str, Any]]) -> str:

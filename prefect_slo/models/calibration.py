@@ -128,6 +128,8 @@ class Calibration:
         Raises:
             InvalidValue: A field is missing.
         """
+        if not isinstance(document, dict):
+            raise InvalidValue("calibration", document, "what to_document() returns")
         try:
             return cls(document["percentile"], tuple(document["scores"]), document["level"])
         except KeyError as error:
@@ -140,6 +142,7 @@ class Calibration:
 
 def runs_needed(percentile: float, confidence: float | None = None) -> int:
     """Runs that a claim takes at least: 19 for the next run at 95 %, 90 for the P95 with confidence 99 %."""
+    fraction(percentile, "percentile")
     if confidence is None:
         return int(np.ceil(percentile / (1.0 - percentile) - 1e-9))
     fraction(confidence, "confidence")

@@ -136,8 +136,10 @@ def fit_noise(
     """
     counts = np.bincount(settings)
     lost = (2.0 * absorbed - absorbed**2) / counts
-    left = np.maximum(1.0 - lost[settings] - terms / len(wall), _LEAST_LEFT)
-    freedom = max(float(len(wall) - absorbed.sum() - terms), 1.0) + _PRIOR_ROWS
+    # What repeats of a setting differ by is noise whatever the fit absorbed: 1 − 1/n of its variance, n − 1 of freedom.
+    left = np.maximum(1.0 - lost[settings] - terms / len(wall), 1.0 - 1.0 / counts[settings])
+    left = np.maximum(left, _LEAST_LEFT)
+    freedom = max(float(len(wall) - absorbed.sum() - terms), float(np.sum(counts - 1)), 1.0) + _PRIOR_ROWS
     pooled = Noise(_widened(wall, weights, left), _widened(busy, weights, left), weights, freedom)
     wall_centre, busy_centre = pooled.centre("wall"), pooled.centre("busy")
     spread = fit_spread(workers, pooled.wall - wall_centre, weights)

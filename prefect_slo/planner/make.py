@@ -71,6 +71,7 @@ def make_plan(
         InvalidPlan: A pin that is not on its stage's menu.
         UnknownStage: A pin of a stage that the workflow does not have.
     """
+    whole(seed, "seed", least=0)
     sampler = Sampler(
         model, seed, cold, pins or {}, whole(samples, "samples"), whole(certify_samples, "certify_samples")
     )

@@ -136,6 +136,8 @@ class Problem:
         stages = tuple(_compile(tables, name, position) for name in workflow.order)
         allowed = [np.ones(len(stage.options), dtype=bool) for stage in stages]
         for name, choices in (pins or {}).items():
+            if not isinstance(choices, Mapping):
+                raise InvalidPlan(f"pins.{name}", choices, "a mapping of choices, such as {'workers': 8}")
             kept = set(workflow.pin(name, **choices)[name].menu.options())
             at = position[name]
             allowed[at] &= [option in kept for option in stages[at].options]

@@ -2,9 +2,10 @@
 
     python tests/benchmarks/first_plans.py [--replications 40]
 
-Each replication draws a chain of three stages with four settings each, runs the sweep's own design (every setting twice,
-8 runs in all), and plans as the loop does: with 99 % confidence, or with less where no plan has it. The bound is 1.5
-times the least P95 that any plan reaches. *ratio* is predicted over true P95 of the plan: 1 is perfect, above 1 cautious.
+Each replication draws a chain of three stages with four settings each, runs the sweep's own design (every setting
+twice, 8 runs in all), and plans as the loop does: with 99 % confidence, or with less where no plan has it. The bound is
+1.5 times the least P95 that any plan reaches. *ratio* is predicted over true P95 of the plan: 1 is perfect, above 1
+cautious.
 """
 
 from __future__ import annotations

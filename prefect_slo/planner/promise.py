@@ -45,7 +45,8 @@ def sure_quantile(values: NDArray[np.floating], at: float, confidence: float) ->
     between = float(np.cov(even, odd)[0, 1])
     kept = sqrt(min(max(between, 0.0) / total, 1.0)) if total > 0 else 0.0
     centre = float(logs.mean())
-    return float(np.exp(np.quantile(centre + kept * (logs - centre), confidence)))
+    # Weibull's positions, p·(n + 1): the default's fall short of a high quantile of few truths.
+    return float(np.exp(np.quantile(centre + kept * (logs - centre), confidence, method="weibull")))
 
 
 def sure(

@@ -104,7 +104,7 @@ def end_to_end(workflow: Workflow, table: pd.DataFrame, kind: str) -> dict[str, 
                 for name, row in by_stage.iterrows()
             }
             actual = float(makespan(workflow, {name: np.array([w]) for name, w in by_stage["wall_s"].items()})[0])
-            predicted = model.predict(plan, n_samples=4000).latency_s
+            predicted = model.predict(plan, n_samples=20_000).latency_s
             seen.append((actual, predicted.p50 / actual - 1, actual / predicted.p95))
         errors += [error for _, error, _ in seen]
         ratios += [ratio for _, _, ratio in seen]

@@ -59,8 +59,9 @@ class Measured:
         return self.model.sample_plan(plan, n_samples, rng, cold=cold)
 
     def sample_truths(
-        self, plan: Mapping[str, Option], truths: int, runs: int, rng: np.random.Generator, *, cold: bool | float = False
-    ) -> PlanSamples:
+        self, plan: Mapping[str, Option], truths: int, runs: int, rng: np.random.Generator, *,
+        cold: bool | float = False,
+    ) -> PlanSamples:  # fmt: skip
         """Draws of runs of one plan under each of several truths."""
         return self.model.sample_truths(plan, truths, runs, rng, cold=cold)
 

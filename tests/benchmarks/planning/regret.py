@@ -7,6 +7,7 @@ under the bound as ours does by its own prediction: below ``bound ÷ (P95 / mean
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from math import inf, nan
 
 import numpy as np
@@ -84,6 +85,15 @@ def _judged(profile: Profile, source: Measured, bound: Latency | Budget, seed: i
         room = bound.bound_usd / (predicted.cost_usd.p95 / predicted.cost_usd.mean)
         best, own = profile.oracle(Goal(cost_bound_usd=room, cost_weight=0.0, latency_weight=1.0)), latency
     return Judged(profile.name, bound, plan, latency, cost, own / best - 1 if best < inf else nan, loose)
+
+
+def falls(rows: list[Judged], workflow: str) -> bool:
+    """Whether predicted mean cost never rises with the latency bound, nor P95 latency with the budget."""
+    timed = [r.plan.predicted for r in rows if r.workflow == workflow and isinstance(r.bound, Latency) and r.plan]
+    spent = [r.plan.predicted for r in rows if r.workflow == workflow and isinstance(r.bound, Budget) and r.plan]
+    costs = [p.cost_usd.mean for p in timed if p]
+    times = [p.latency_at_percentile_s for p in spent if p]
+    return all(b <= a * 1.002 for values in (costs, times) for a, b in pairwise(values))
 
 
 def summary(rows: list[Judged]) -> dict[str, float]:

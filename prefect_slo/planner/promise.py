@@ -15,13 +15,16 @@ from numpy.typing import NDArray
 from prefect_slo.planner.dominance import Reduced
 from prefect_slo.planner.incumbent import begin
 from prefect_slo.planner.problem import Choice, Goal, Problem, percentile
-from prefect_slo.planner.sampling import Sampler
+from prefect_slo.planner.sampling import RUNS, Sampler
 
 OVERSHOOT = 1.002
 """A bound that some truths break is tightened by this much more than they break it by, so that the next plan passes."""
 
 CLOSE = 0.985
 """A plan that surely keeps more than this share of its bound is close enough to it: bolder ones save very little."""
+
+GUESS = 100
+"""Runs under each truth for a first guess of the room; the tests that follow correct it."""
 
 _LAST = 1_000
 """Number of the draws that are no attempt's own."""
@@ -51,10 +54,11 @@ def sure_quantile(values: NDArray[np.floating], at: float, confidence: float) ->
 
 
 def sure(
-    sampler: Sampler, problem: Problem, choice: Choice, at: float, confidence: float, attempt: int = _LAST
-) -> tuple[float, float]:
+    sampler: Sampler, problem: Problem, choice: Choice, at: float, confidence: float, attempt: int = _LAST,
+    *, runs: int = RUNS,
+) -> tuple[float, float]:  # fmt: skip
     """Latency in seconds and cost in US dollars that a plan surely keeps; 0 from a model without uncertainty."""
-    drawn = sampler.truths(problem, choice, attempt)
+    drawn = sampler.truths(problem, choice, attempt, runs=runs)
     if drawn is None:
         return 0.0, 0.0
     latency, cost = (sure_quantile(values, at, confidence) for values in drawn)
@@ -86,7 +90,7 @@ def first_room(sampler: Sampler, problem: Problem, goal: Goal, at: float, confid
     if reference is None:
         return 1.0, 1.0
     allowed = goal.allowed(problem.n_samples)
-    promised = sure(sampler, problem, reference, at, confidence)
+    promised = sure(sampler, problem, reference, at, confidence, runs=GUESS)
     expected = (percentile(values, allowed) for values in (problem.latency(reference), problem.cost(reference)))
     latency, cost = (max(p / max(e, 1e-300), 1.0) for p, e in zip(promised, expected, strict=True))
     return latency, cost

@@ -129,15 +129,15 @@ class Sampler:
         return isinstance(self.model, UncertainSource)
 
     def truths(
-        self, problem: Problem, choice: Choice, attempt: int = 0
+        self, problem: Problem, choice: Choice, attempt: int = 0, *, runs: int = RUNS
     ) -> tuple[NDArray[np.floating], NDArray[np.floating]] | None:
-        """Latency and cost under many possible truths, ``(TRUTHS, RUNS)`` each; ``None`` from a model that is sure."""
+        """Latency and cost under many possible truths, ``(TRUTHS, runs)`` each; ``None`` from a model that is sure."""
         if not self.uncertain:
             return None
         assert isinstance(self.model, UncertainSource)
         rng, options = self._stream(2, attempt), problem.option(choice)
-        drawn = self.model.sample_truths(options, TRUTHS, RUNS, rng, cold=self.cold)
-        latency, cost = (np.asarray(values).reshape(TRUTHS, RUNS) for values in (drawn.latency_s, drawn.cost_usd))
+        drawn = self.model.sample_truths(options, TRUTHS, runs, rng, cold=self.cold)
+        latency, cost = (np.asarray(values).reshape(TRUTHS, runs) for values in (drawn.latency_s, drawn.cost_usd))
         return latency, cost
 
     def _stream(self, use: int, attempt: int) -> np.random.Generator:

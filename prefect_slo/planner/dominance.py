@@ -41,6 +41,8 @@ class Reduced:
     def of(cls, problem: Problem, goal: Goal) -> Reduced:
         """Leave out what is dominated for a goal: with a budget, costs count sample by sample, else on average."""
         kept = tuple(np.flatnonzero(mask) for mask in undominated(problem, goal))
+        if not all(len(index) for index in kept):  # nothing is allowed somewhere: nothing to leave out
+            return cls(problem, tuple(np.arange(len(stage.options)) for stage in problem.stages))
         rules = {(a, b): matrix[np.ix_(kept[a], kept[b])] for (a, b), matrix in problem.rules.items()}
         needs = tuple(need[index] for need, index in zip(problem.antichains.needs, kept, strict=True))
         stages: list[CompiledStage] = []

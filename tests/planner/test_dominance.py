@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from prefect_slo.planner.dominance import Reduced, undominated
+from prefect_slo.planner.make import solve
 from prefect_slo.planner.problem import Goal, Problem, percentile
 from prefect_slo.resources import Capacity
 
@@ -73,3 +74,10 @@ def test_workers_that_help_downstream_are_not_given_up(model_of):
     few, all_counts = (undominated(p, Goal())[0] for p in (problem, changed))
     assert set(problem.stages[0].workers[all_counts]) == set(problem.stages[0].workers)
     assert few.sum() <= all_counts.sum()
+
+
+def test_where_nothing_is_allowed_nothing_changes(model_of):
+    problem = problem_of(model_of, "chain", 3)
+    closed = replace(problem, allowed=(np.zeros(6, dtype=bool), *problem.allowed[1:]))
+    assert Reduced.of(closed, Goal()).problem is closed
+    assert solve(closed, Goal()).choice is None

@@ -314,6 +314,10 @@ def _moved(before: Plan | None, after: Plan) -> bool:
     if before is None or before.predicted is None or after.predicted is None:
         return True
     old, new = before.predicted, after.predicted
+    if before.certificate is not None and after.certificate is not None:
+        known, counted = before.certificate.calibration_runs, after.certificate.calibration_runs
+        if counted > 1.25 * known or counted < known:
+            return True
     pairs = (
         (old.latency_s.mean, new.latency_s.mean),
         (old.latency_at_percentile_s, new.latency_at_percentile_s),

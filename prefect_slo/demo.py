@@ -163,7 +163,7 @@ def deadlines(model: WorkflowModel, seed: int) -> tuple[float, float, float]:
     loose = LOOSE * cheapest.predicted.latency_at_percentile_s
     tight = loose
     try:
-        # A few profiling runs promise little: what the flow is asked for is as tight as it would plan for, unsure as it is.
+        # A few profiling runs promise little: the deadline is as tight as a first plan, unsure as it is, is made for.
         make_plan(model, Latency(0.001, confidence=LESS_SURE[-1]), seed=seed)
     except InfeasibleSlo as error:
         tight = TIGHT * error.nearest.bound if error.nearest is not None else loose

@@ -47,6 +47,6 @@ def prefect_server() -> Iterator[str]:
         PREFECT_LOGGING_TO_API_ENABLED: False,
         PREFECT_SERVER_ANALYTICS_ENABLED: False,
     }
-    with temporary_settings(quiet), prefect_test_harness(server_startup_timeout=60):
+    with temporary_settings(quiet), prefect_test_harness(server_startup_timeout=240):
         yield str(PREFECT_API_URL.value())
         settle(30)  # what the last flows have left to learn is learned while there is a server

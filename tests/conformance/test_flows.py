@@ -474,7 +474,7 @@ def nobody_waits_for_a_failure():
 
 @documented
 def fails_before_anything_has_run():
-    double.submit(nap.submit(1))
+    double.submit(outlast.submit(1))
     raise RuntimeError("the flow itself")
 
 
@@ -526,12 +526,19 @@ def callbacks_that_submit_and_wait():
 REFUSED_WHEN_PINNED = ("submitted_inside_a_transaction",)
 
 
+KINDS = (
+    "etl", "mapped_and_unmapped", "asynchronous", "parent_of_subflow", "failing_task", "retried", "cached", "waits",
+    "generator", "conditional", "tagged",
+)  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def seen(run_everywhere):
     """Every flow, run everywhere; pinned to processes except where that is refused."""
     runs = run_everywhere(FLOWS, ("stock", "thread", "process"))
     runs.update(run_everywhere({name: FLOWS[name] for name in REFUSED_WHEN_PINNED}, ("auto",)))
     runs.update({(name, "process"): runs[name, "auto"] for name in REFUSED_WHEN_PINNED})
+    runs.update(run_everywhere({name: FLOWS[name] for name in KINDS}, ("decorated", "planned")))
     return runs
 
 
@@ -555,6 +562,16 @@ def test_a_flow_logs_what_it_logs_with_the_stock_runner(seen, run_everywhere, na
         again = run_everywhere({name: FLOWS[name]}, ("stock", ours))
         pair = (again[name, ours].logs, again[name, "stock"].logs)
     assert pair[0] == pair[1]
+
+
+@pytest.mark.parametrize("way", ["decorated", "planned"])
+@pytest.mark.parametrize("name", KINDS)
+def test_a_decorated_flow_ends_as_before(seen, name, way):
+    stock, ours = seen[name, "stock"], seen[name, way]
+    assert ours.outcome == stock.outcome
+    assert ours.flow_state == stock.flow_state
+    assert ours.tasks == stock.tasks
+    assert [log for log in stock.logs if log not in ours.logs] == [], "what tasks and flow say is still said"
 
 
 def test_the_comparison_sees_task_runs_edges_tags_and_logs(seen):

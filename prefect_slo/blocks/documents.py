@@ -23,14 +23,11 @@ class MenuBlock(Block):
     """What the planner may choose from for a stage: worker counts, sizes, pools, batch sizes and prices.
 
     Example:
-        Choose for a flow from a menu that is stored on the server:
+        See a menu that is stored on the server; ``@slo(latency="30s", menu="BLOCK_NAME")`` chooses from it:
         ```python
-        from prefect import flow
-        from prefect_slo import slo
+        from prefect_slo.blocks import MenuBlock
 
-        @slo(latency="30s", menu="BLOCK_NAME")
-        @flow
-        def analyse(): ...
+        menu = MenuBlock.load("BLOCK_NAME").menu
         ```
     """
 
@@ -63,7 +60,8 @@ class PriceListBlock(Block):
         ```python
         from prefect_slo.blocks import PriceListBlock
 
-        PriceListBlock.load("BLOCK_NAME").write("ours.toml")
+        prices = PriceListBlock.load("BLOCK_NAME")
+        prices.write("ours.toml")
         ```
     """
 

@@ -11,6 +11,7 @@ from prefect_slo.resources import Size
 from prefect_slo.runner import measure as measuring
 from prefect_slo.runner.backends.protocol import Finished, ItemReport, Lost, Opened, Outcome
 from prefect_slo.runner.measure import Measure
+from prefect_slo.runner.pools import PROCESS
 
 PRICES = PriceList("test", vcpu_second=1.0, gb_second=1.0)
 MACHINE, SMALL = Size(4, 8192), Size(1, 1024)
@@ -46,7 +47,7 @@ def runs(clock: Clock) -> Callable[..., Measure]:
         seen.submitted("train", len(workers), begun)
         ends = [begun + waits + works for waits, works in workers]
         for lease in range(len(workers)):
-            seen.leased(lease, "train", size, begun)
+            seen.leased(lease, "train", PROCESS, size, begun)
         for lease, (waits, _) in sorted(enumerate(workers), key=lambda pair: pair[1]):
             clock.now = begun + waits
             seen.opened(Opened(lease, False, 0.0, waits, 1))
@@ -92,7 +93,7 @@ def test_a_stage_with_failed_items_has_a_row_and_says_so(runs):
 def test_a_stage_that_lost_its_only_worker_has_a_row(clock):
     seen = Measure(PRICES, machine=MACHINE)
     seen.submitted("train", 1, clock.now)
-    seen.leased(0, "train", SMALL, clock.now)
+    seen.leased(0, "train", PROCESS, SMALL, clock.now)
     seen.opened(Opened(0, False, 0.0, 0.0, 1))
     clock.now += 3
     seen.lost(Lost(0, "died", "killed by signal 9"))

@@ -22,6 +22,7 @@ from prefect_slo.models.makespan import makespan, stages_run
 from prefect_slo.models.protocol import Response, StageModel
 from prefect_slo.models.stage_time import StageTime
 from prefect_slo.models.tables import SampleTables, StageTable, upstream_sums
+from prefect_slo.models.transfer import THREAD, on_threads
 from prefect_slo.observation import StageRuns
 from prefect_slo.plan import Plan, Prediction, Quantiles
 from prefect_slo.pricing import price_list
@@ -357,6 +358,12 @@ class WorkflowModel:
                 rows = history.take(history.hardware == kind)
                 self._known[name][kind] = learn(
                     self.workflow[name], rows, kind=self.kind, features=self.features, weights=self._weights(rows)
+                )
+            offered = {option.size.hardware for option in self.workflow[name].menu.options()}
+            if THREAD in offered - set(kinds.tolist()) and (derived := on_threads(history)) is not None:
+                weights = self._weights(derived)
+                self._known[name][THREAD] = learn(
+                    self.workflow[name], derived, kind=self.kind, features=self.features, weights=weights
                 )
         return self
 

@@ -175,17 +175,18 @@ class Problem:
             total *= int(mask.sum())
         return total
 
-    def columns(self, index: NDArray[np.intp], *, costs: bool = True) -> Problem:
+    def columns(self, index: NDArray[np.intp], costs: NDArray[np.intp] | None = None) -> Problem:
         """The same problem on some of its samples; mean costs stay those of all samples.
 
         Args:
-            index: The samples.
-            costs: Whether costs per sample are needed; without, their place is taken by latencies.
+            index: The samples that latencies are taken from.
+            costs: The samples that costs are taken from; without, latencies take their place.
         """
         stages = []
         for stage in self.stages:
             latency = stage.latency.take(index, axis=2)
-            stages.append(replace(stage, latency=latency, cost=stage.cost.take(index, axis=2) if costs else latency))
+            cost = latency if costs is None else stage.cost.take(costs, axis=2)
+            stages.append(replace(stage, latency=latency, cost=cost))
         return replace(self, stages=tuple(stages), driver=self.driver[index])
 
     def sample(self, size: int) -> Problem:

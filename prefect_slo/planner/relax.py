@@ -124,7 +124,7 @@ class ScenarioBounds:
         allowed = goal.allowed(problem.n_samples)
         rows = [0 if reference is None else problem.upstream_row(i, reference) for i in range(len(problem.stages))]
         index = critical_scenarios(problem, goal, reference)
-        critical = problem.columns(index, costs=goal.cost_bound_usd < inf)
+        critical = problem.columns(index, index if goal.cost_bound_usd < inf else None)
         multipliers = ascend(critical, goal, rows)
         suffix = Suffix.of(critical, lambda i: multipliers.stage(critical, goal, i))
         # a plan may break each of two bounds in as many scenarios

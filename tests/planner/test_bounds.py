@@ -9,6 +9,7 @@ from prefect_slo.planner.incumbent import begin
 from prefect_slo.planner.make import solve
 from prefect_slo.planner.multipliers import ascend
 from prefect_slo.planner.network import Network
+from prefect_slo.planner.paired import paired_bound
 from prefect_slo.planner.paths import PathBounds, split
 from prefect_slo.planner.problem import Goal, Problem, percentile
 from prefect_slo.planner.relax import ScenarioBounds, quantile_bound, relax
@@ -57,6 +58,31 @@ def test_parallel_branches_are_bounded_together_by_their_paths(model_of):
 def test_item_edges_keep_the_quantile_bound_valid(model_of, seed):
     problem, goal, plan, optimum = solved(model_of, "chain", seed, item=0.7)
     assert quantile_bound(problem, goal, plan) <= optimum * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("shape", ["chain", "diamonds", "sources", "random"])
+@pytest.mark.parametrize("seed", range(3))
+def test_pairs_of_scenarios_bound_every_plan_within_a_budget(model_of, shape, seed):
+    model = model_of(shape, 4, seed=seed, item=0.5 if seed == 2 else 0.0, noise=0.1)
+    problem = Problem.of(model.tables(400, np.random.default_rng(seed)))
+    choices = list(problem.choices())
+    allowed = Goal().allowed(problem.n_samples)
+    cost = [percentile(problem.cost(choice), allowed) for choice in choices]
+    budget = Goal(cost_bound_usd=float(np.quantile(cost, 0.3)), cost_weight=0.0, latency_weight=1.0)
+    both = Goal(latency_bound_s=float(np.median([problem.latency(c).max() for c in choices])), cost_bound_usd=max(cost))
+    for goal in (budget, both):
+        best = min(choices, key=lambda choice: problem.score(choice, goal))
+        for reference in (best, choices[0]):
+            assert paired_bound(problem, goal, reference) <= problem.score(best, goal) * (1 + 1e-5)
+
+
+def test_pairs_close_most_of_the_gap_that_two_bounds_leave(model_of):
+    model = model_of("chain", 4, workers=(1, 2, 3, 4, 6, 8), vcpus=(0.5, 1, 1.5, 2, 3, 4), noise=0.1, coupled=0.0)
+    problem = Problem.of(model.tables(2000, np.random.default_rng(0)))
+    goal = Goal(cost_bound_usd=0.002, cost_weight=0.0, latency_weight=1.0)
+    found = solve(problem, goal, 20_000)
+    loose = 1 - quantile_bound(problem, goal, found.choice) / found.score
+    assert 0 <= 1 - paired_bound(problem, goal, found.choice) / found.score < 0.6 * loose
 
 
 def test_on_a_rich_chain_the_quantile_bound_is_tight(model_of):

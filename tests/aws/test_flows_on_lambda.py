@@ -366,6 +366,17 @@ def test_prefects_logger_of_a_lost_task_still_works(run: Callable[..., Any]) -> 
     assert run(body) == 1 + OFFSET
 
 
+def test_another_python_on_the_worker_is_refused_and_named(run: Callable[..., Any], monkeypatch, caplog) -> None:
+    """What one minor version pickles another can't always load: nothing is tried."""
+    from types import SimpleNamespace
+
+    from prefect_slo.aws import exchange
+
+    monkeypatch.setattr(exchange, "sys", SimpleNamespace(version_info=(3, 99, 0)))
+    assert run(lambda: where_am_i.submit().result()) == os.getpid()
+    assert "pickled by Python 3.99" in caplog.text
+
+
 def test_sizes_have_the_vcpus_of_their_memory(pool: LambdaPool) -> None:
     assert [(size.memory_mb, round(size.vcpus, 3)) for size in pool.pool.sizes] == [(256, 0.145), (512, 0.289)]
     assert pool.pool.sizes[0] == Size(256 / 1769, 256, hardware="lambda")

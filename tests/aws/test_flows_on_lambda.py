@@ -8,6 +8,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
+import boto3
 import numpy as np
 import pytest
 from prefect import flow, get_run_logger, task
@@ -179,6 +180,12 @@ def test_a_task_that_overruns_its_timeout_is_ended_there(run: Callable[..., Any]
     assert account.lambdas.invocations[-1].duration_ms < 10_000
 
 
+def objects() -> list[str]:
+    """Keys of what lies in the bucket, but for functions."""
+    found = boto3.client("s3").list_objects_v2(Bucket="prefect-slo-test").get("Contents", [])
+    return [entry["Key"] for entry in found if "/code/" not in entry["Key"]]
+
+
 def test_large_arguments_and_results_go_over_s3(run: Callable[..., Any], account: LocalAws) -> None:
     @slo_task(pool="lambda")
     @task
@@ -186,11 +193,13 @@ def test_large_arguments_and_results_go_over_s3(run: Callable[..., Any], account
         return data[::-1]
 
     data = os.urandom(1 << 20) * 6
+    before = objects()
 
     def body():
         return reverse.submit(data).result()
 
     assert run(body) == data[::-1]
+    assert objects() == before, "nothing is left behind"
 
 
 def test_without_a_bucket_what_is_too_large_runs_in_the_flows_process(

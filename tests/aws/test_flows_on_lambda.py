@@ -203,7 +203,7 @@ def test_large_arguments_and_results_go_over_s3(run: Callable[..., Any], account
 
 
 def test_without_a_bucket_what_is_too_large_runs_in_the_flows_process(
-    run: Callable[..., Any], account: LocalAws
+    run: Callable[..., Any], account: LocalAws, caplog: pytest.LogCaptureFixture
 ) -> None:
     @slo_task(pool="lambda")
     @task
@@ -216,6 +216,7 @@ def test_without_a_bucket_what_is_too_large_runs_in_the_flows_process(
     (big, size), (small, _) = run(body, pools=account.pool(memory_mb=(256,), bucket=None))
     assert (big, size) == (os.getpid(), 6_000_000)
     assert small == os.getpid(), "the whole stage has moved"
+    assert "give the pool a bucket" in caplog.text
 
 
 def test_what_does_not_pickle_runs_in_the_flows_process(run: Callable[..., Any]) -> None:

@@ -14,6 +14,8 @@ import pytest
 from prefect_slo import LambdaPool
 from prefect_slo.testing.aws import fake_credentials, no_real_aws
 
+pytestmark = pytest.mark.slow  # a process that imports all of moto
+
 
 @pytest.fixture
 def endpoint() -> Iterator[str]:

@@ -16,6 +16,7 @@ from prefect.utilities.callables import parameters_to_args_kwargs
 from prefect_slo import units
 from prefect_slo.errors import InvalidValue
 from prefect_slo.plan import Record
+from prefect_slo.resources import Menu
 
 AnyTask = TypeVar("AnyTask", bound=Task[Any, Any])
 _ATTRIBUTE, _BATCHED = "__slo__", "__slo_batched__"
@@ -36,8 +37,12 @@ class Declaration:
         pins: Choices that are fixed: ``workers``, ``vcpus``, ``memory_mb``, ``batch``, ``pool``.
         memory_mb: The least memory a worker needs.
         knobs: Values that the planner may pass for parameters of the task.
-        concurrency: The most items that may run at once.
+        concurrency: The most items of the task that may run at once in a flow run, wherever it is submitted.
         record: Record level, where the user fixes it.
+
+    Raises:
+        InvalidValue: A value that a field may not hold.
+        InvalidWorkflow: Knobs without values, or by the name of another dimension.
     """
 
     idempotent: bool | None = None
@@ -62,14 +67,11 @@ class Declaration:
             units.whole(self.concurrency, "concurrency")
         if self.pool is not None and not isinstance(self.pool, str):
             object.__setattr__(self, "pool", tuple(self.pool))
+        object.__setattr__(self, "menu", _menu(self.menu))
+        object.__setattr__(self, "pins", _pins(self.pins))
+        object.__setattr__(self, "knobs", dict(Menu(knobs=self.knobs).knobs))
         for name in self.pools:
             units.text(name, "pool")
-        for name in self.menu:
-            if name not in ("workers", "vcpus", "memory_mb", "batch"):
-                raise InvalidValue("menu", name, "one of workers, vcpus, memory_mb, batch")
-        for name in self.pins:
-            if name not in ("workers", "vcpus", "memory_mb", "batch", "pool"):
-                raise InvalidValue("pins", name, "one of workers, vcpus, memory_mb, batch, pool")
 
     @property
     def pools(self) -> tuple[str, ...]:
@@ -91,6 +93,50 @@ class Declaration:
             if name not in cls.__dataclass_fields__:
                 raise InvalidValue("stages", name, f"one of {', '.join(cls.__dataclass_fields__)}")
         return cls(**value)
+
+
+def dimension(name: str, values: object, where: str) -> tuple[Any, ...]:
+    """Values of one dimension of a menu (``workers``, ``vcpus``, ``memory_mb``, ``batch``); one stands for a list.
+
+    Raises:
+        InvalidValue: Nothing to choose from, or a value that can't be.
+    """
+    if name not in _DIMENSIONS:
+        raise InvalidValue(where, name, f"one of {', '.join(_DIMENSIONS)}")
+    several = tuple(values) if isinstance(values, (list, tuple, range)) else (values,)
+    if not several:
+        raise InvalidValue(f"{where}.{name}", values, "at least one value")
+    return tuple(_DIMENSIONS[name](value, f"{where}.{name}") for value in several)
+
+
+def _megabytes(value: Any, where: str) -> int:
+    return units.megabytes(value, field=where)
+
+
+_DIMENSIONS: Mapping[str, Callable[[Any, str], Any]] = {
+    "workers": units.whole,
+    "vcpus": units.positive,
+    "memory_mb": _megabytes,
+    "batch": units.whole,
+}
+
+
+def _menu(given: object) -> dict[str, tuple[Any, ...]]:
+    if not isinstance(given, Mapping):
+        raise InvalidValue("menu", given, f"a mapping with some of {', '.join(_DIMENSIONS)}")
+    return {name: dimension(name, values, "menu") for name, values in given.items()}
+
+
+def _pins(given: object) -> dict[str, Any]:
+    known = (*_DIMENSIONS, "pool")
+    if not isinstance(given, Mapping):
+        raise InvalidValue("pins", given, f"a mapping with some of {', '.join(known)}")
+    held: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in known:
+            raise InvalidValue("pins", name, f"one of {', '.join(known)}")
+        held[name] = units.text(value, "pins.pool") if name == "pool" else _DIMENSIONS[name](value, f"pins.{name}")
+    return held
 
 
 NOTHING = Declaration()

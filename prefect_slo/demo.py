@@ -22,8 +22,10 @@ from prefect import Flow
 from prefect_slo.attainment import Attainment
 from prefect_slo.decorators import director_of, slo
 from prefect_slo.errors import InfeasibleSlo, SloError
+from prefect_slo.loop import background
 from prefect_slo.loop.director import Following, following
 from prefect_slo.loop.menus import capacity_of
+from prefect_slo.loop.planning import LESS_SURE
 from prefect_slo.loop.profiling import Measurement, profile
 from prefect_slo.models import WorkflowModel
 from prefect_slo.objective import Latency, Slo
@@ -143,14 +145,11 @@ def demo(*, runs: int = 10, scale: float = 1.0, seed: int = 0, heard: Heard = la
     for bound in bounds:
         flow: Flow[Any, Any] = slo(latency=bound, mode="enforce", explore=0, seed=seed)(stock)
         series.append(_run(flow, parameters, runs, f"deadline {bound:.2f} s", bound, heard))
+    few, tightest = min(runs, max(runs // 4, 3)), Latency(bounds[0])
     references = [
-        _reference(
-            stock, all_max(model, Latency(bounds[0]), seed=seed), parameters, max(runs // 4, 3), "all-max", heard
-        ),
-        _reference(
-            stock, all_min(model, Latency(bounds[0]), seed=seed), parameters, max(runs // 4, 3), "all-min", heard
-        ),
-        _default_runner(stock, parameters, max(runs // 4, 3), heard),
+        _reference(stock, all_max(model, tightest, seed=seed), parameters, few, "all-max", heard),
+        _reference(stock, all_min(model, tightest, seed=seed), parameters, few, "all-min", heard),
+        _default_runner(stock, parameters, few, heard),
     ]
     return DemoReport(tuple(series), tuple(references), len(report.runs), report.seconds, time.monotonic() - begun)
 
@@ -162,10 +161,15 @@ def deadlines(model: WorkflowModel, seed: int) -> tuple[float, float, float]:
     loose = LOOSE * cheapest.predicted.latency_at_percentile_s
     tight = loose
     try:
-        make_plan(model, Latency(0.001), seed=seed)
+        # A few profiling runs promise little: the deadline is as tight as a first plan, unsure as it is, is made for.
+        make_plan(model, Latency(0.001, confidence=LESS_SURE[-1]), seed=seed)
     except InfeasibleSlo as error:
         tight = TIGHT * error.nearest.bound if error.nearest is not None else loose
-    return tight, max((tight + loose) / 2, tight), max(loose, tight)
+    return _in_hundredths(tight), _in_hundredths(max((tight + loose) / 2, tight)), _in_hundredths(max(loose, tight))
+
+
+def _in_hundredths(bound_s: float) -> float:
+    return math.ceil(100 * bound_s) / 100
 
 
 def _run(
@@ -178,6 +182,7 @@ def _run(
     with _listening(director, seen):
         for number in range(runs):
             flow(**parameters)
+            background.settle()  # each run is planned by all runs before it
             plan = plan or seen[-1].recipe.plan
             heard(name, number + 1, runs, f"{seen[-1].latency_s:.2f} s")
     return Series(name, bound, plan, tuple(r.latency_s for r in seen), tuple(r.cost_usd for r in seen))

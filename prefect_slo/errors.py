@@ -94,19 +94,25 @@ class NotEnoughObservations(SloError):
         return type(self), (self.stage, self.have, self.need, self.hint)
 
 
+_MUCH = 0.05
+"""Share of what a plan reaches that is worth telling to be uncertainty."""
+
+
 @dataclass(frozen=True)
 class Nearest:
     """The nearest bound that can be met, and what it takes.
 
     Attributes:
         bound: In the unit of the objective that failed (seconds or US dollars).
-        latency_s: Percentile latency of that plan, under the model.
+        latency_s: Percentile latency that this plan surely keeps, under the model.
         cost_usd: Mean cost of that plan for a latency bound, its percentile for a budget.
+        unsure: Share of it that is there because few runs leave much open, in [0, 1).
     """
 
     bound: float
     latency_s: float
     cost_usd: float
+    unsure: float = 0.0
 
 
 class InfeasibleSlo(SloError):
@@ -132,6 +138,11 @@ class InfeasibleSlo(SloError):
                 f"${nearest.cost_usd:.4g}, and {bottleneck!r} is {share:.0%} of its {kind}. "
                 f"Raise the bound to {raise_to} or widen the menu of {bottleneck!r}."
             )
+            if nearest.unsure > _MUCH:
+                message += (
+                    f" Of what it reaches, {nearest.unsure:.0%} is for what the runs so far leave open: "
+                    "profile more, or ask for less confidence."
+                )
         super().__init__(message)
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:

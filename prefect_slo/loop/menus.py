@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 from prefect_slo import units
-from prefect_slo.declaration import NOTHING, Declaration
+from prefect_slo.declaration import NOTHING, Declaration, dimension
 from prefect_slo.errors import InvalidValue
 from prefect_slo.pricing import price_list
 from prefect_slo.resources import Capacity, Menu, Pool, Size
@@ -18,6 +18,7 @@ from prefect_slo.settings import SLOSettings
 from prefect_slo.workflow import Workflow
 
 _FIELDS = ("workers", "vcpus", "memory_mb", "batch", "prices", "pools")
+_read: dict[str, MenuSettings] = {}
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,11 @@ class MenuSettings:
         vcpus: vCPUs of a worker; likewise.
         memory_mb: Memory of a worker; by default its vCPUs' share of the machine's memory.
         batch: Batch sizes of batched tasks.
-        prices: Price list.
+        prices: Price list: one of the package's, or a path to a ``.toml`` file.
         pools: Pools of tasks that declare none; by default worker processes. A pool that was given to the decorator
             has sizes, worker counts and prices of its own.
+        sizes: Sizes of a worker, in place of ``vcpus`` and ``memory_mb``.
+        block: Name of a stored ``slo-menu`` block that says all of this; read when a run first needs it.
 
     Raises:
         InvalidValue: A count or size that can't be, or nothing to choose from.
@@ -44,34 +47,44 @@ class MenuSettings:
     batch: tuple[int, ...] = (1,)
     prices: str = "local"
     pools: tuple[str, ...] | None = None
+    sizes: tuple[Size, ...] | None = None
+    block: str = ""
 
     def __post_init__(self) -> None:
-        checks: dict[str, Callable[..., Any]] = {
-            "workers": units.whole,
-            "vcpus": units.positive,
-            "memory_mb": _megabytes,
-            "batch": units.whole,
-            "pools": units.text,
-        }
-        for name, check in checks.items():
-            values = getattr(self, name)
-            if values is None:
-                continue
-            if not values:
-                raise InvalidValue(f"menu.{name}", values, "at least one value")
-            object.__setattr__(self, name, tuple(check(value, f"menu.{name}") for value in values))
+        for name in ("workers", "vcpus", "memory_mb", "batch"):
+            if (values := getattr(self, name)) is not None:
+                object.__setattr__(self, name, dimension(name, values, "menu"))
+        if self.pools is not None:
+            if not self.pools:
+                raise InvalidValue("menu.pools", self.pools, "at least one value")
+            object.__setattr__(self, "pools", tuple(units.text(name, "menu.pools") for name in self.pools))
         price_list(self.prices)
 
     @classmethod
-    def of(cls, value: Mapping[str, Any] | MenuSettings | None) -> MenuSettings:
-        """Settings from themselves or a mapping of their fields.
+    def of(cls, value: Mapping[str, Any] | MenuSettings | str | None) -> MenuSettings:
+        """Settings from themselves, a mapping of their fields, or the name of a stored menu.
 
         Raises:
             InvalidValue: A field that there isn't.
         """
         if isinstance(value, MenuSettings):
             return value
+        if isinstance(value, str):
+            return cls(block=units.text(value, "menu"))
         return cls().updated(value or {})
+
+    def resolved(self) -> MenuSettings:
+        """These settings, or what the block says that they name; that is read once per process.
+
+        Raises:
+            InvalidValue: There is no such block, or it says what holds for single tasks only.
+            httpx.HTTPError: The API cannot be reached.
+        """
+        if not self.block:
+            return self
+        if self.block not in _read:
+            _read[self.block] = _stored(self.block)
+        return _read[self.block]
 
     def updated(self, fields: Mapping[str, Any]) -> MenuSettings:
         """A copy with some fields replaced; single values stand for lists of one.
@@ -87,6 +100,8 @@ class MenuSettings:
                 raise InvalidValue("menu", name, f"one of {', '.join(_FIELDS)}")
             several = isinstance(given, (list, tuple, range)) or name == "prices"
             changes[name] = given if name == "prices" else tuple(given) if several else (given,)
+        if "vcpus" in changes or "memory_mb" in changes:
+            changes["sizes"] = None
         return replace(self, **changes)
 
 
@@ -94,6 +109,19 @@ def capacity_of(pools: Pools = MappingProxyType({})) -> Capacity:
     """What this machine holds, and apart from it each of the pools."""
     elsewhere = {name: definition.capacity for name, definition in pools.items()}
     return Capacity(usable_vcpus(), float(usable_memory_mb()), SLOSettings().capacity_workers, pools=elsewhere)
+
+
+def _stored(name: str) -> MenuSettings:
+    from prefect_slo.blocks import MenuBlock
+
+    try:
+        menu = MenuBlock.load(name, _sync=True).menu  # type: ignore[call-arg, union-attr]
+    except ValueError as error:
+        expected = f"the name of an slo-menu block ({error}); 'python blocks/register.py' stores some"
+        raise InvalidValue("menu", name, expected) from None
+    if menu.knobs or menu.pools != (Pool(),):
+        raise InvalidValue("menu", name, "a block without pools and knobs: those are declared by task, with slo_task")
+    return MenuSettings(workers=menu.workers, batch=menu.batch, prices=menu.prices, sizes=menu.sizes)
 
 
 def stage_menu(
@@ -114,7 +142,7 @@ def stage_menu(
     Raises:
         UnknownPool: A pool that there isn't.
     """
-    own = settings.updated(declared.menu)
+    own = settings.resolved().updated(declared.menu)
     pins = declared.pins
     names = tuple(dict.fromkeys(resolved(n, pools) for n in declared.pools or own.pools or (PROCESS,)))
     threads = on_threads or names == (THREAD,) or declared.isolation == THREAD
@@ -124,7 +152,7 @@ def stage_menu(
     if declared.concurrency is not None:
         workers = _at_most(workers, declared.concurrency)
     vcpus = own.vcpus or tuple(min(float(v), machine) for v in _powers(n))
-    sizes = tuple(
+    sizes = own.sizes or tuple(
         Size(v, m) for v in vcpus for m in (own.memory_mb or (max(int(memory * min(v / machine, 1.0)), 256),))
     )
     if declared.memory_mb is not None:
@@ -183,10 +211,6 @@ def _offer(name: str, declared: Declaration, local: tuple[Size, ...], pools: Poo
 
 def _at_most(counts: Sequence[int], most: int) -> tuple[int, ...]:
     return tuple(count for count in counts if count <= most) or (most,)
-
-
-def _megabytes(value: object, field: str) -> int:
-    return units.megabytes(value, field=field)  # type: ignore[arg-type]
 
 
 def _pinned(sizes: tuple[Size, ...], pins: Mapping[str, Any]) -> Size:

@@ -1,23 +1,28 @@
-"""What to do with a run, given what is known: follow the plan in force, plan now, explore, or only observe."""
+"""What to do with a run, given what is known: follow the plan in force, plan now, explore, or only observe.
+
+A run that follows the plan in force needs neither the model nor the planner: they are imported where they are needed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from prefect_slo.errors import InfeasibleSlo
 from prefect_slo.loop import policy
-from prefect_slo.loop.knowledge import Knowledge
-from prefect_slo.models import WorkflowModel
+from prefect_slo.loop.knowledge import Fitted, Knowledge
 from prefect_slo.objective import Budget, Latency, Slo
 from prefect_slo.plan import Plan, Prediction, StagePlan
-from prefect_slo.planner import make_plan
-from prefect_slo.planner.baselines import all_max
 from prefect_slo.resources import Option, Size
 from prefect_slo.telemetry.packing import digest
 from prefect_slo.workflow import Workflow
+
+if TYPE_CHECKING:
+    from prefect_slo.models import WorkflowModel
+    from prefect_slo.models.calibration import Calibration
 
 PROFILE_IT = "Profile it with 'prefect-slo profile'."
 
@@ -27,6 +32,10 @@ EXPLORATION_COST = 1.25
 
 KEPT = "kept"
 """Reason of a re-plan that changes nothing."""
+
+LESS_SURE = (0.9, 0.5)
+"""Confidences that a plan is made with where none keeps its bound with the one asked for. A few noisy runs promise
+little; a plan that keeps the bound by all that they do say serves better than the largest of everything."""
 
 TIGHTER = 1.02
 ATTEMPTS = 4
@@ -93,23 +102,23 @@ def decide(
         return Decision(None, "observe", hint if "prefect-slo profile" in hint else f"{hint[:-1]}. {PROFILE_IT}")
     if mode == "observe":
         return Decision(None, "observe")
-    assert known.model is not None
     assert known.workflow is not None
     plan, workflow = known.plan, known.workflow
     if features:
-        known = replace(known, model=known.model.given(rounded(features)), plan=None)
+        assert known.model is not None
+        known = replace(known, fitted=Fitted.of(known.model.given(rounded(features))), plan=None)
     if known.plan is None or not fits(known.plan, workflow, slo):
         key = slo, tuple(sorted(rounded(features or {}).items()))
         plan = known.made.get(key) or replan(known, slo, seed=seed)[0]
         assert plan is not None
         known.made[key] = plan
     assert plan is not None
-    assert known.model is not None
     note = f"{slo} is kept by no plan for sure; it runs by its fastest." if plan.certificate is None else ""
     if mode == "advise":
         return Decision(plan, "advise", note or "a plan is ready; it is shown and not followed (mode 'advise').")
     mode = "enforce"
     if not note and explore and policy.explores(explore, rng):
+        assert known.model is not None
         tried = exploration(known.model, plan, slo, rng)
         if tried is not None:
             plan, mode = tried, "explore"
@@ -132,6 +141,8 @@ def fits(plan: Plan, workflow: Workflow, slo: Slo) -> bool:
 
 def fastest(model: WorkflowModel, slo: Slo, seed: int) -> Plan:
     """The plan to run by when nothing keeps the bound: everything at its largest, predicted but not certified."""
+    from prefect_slo.planner.baselines import all_max
+
     return predicted(model, replace(all_max(model, slo, seed=seed), objective=slo, certificate=None))
 
 
@@ -200,29 +211,69 @@ def replan(known: Knowledge, slo: Slo, *, seed: int, earlier: Iterable[Plan] = (
     if not fits(current, known.workflow, slo):
         return _made(known, slo, seed, "the objective, the stages or a menu have changed")
     now = predicted(model, current)
-    assert now.predicted is not None
-    name = plan_digest(current)
+    expected, name = now.predicted, plan_digest(current)
+    assert expected is not None
+    at = expected.latency_at_percentile_s if slo.latency is not None else expected.cost_at_percentile_usd
+    scores = policy.calibration(known.past, name, slo, at)
+    now = _counted(now, slo, scores, at)
     if policy.distrusted(known.past, name, slo):
         missed = [not run.met(slo) for run in known.past if run.plan == name]
         why = f"{sum(missed)} of {len(missed)} runs missed the bound"
         back = _rolled_back(known, slo, earlier)
         if back is not None:
             return back, f"rolled back to an earlier plan: {why}"
-        at = now.predicted.latency_at_percentile_s if slo.latency is not None else now.predicted.cost_at_percentile_usd
         return _made(known, slo, seed, f"a bound tightened: {why}", policy.correction(known.past, name, slo, at))
-    if not keeps(now.predicted, slo):
+    if not keeps(expected, slo):
         return _made(known, slo, seed, "no longer keeps the bound under the model")
     try:
-        candidate = make_plan(model, slo, seed=seed)
+        candidate = surest(model, slo, seed=seed, calibration=scores)
     except InfeasibleSlo:  # none is certain to; the one in force does under the model
         return now, KEPT
     assert candidate.predicted is not None
+    assert candidate.certificate is not None
     if plan_digest(candidate) == name:
-        return candidate, KEPT
-    better = not policy.keep(objective_value(now.predicted, slo), objective_value(candidate.predicted, slo))
-    if better and not policy.distrusted(known.past, plan_digest(candidate), slo):
-        return candidate, f"better by {policy.MARGIN:.0%} or more"
-    return now, KEPT
+        return _counted(candidate, slo, scores, at), KEPT
+    if policy.distrusted(known.past, plan_digest(candidate), slo):
+        return now, KEPT
+    if now.certificate is not None and candidate.certificate.confidence > now.certificate.confidence:
+        return candidate, f"certain to {candidate.certificate.confidence:.0%} by now"
+    if policy.keep(objective_value(expected, slo), objective_value(candidate.predicted, slo)):
+        return now, KEPT
+    return candidate, f"better by {policy.MARGIN:.0%} or more"
+
+
+def surest(model: WorkflowModel, slo: Slo, *, seed: int, calibration: Calibration | None = None) -> Plan:
+    """The best plan with the confidence asked for or, where none has it, with less; its certificate says which.
+
+    Args:
+        model: Of the flow.
+        slo: What is asked.
+        seed: Of the planner's draws.
+        calibration: Scores of real runs of the plan in force.
+
+    Raises:
+        InfeasibleSlo: No plan keeps the bound with any of these confidences.
+    """
+    from prefect_slo.planner import make_plan
+
+    refused: InfeasibleSlo | None = None
+    for confidence in (slo.confidence, *(c for c in LESS_SURE if c < slo.confidence)):
+        try:
+            plan = make_plan(model, asked(slo, confidence=confidence), seed=seed, calibration=calibration)
+            return replace(plan, objective=slo)
+        except InfeasibleSlo as error:
+            refused = refused or error
+    assert refused is not None
+    raise refused
+
+
+def _counted(plan: Plan, slo: Slo, scores: Calibration, predicted_at: float) -> Plan:
+    """The plan with the number of its own runs behind its claim in its certificate."""
+    if plan.certificate is None:
+        return plan
+    bound = slo.latency.bound_s if slo.latency is not None else slo.budget.bound_usd if slo.budget is not None else 0.0
+    runs = policy.proven(scores, slo.confidence, bound / predicted_at)
+    return replace(plan, certificate=replace(plan.certificate, calibration_runs=runs))
 
 
 def _rolled_back(known: Knowledge, slo: Slo, earlier: Iterable[Plan]) -> Plan | None:
@@ -245,7 +296,7 @@ def _made(known: Knowledge, slo: Slo, seed: int, reason: str, factor: float = 1.
     assert known.model is not None
     try:
         for _ in range(ATTEMPTS):
-            plan = make_plan(known.model, slo if factor == 1 else tightened(slo, factor), seed=seed)
+            plan = surest(known.model, asked(slo, factor), seed=seed)
             if not policy.distrusted(known.past, plan_digest(plan), slo):
                 break
             factor *= TIGHTER
@@ -257,13 +308,12 @@ def _made(known: Knowledge, slo: Slo, seed: int, reason: str, factor: float = 1.
     return plan, KEPT if same else reason
 
 
-def tightened(slo: Slo, factor: float) -> Slo:
-    """The objective with its leading bound divided by ``factor``."""
-    at = (slo.percentile, slo.confidence)
-    if slo.latency is not None:
-        return replace(slo, latency=Latency(slo.latency.bound_s / factor, *at))
-    assert slo.budget is not None
-    return replace(slo, budget=Budget(slo.budget.bound_usd / factor, *at))
+def asked(slo: Slo, factor: float = 1.0, *, confidence: float | None = None) -> Slo:
+    """The objective with its leading bound divided by ``factor``, and with another confidence."""
+    at = (slo.percentile, slo.confidence if confidence is None else confidence)
+    latency = None if slo.latency is None else Latency(slo.latency.bound_s / factor, *at)
+    budget = None if slo.budget is None else Budget(slo.budget.bound_usd / (factor if latency is None else 1.0), *at)
+    return Slo(latency, budget)
 
 
 def ladders(plan: Plan, workflow: Workflow) -> dict[str, tuple[Size, ...]]:

@@ -85,6 +85,14 @@ class Calibration:
             return 1.0
         return float(np.sort(self.scores)[min(rank, n) - 1])
 
+    @property
+    def planning_factor(self) -> float:
+        """What to divide a bound by when planning: the adaptive factor where it is above 1.
+
+        Runs that stay below the prediction loosen nothing: a plan made for a larger bound is another plan.
+        """
+        return max(self.adaptive_factor, 1.0)
+
     def next_run(self) -> Claim:
         """Bound that the next run keeps with chance q, on average over calibrations."""
         n, needed = len(self.scores), runs_needed(self.percentile)
@@ -120,6 +128,8 @@ class Calibration:
         Raises:
             InvalidValue: A field is missing.
         """
+        if not isinstance(document, dict):
+            raise InvalidValue("calibration", document, "what to_document() returns")
         try:
             return cls(document["percentile"], tuple(document["scores"]), document["level"])
         except KeyError as error:
@@ -132,6 +142,7 @@ class Calibration:
 
 def runs_needed(percentile: float, confidence: float | None = None) -> int:
     """Runs that a claim takes at least: 19 for the next run at 95 %, 90 for the P95 with confidence 99 %."""
+    fraction(percentile, "percentile")
     if confidence is None:
         return int(np.ceil(percentile / (1.0 - percentile) - 1e-9))
     fraction(confidence, "confidence")

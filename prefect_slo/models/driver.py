@@ -11,7 +11,7 @@ import numpy as np
 from prefect_slo.models.design import Floats
 from prefect_slo.models.makespan import makespan
 from prefect_slo.observation import StageRuns
-from prefect_slo.units import finite
+from prefect_slo.units import positive
 from prefect_slo.workflow import Workflow
 
 _KEPT = 200
@@ -41,7 +41,7 @@ class Driver:
             waves = dict(zip(rows["stage"].tolist(), np.ceil(calls / rows["workers"]).tolist(), strict=True))
             times = {stage.name: np.array([walls.get(stage.name, 0.0)]) for stage in workflow.stages}
             path = makespan(workflow, times, waves=waves)
-            rest = max(finite(latency, f"run_latency_s[{run_id}]") - float(path[0]), 0.0)
+            rest = max(positive(latency, f"run_latency_s[{run_id}]") - float(path[0]), 0.0)
             measured.append(float(f"{rest:.6g}"))
         return Driver(tuple(dict.fromkeys((*self.seconds, *measured)))[-_KEPT:])
 

@@ -15,11 +15,14 @@ from prefect_slo.models.inputs import Inputs
 from prefect_slo.models.memory import MemoryNeed
 from prefect_slo.models.noise import enough_repeats
 from prefect_slo.models.protocol import Response, StageModel
+from prefect_slo.models.regression import Regression
 from prefect_slo.models.startup import Startup
 from prefect_slo.models.whitebox import WhiteBox
 from prefect_slo.workflow import Stage
 
-KINDS: dict[str, Callable[[], StageModel]] = {"white-box": WhiteBox, "empirical": Empirical, "analytic": Analytic}
+KINDS: dict[str, Callable[[], StageModel]] = {
+    "white-box": WhiteBox, "empirical": Empirical, "analytic": Analytic, "regression": Regression,
+}  # fmt: skip
 """Stage models by name, as documents store them."""
 
 _FEATURE_SPREAD = 0.02
@@ -27,6 +30,9 @@ _FEATURE_SPREAD = 0.02
 
 _WARM_SHARE = 0.5
 """Share of the settings that must have warm rows for cold rows to be left out of the fit."""
+
+_REACH = 2.0
+"""Robust standard deviations from the expected warm time that a cold row, less its start, may lie off."""
 
 
 @dataclass(frozen=True)
@@ -94,14 +100,17 @@ def _warmed(cold: StageData, wall_s: Floats, busy_s: Floats) -> StageData:
     """Cold rows as repeats of warm ones, at half their weight, where warm repeats are too few.
 
     What a start adds is taken off in the median, as seconds or as a factor, whichever leaves less spread around the
-    expected warm times.
+    expected warm times. Rows far from these are drawn in: starts have tails of their own, which warm runs don't.
     """
 
     def adjusted(actual: Floats, expected: Floats) -> Floats:
         less = np.maximum(actual - np.median(actual - expected), 0.2 * actual)
         divided = actual / np.median(actual / expected)
-        spreads = [float(np.median(np.abs(np.log(each / expected)))) for each in (less, divided)]
-        return less if spreads[0] <= spreads[1] else divided
+        logs = [np.log(each / expected) for each in (less, divided)]
+        spread, closer = min((float(np.median(np.abs(each))), k) for k, each in enumerate(logs))
+        reach = _REACH * 1.4826 * spread
+        drawn_in: Floats = expected * np.exp(np.clip(logs[closer], -reach, reach))
+        return drawn_in
 
     wall, busy = adjusted(cold.wall_s, wall_s), adjusted(cold.busy_s, busy_s)
     busy = np.minimum(busy, wall)

@@ -10,7 +10,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from prefect_slo.errors import InvalidObservation, InvalidValue, NotEnoughObservations, UnknownStage
+from prefect_slo.columns import refuse
+from prefect_slo.errors import InvalidObservation, InvalidPlan, InvalidValue, NotEnoughObservations, UnknownStage
 from prefect_slo.models.design import Floats
 from prefect_slo.models.drawing import Shared, cost_of, draw_options, points_of, waves_of
 from prefect_slo.models.driver import Driver
@@ -21,6 +22,7 @@ from prefect_slo.models.makespan import makespan, stages_run
 from prefect_slo.models.protocol import Response, StageModel
 from prefect_slo.models.stage_time import StageTime
 from prefect_slo.models.tables import SampleTables, StageTable, upstream_sums
+from prefect_slo.models.transfer import THREAD, on_threads
 from prefect_slo.observation import StageRuns
 from prefect_slo.plan import Plan, Prediction, Quantiles
 from prefect_slo.pricing import price_list
@@ -34,6 +36,7 @@ _LEAST_ROWS = 48
 _LEAST_WEIGHT = 0.01
 _MB_PER_VCPU = 1769.0
 _PRIOR_RUNS = 2.0
+_SHORTEST_S, _LONGEST_S = 1e-9, 1e9
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class WorkflowModel:
 
     Args:
         workflow: Its graph and menus.
-        kind: Stage model: ``white-box`` (default), ``empirical`` or ``analytic``.
+        kind: Stage model: ``white-box`` (default), or for comparison ``empirical``, ``analytic`` or ``regression``.
         features: Columns that hold the size of a run's input. They are used where they vary between runs of one
             setting; ``bytes_in`` is one of them by default.
         half_life_runs: A run weighs half as much as one that many runs later; ``None`` weighs all alike.
@@ -144,8 +147,13 @@ class WorkflowModel:
         Raises:
             InvalidValue: A document of another schema.
         """
+        if not isinstance(document, Mapping):
+            raise InvalidValue("model", document, "what to_document() returns")
         if document.get("schema") != SCHEMA:
             raise InvalidValue("model.schema", document.get("schema"), f"{SCHEMA}; fit the model again")
+        for name in ("kind", "features", "half_life_runs", "runs", "branches", "driver_s", "stages"):
+            if name not in document:
+                raise InvalidValue(f"model.{name}", None, "what to_document() wrote there; fit the model again")
         model = cls(
             workflow, kind=document["kind"], features=document["features"], half_life_runs=document["half_life_runs"]
         )
@@ -285,6 +293,16 @@ class WorkflowModel:
         total = makespan(self.workflow, latency, waves=waves, driver_s=driver)
         return PlanSamples(total, sum(cost.values(), np.zeros(n_samples)), latency, cost, shared.ran)
 
+    def sample_truths(
+        self, plan: Plan | Mapping[str, Option], truths: int, runs: int, rng: np.random.Generator, *,
+        cold: bool | float = False,
+    ) -> PlanSamples:  # fmt: skip
+        """Draws of ``runs`` runs under each of ``truths`` draws of the parameters, one truth after the other.
+
+        What a promise with a confidence is tested on: it must hold under that share of the truths.
+        """
+        return self.sample_plan(plan, truths * runs, rng, cold=cold, blocks=truths)
+
     def predict(
         self, plan: Plan | Mapping[str, Option], *, n_samples: int = 20_000, seed: int = 0, cold: bool | float = False
     ) -> PlanPrediction:
@@ -306,6 +324,8 @@ class WorkflowModel:
         Raises:
             InvalidValue: A feature that isn't a finite number above 0.
         """
+        if not isinstance(features, Mapping):
+            raise InvalidValue("features", features, "a mapping of columns to their values")
         known = {name: positive(value, f"features.{name}") for name, value in features.items()}
         model = copy(self)
         model._known = {
@@ -325,6 +345,8 @@ class WorkflowModel:
         runs = StageRuns.from_table(stage_runs, mb_per_vcpu=tie)
         if not len(runs):
             raise InvalidObservation("stage_runs", 0, "at least one row")
+        wall_s = runs["wall_s"]
+        refuse("wall_s", (wall_s < _SHORTEST_S) | (wall_s > _LONGEST_S), wall_s, "between 1e-9 and 1e9 seconds")
         return runs
 
     def _learn(self) -> Self:
@@ -336,6 +358,12 @@ class WorkflowModel:
                 rows = history.take(history.hardware == kind)
                 self._known[name][kind] = learn(
                     self.workflow[name], rows, kind=self.kind, features=self.features, weights=self._weights(rows)
+                )
+            offered = {option.size.hardware for option in self.workflow[name].menu.options()}
+            if THREAD in offered - set(kinds.tolist()) and (derived := on_threads(history)) is not None:
+                weights = self._weights(derived)
+                self._known[name][THREAD] = learn(
+                    self.workflow[name], derived, kind=self.kind, features=self.features, weights=weights
                 )
         return self
 
@@ -364,7 +392,7 @@ class WorkflowModel:
     ) -> tuple[dict[str, np.random.Generator], Shared]:
         """One stream per stage, and what the stages of a run share."""
         whole(n_samples, "n_samples")
-        if not 0.0 <= float(cold) <= 1.0:
+        if not isinstance(cold, (bool, int, float)) or not 0.0 <= cold <= 1.0:
             raise InvalidValue("cold", cold, "true, false, or the share of cold runs in [0, 1]")
         first, *others = rng.spawn(1 + len(self.workflow.order))
         streams = dict(zip(self.workflow.order, others, strict=True))
@@ -423,6 +451,8 @@ class WorkflowModel:
     def _chosen(self, plan: Plan | Mapping[str, Option]) -> dict[str, Option]:
         if isinstance(plan, Plan):
             return {name: plan[name].option for name in self.workflow.order}
+        if not isinstance(plan, Mapping):
+            raise InvalidPlan("plan", plan, "a plan, or options by stage")
         for name in self.workflow.order:
             if name not in plan:
                 raise UnknownStage(name, tuple(plan))
@@ -447,8 +477,10 @@ class WorkflowModel:
         return StageTime.of(learned.model, [given], np.ones(1), response)
 
     def _vcpus(self, stage: str, memory_mb: float | None, vcpus: float | None) -> float:
+        if memory_mb is not None:
+            positive(memory_mb, "memory_mb")
         if vcpus is not None:
-            return vcpus
+            return positive(vcpus, "vcpus")
         if memory_mb is None:
             raise InvalidValue("memory_mb", None, "memory_mb or vcpus of a worker")
         menu = self.workflow[stage].menu

@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, floor, inf, log10, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefect_slo.errors import InfeasibleSlo, Nearest
+from prefect_slo.models.calibration import Calibration
 from prefect_slo.objective import Slo
 from prefect_slo.plan import Certificate, Plan, Prediction, Quantiles, StagePlan
 from prefect_slo.planner.bundles import bundled
 from prefect_slo.planner.certify import CERTIFY_SAMPLES, SEARCH_SHARE, Verdict, allowed_violations, judge
 from prefect_slo.planner.criticality import criticality
+from prefect_slo.planner.dominance import Reduced
 from prefect_slo.planner.goals import Balanced, PlanObjective, goal_of
 from prefect_slo.planner.incumbent import begin, polish
 from prefect_slo.planner.problem import Choice, Goal, Problem, percentile
+from prefect_slo.planner.promise import excess, first_room, loosened, sure, tightened
 from prefect_slo.planner.relax import quantile_bound
-from prefect_slo.planner.sampling import Sampler, TableSource
+from prefect_slo.planner.sampling import ENOUGH_SAMPLES, Sampler, TableSource
 from prefect_slo.planner.search import NODE_LIMIT, Found, search
 from prefect_slo.units import whole
 
 SEARCH_SAMPLES = 4000
 """Samples of the search; more change the plan's cost by less than its price of certainty."""
 
-ATTEMPTS = 4
+ATTEMPTS = 6
 """Tests before the objective is called infeasible; test r spends 1/2ʳ of the error budget, and each failure tightens
-the next search by as much as the fresh samples showed to be missing."""
-
+the next search by as much as the fresh samples, or the truths that the rows allow for, showed to be missing."""
 
 NOMINAL_NODES = 60
 """Nodes of the search at the nominal percentile, from which the price of certainty follows."""
@@ -48,6 +50,7 @@ def make_plan(
     samples: int = SEARCH_SAMPLES,
     certify_samples: int = CERTIFY_SAMPLES,
     node_limit: int = NODE_LIMIT,
+    calibration: Calibration | None = None,
 ) -> Plan:
     """The best plan that keeps the objective, certified under the model.
 
@@ -61,12 +64,15 @@ def make_plan(
         samples: Samples of the search.
         certify_samples: Fresh samples of the certificate.
         node_limit: Budget of each search, in nodes.
+        calibration: Scores of real runs. Where they took longer (under a budget: cost more) than predicted, the plan is
+            made for a bound that is smaller by as much, and its certificate says how many runs that rests on.
 
     Raises:
         InfeasibleSlo: No plan on the menu keeps the objective; carries the nearest bound that can be kept.
         InvalidPlan: A pin that is not on its stage's menu.
         UnknownStage: A pin of a stage that the workflow does not have.
     """
+    whole(seed, "seed", least=0)
     sampler = Sampler(
         model, seed, cold, pins or {}, whole(samples, "samples"), whole(certify_samples, "certify_samples")
     )
@@ -75,7 +81,13 @@ def make_plan(
         slo, goal = objective.within, _balance(objective, problem, node_limit)
     else:
         slo, goal = Slo.of(objective), goal_of(objective)
+    if calibration is not None:
+        factor = calibration.planning_factor
+        goal = goal.within(*((factor, 1.0) if goal.latency_bound_s < inf else (1.0, factor)))
     winner = _certified(sampler, problem, goal, slo, whole(node_limit, "node_limit"))
+    if calibration is not None and winner.certificate is not None:
+        certificate = replace(winner.certificate, calibration_runs=len(calibration.scores))
+        winner = replace(winner, certificate=certificate)
     return Plan(
         workflow=model.workflow.name,
         objective=slo,
@@ -130,35 +142,57 @@ def uncertified(sampler: Sampler, problem: Problem, choice: Sequence[int], slo: 
 
 
 def solve(problem: Problem, goal: Goal, node_limit: int = NODE_LIMIT, start: Choice | None = None) -> Found:
-    """A good plan by sweeps and moves, then branch-and-bound."""
-    first = begin(problem, goal, () if start is None else (start,))
-    return search(problem, goal, incumbent=first.plan, node_limit=node_limit, reference=first.reference)
+    """A good plan by sweeps and moves, then branch-and-bound, both without dominated options."""
+    reduced = Reduced.of(problem, goal)
+    given = None if start is None else reduced.within(start)
+    first = begin(reduced.problem, goal, () if given is None else (given,))
+    found = search(reduced.problem, goal, incumbent=first.plan, node_limit=node_limit, reference=first.reference)
+    return found if found.choice is None else replace(found, choice=reduced.whole(found.choice))
 
 
 def _certified(sampler: Sampler, problem: Problem, goal: Goal, slo: Slo | None, node_limit: int) -> Winner:
-    error = 1 - (slo.confidence if slo else 0.99)
-    risk = 1 - goal.percentile
-    share = SEARCH_SHARE
+    """The best plan found that passes both tests; after one that passes with much to spare, a bolder one is tried."""
+    confidence = slo.confidence if slo else 0.99
+    error, risk = 1 - confidence, 1 - goal.percentile
+    share, room = SEARCH_SHARE, (1.0, 1.0)
+    if slo is not None and sampler.uncertain:
+        room = first_room(sampler, problem, goal.at(1 - share * risk), goal.percentile, confidence)
+    best: tuple[float, Winner, Found, Verdict] | None = None
     for attempt in range(ATTEMPTS):
-        found = solve(problem, goal.at(1 - share * risk), node_limit)
+        if attempt and best is None and problem.n_samples < ENOUGH_SAMPLES:
+            problem = sampler.problem(attempt)
+        found = solve(problem, goal.at(1 - share * risk).within(*room), node_limit)
         if found.choice is None and attempt == 0:
             found = solve(problem, goal, node_limit)
-        last = found.choice is None
+        last = found.choice is None or (best is None and attempt == ATTEMPTS - 1)
         if last:
             found = _safest(problem, goal, node_limit)
         if found.choice is None:
             break
-        latency, cost = sampler.fresh(problem, found.choice, attempt)
-        if slo is None:
-            return Winner(problem, found.choice, latency, cost, None)
-        verdict = judge(_bounds(goal, latency, cost), goal.percentile, error / 2 ** (attempt + 1))
-        if verdict.passed:
-            certificate = _certificate(problem, goal, found, verdict, slo.confidence)
-            return Winner(problem, found.choice, latency, cost, certificate)
-        if last:
+        if best is not None and found.choice == best[1].choice:
             break
-        share *= min(0.97, 0.98 * verdict.allowed / verdict.violations)
-    raise _infeasible(sampler, problem, goal, slo, node_limit)
+        latency, cost = sampler.fresh(problem, found.choice, attempt)
+        winner = Winner(problem, found.choice, latency, cost, None)
+        if slo is None:
+            return winner
+        verdict = judge(_bounds(goal, latency, cost), goal.percentile, error / 2 ** (attempt + 1))
+        over = excess(sampler, problem, found.choice, goal, confidence, attempt)
+        if verdict.passed and max(over) <= 1:
+            score, before = problem.score(found.choice, goal), room
+            if best is not None and score >= best[0]:
+                break
+            best, room = (score, winner, found, verdict), loosened(room, over)
+            if last or room == before:
+                break
+        elif last or best is not None:
+            break
+        else:
+            share *= 1.0 if verdict.passed else min(0.97, 0.98 * verdict.allowed / verdict.violations)
+            room = tightened(room, over)
+    if best is None:
+        raise _infeasible(sampler, problem, goal, slo, node_limit)
+    _, winner, found, verdict = best
+    return replace(winner, certificate=_certificate(problem, goal, found, verdict, confidence))
 
 
 def _safest(problem: Problem, goal: Goal, node_limit: int) -> Found:
@@ -215,20 +249,26 @@ def _infeasible(sampler: Sampler, problem: Problem, goal: Goal, slo: Slo | None,
     words = str(slo) if slo else "a plan"
     risk = SEARCH_SHARE * (1 - goal.percentile)
     fastest = goal.at(1 - risk).fastest()
-    room = 1 - _sure_risk(sampler.fresh_samples, 1 - goal.percentile, 1 - (slo.confidence if slo else 0.99))
+    confidence = slo.confidence if slo else 0.99
+    room = 1 - _sure_risk(sampler.fresh_samples, 1 - goal.percentile, 1 - confidence)
+    surer = 1 - (1 - confidence) / 2
     if goal.latency_bound_s < inf:
         found = solve(problem, fastest, node_limit)
         if found.choice is not None:
             latency, cost = sampler.fresh(problem, found.choice, ATTEMPTS)
-            bound = _round_up(max(_at(latency, room), found.score))
+            promised = sure(sampler, problem, found.choice, goal.percentile, surer)[0]
+            bound = _round_up(max(_at(latency, room), found.score, promised))
             where = max(criticality(problem, found.choice), key=lambda c: c.path_share)
-            nearest = Nearest(bound, _at(latency, goal.percentile), _rounded(float(cost.mean())))
+            reached = max(expected := _at(latency, goal.percentile), _rounded(promised))
+            nearest = Nearest(bound, reached, _rounded(float(cost.mean())), _rounded(1 - expected / reached))
             return InfeasibleSlo(str(slo.latency) if slo else words, nearest, where.stage, where.path_share)
     if goal.cost_bound_usd < inf and (choice := _frugal(problem, 1 - risk, node_limit)) is not None:
         latency, cost = sampler.fresh(problem, choice, ATTEMPTS)
-        bound = _round_up(max(_at(cost, room), _at(problem.cost(choice), 1 - risk)))
+        promised = sure(sampler, problem, choice, goal.percentile, surer)[1]
+        bound = _round_up(max(_at(cost, room), _at(problem.cost(choice), 1 - risk), promised))
         where = max(criticality(problem, choice), key=lambda c: c.cost_share)
-        nearest = Nearest(bound, _at(latency, goal.percentile), _at(cost, goal.percentile))
+        reached = max(expected := _at(cost, goal.percentile), _rounded(promised))
+        nearest = Nearest(bound, _at(latency, goal.percentile), reached, _rounded(1 - expected / reached))
         return InfeasibleSlo(str(slo.budget) if slo else words, nearest, where.stage, where.cost_share)
     return InfeasibleSlo(words, None, problem.workflow.order[0], 0.0)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from prefect_slo.plan import StagePlan
 from prefect_slo.planner.certify import SEARCH_SHARE
+from prefect_slo.planner.dominance import Reduced
 from prefect_slo.planner.incumbent import SAMPLES, begin, begin_from
 from prefect_slo.planner.make import stage_plans
 from prefect_slo.planner.problem import Choice, Goal, Problem, percentile
@@ -74,7 +75,8 @@ def pareto(
 def front(problem: Problem, at: float, points: int, node_limit: int = NODES) -> tuple[ParetoPoint, ...]:
     """The front of a sampled problem at a percentile; see ``pareto``."""
     free = Goal(percentile=at)
-    allowed = free.allowed(problem.n_samples)
+    reduced = Reduced.of(problem, free)
+    problem, allowed = reduced.problem, free.allowed(problem.n_samples)
 
     def slowness(choice: Choice) -> float:
         return percentile(problem.latency(choice), allowed)

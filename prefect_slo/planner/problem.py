@@ -58,6 +58,11 @@ class Goal:
         """The least latency within the cost bound, at the same percentile."""
         return replace(self, latency_bound_s=inf, cost_weight=0.0, latency_weight=1.0)
 
+    def within(self, latency_room: float, cost_room: float) -> Goal:
+        """The same with its bounds divided by these."""
+        bounds = self.latency_bound_s / latency_room, self.cost_bound_usd / cost_room
+        return replace(self, latency_bound_s=bounds[0], cost_bound_usd=bounds[1])
+
     def at(self, percentile: float) -> Goal:
         """The same at another percentile."""
         return replace(self, percentile=percentile)
@@ -131,6 +136,8 @@ class Problem:
         stages = tuple(_compile(tables, name, position) for name in workflow.order)
         allowed = [np.ones(len(stage.options), dtype=bool) for stage in stages]
         for name, choices in (pins or {}).items():
+            if not isinstance(choices, Mapping):
+                raise InvalidPlan(f"pins.{name}", choices, "a mapping of choices, such as {'workers': 8}")
             kept = set(workflow.pin(name, **choices)[name].menu.options())
             at = position[name]
             allowed[at] &= [option in kept for option in stages[at].options]

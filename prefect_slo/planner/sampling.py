@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,15 @@ from prefect_slo.workflow import Workflow
 TABLE_ENTRIES = 16_000_000
 """Most draws in a table; with more options the search gets fewer samples, so that memory stays under 500 MB."""
 
+GROWTH, ENOUGH_SAMPLES = 4, 4000
+"""After a plan failed its test, a search on fewer than 4,000 samples gets four times as many."""
+
 LEAST_SAMPLES = 500
 """Samples that the search gets however large the menu is: 25 of them may break a bound at P95."""
+
+TRUTHS, RUNS = 256, 400
+"""Draws of the parameters that a promise is tested on, and runs under each. With fewer runs the percentile under one
+truth is too noisy, with fewer truths the confidence."""
 
 
 class PlanSamples(Protocol):
@@ -64,6 +71,23 @@ class TableSource(Protocol):
         ...
 
 
+@runtime_checkable
+class UncertainSource(TableSource, Protocol):
+    """A model that was learned from finitely many runs, and so doesn't know its own parameters for sure."""
+
+    def sample_truths(
+        self,
+        plan: Mapping[str, Option],
+        truths: int,
+        runs: int,
+        rng: np.random.Generator,
+        *,
+        cold: bool | float = False,
+    ) -> PlanSamples:
+        """Draws of ``runs`` runs under each of ``truths`` draws of the parameters, one truth after the other."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Sampler:
     """Draws of a model, each use with a stream of its own.
@@ -85,10 +109,11 @@ class Sampler:
     fresh_samples: int = 100_000
 
     def problem(self, attempt: int = 0) -> Problem:
-        """The sampled problem of an attempt."""
+        """The sampled problem of an attempt: new samples, and more of them where the first were few."""
         most = max(LEAST_SAMPLES, TABLE_ENTRIES // table_rows(self.model.workflow))
+        samples = max(self.samples, min(self.samples * GROWTH**attempt, ENOUGH_SAMPLES))
         rng = self._stream(0, attempt)
-        return Problem.of(self.model.tables(min(self.samples, most), rng, cold=self.cold), self.pins)
+        return Problem.of(self.model.tables(min(samples, most), rng, cold=self.cold), self.pins)
 
     def fresh(
         self, problem: Problem, choice: Choice, attempt: int = 0
@@ -97,6 +122,23 @@ class Sampler:
         options = problem.option(choice)
         drawn = self.model.sample_plan(options, self.fresh_samples, self._stream(1, attempt), cold=self.cold)
         return np.asarray(drawn.latency_s), np.asarray(drawn.cost_usd)
+
+    @property
+    def uncertain(self) -> bool:
+        """Whether the model was learned from runs, and may be wrong."""
+        return isinstance(self.model, UncertainSource)
+
+    def truths(
+        self, problem: Problem, choice: Choice, attempt: int = 0, *, runs: int = RUNS
+    ) -> tuple[NDArray[np.floating], NDArray[np.floating]] | None:
+        """Latency and cost under many possible truths, ``(TRUTHS, runs)`` each; ``None`` from a model that is sure."""
+        if not self.uncertain:
+            return None
+        assert isinstance(self.model, UncertainSource)
+        rng, options = self._stream(2, attempt), problem.option(choice)
+        drawn = self.model.sample_truths(options, TRUTHS, runs, rng, cold=self.cold)
+        latency, cost = (np.asarray(values).reshape(TRUTHS, runs) for values in (drawn.latency_s, drawn.cost_usd))
+        return latency, cost
 
     def _stream(self, use: int, attempt: int) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence([self.seed, use, attempt]))

@@ -106,6 +106,8 @@ def search(
         node_limit: Nodes to expand at most.
         reference: A plan whose slowest scenarios are taken as the critical ones; the incumbent by default.
     """
+    if not all(mask.any() for mask in problem.allowed):
+        return Found(None, inf, inf, 0, True)
     bounds = ScenarioBounds.of(problem, goal, reference or incumbent)
     return _Search(problem, goal, incumbent, bounds).run(node_limit)
 

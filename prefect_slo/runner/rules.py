@@ -89,6 +89,8 @@ def stage_rule(
         ladder=recipe.ladders.get(stage, ()),
         fallback=THREAD if pool != THREAD and not pinned else None,
         rerun_unpicklable=declaration.idempotent is not False,
+        task=task.task_key,
+        together=declaration.concurrency,
     )
 
 

@@ -304,7 +304,7 @@ def test_an_item_that_overruns_ends_with_its_worker(desk):
         time.sleep(30 if x else 0)
 
     lease = desk.open()
-    bundle = desk.submit(lease, overrun, [0, 1, 2], timeout_s=0.3)
+    bundle = desk.submit(lease, overrun, [0, 1, 2], timeout_s=1.5)
     lost = desk.wait(Lost, lease=lease)
     assert (lost.reason, lost.running) == ("timeout", 100 * bundle + 1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from prefect_slo.blocks import MenuBlock
 from prefect_slo.declaration import Declaration
 from prefect_slo.errors import InvalidValue, UnknownPrices
 from prefect_slo.loop import menus
@@ -100,3 +101,22 @@ def test_a_menu_that_is_none_is_refused(menu: object) -> None:
 def test_prices_that_do_not_exist_are_refused_at_once() -> None:
     with pytest.raises(UnknownPrices):
         MenuSettings.of({"prices": "free-lunch"})
+
+
+def test_a_flow_may_choose_from_a_stored_menu(prefect_server: str) -> None:
+    sizes = [{"vcpus": 1.0, "memory_mb": 512}, {"vcpus": 2.0, "memory_mb": 4096}]
+    MenuBlock(document={"workers": [1, 3], "sizes": sizes}).save("stored-menu", overwrite=True)
+    settings = MenuSettings.of("stored-menu")
+    menu = stage_menu(settings)
+    assert (menu.workers, menu.sizes) == ((1, 3), (Size(1, 512), Size(2, 4096)))
+    narrowed = stage_menu(settings, Declaration(menu={"workers": 2, "vcpus": 1}))
+    assert (narrowed.workers, {size.vcpus for size in narrowed.sizes}) == ((2,), {1.0})
+
+
+def test_a_stored_menu_is_read_when_it_is_needed_and_said_where_it_is_missing(prefect_server: str) -> None:
+    settings = MenuSettings.of("no-such-menu")
+    with pytest.raises(InvalidValue, match=r"no-such-menu.*register\.py"):
+        stage_menu(settings)
+    MenuBlock(document={"workers": [1], "knobs": {"depth": [1, 2]}}).save("menu-with-knobs", overwrite=True)
+    with pytest.raises(InvalidValue, match="slo_task"):
+        stage_menu(MenuSettings.of("menu-with-knobs"))

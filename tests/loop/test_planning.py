@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from prefect_slo.errors import InfeasibleSlo
 from prefect_slo.loop import policy
 from prefect_slo.loop.knowledge import Knowledge
 from prefect_slo.loop.planning import (
@@ -21,9 +22,12 @@ from prefect_slo.loop.planning import (
     plan_digest,
     predicted,
     replan,
+    surest,
 )
 from prefect_slo.loop.policy import PastRun
+from prefect_slo.models import WorkflowModel
 from prefect_slo.objective import Budget, Latency, Slo
+from prefect_slo.observation import StageRuns
 from prefect_slo.plan import Plan
 from prefect_slo.planner import make_plan
 from prefect_slo.planner.baselines import all_max
@@ -31,6 +35,7 @@ from prefect_slo.resources import Size
 
 SLO = Slo(latency=Latency(4.0))
 Know = Callable[..., Knowledge]
+Rows = Callable[..., StageRuns]
 
 
 def decided(known: Knowledge, slo: Slo = SLO, *, mode: str | None = None, explore: float = 0.0) -> Decision:
@@ -212,6 +217,40 @@ def test_misses_of_another_bound_do_not_count(know: Know) -> None:
     slo = Slo(latency=Latency(12.0))
     plan = make_plan(know().model, slo)
     assert replan(know(plan=plan, past=runs(plan, *[11.0] * 9)), slo, seed=0)[1] == KEPT
+
+
+# ---- confidence and calibration -------------------------------------------------------------------------------------
+
+
+def test_where_few_runs_promise_little_a_plan_is_made_with_less_confidence(know: Know, rows: Rows) -> None:
+    few = WorkflowModel(know().workflow).fit(rows(repeats=1))
+    with pytest.raises(InfeasibleSlo) as refused:
+        make_plan(few, Latency(0.5))
+    slo = Slo(latency=Latency(0.97 * refused.value.nearest.bound))
+    sure, unsure = surest(know().model, slo, seed=0), surest(few, slo, seed=0)
+    assert sure.certificate.confidence == 0.99
+    assert unsure.certificate.confidence < 0.99
+    assert unsure.objective == sure.objective, "what was asked is what counts"
+    with pytest.raises(InfeasibleSlo, match=r"0\.5 s cannot be met"):
+        surest(few, Slo(latency=Latency(0.5)), seed=0)
+
+
+def test_a_plan_made_with_less_confidence_gives_way_once_more_is_known(know: Know, rows: Rows) -> None:
+    few = WorkflowModel(know().workflow).fit(rows(repeats=1))
+    with pytest.raises(InfeasibleSlo) as refused:
+        make_plan(few, Latency(0.5))
+    slo = Slo(latency=Latency(0.97 * refused.value.nearest.bound))
+    unsure = surest(few, slo, seed=0)
+    now, reason = replan(know(plan=unsure), slo, seed=0)
+    assert now.certificate.confidence == 0.99
+    assert reason in (KEPT, "certain to 99% by now")
+
+
+def test_the_certificate_counts_the_runs_of_the_plan_itself(know: Know) -> None:
+    plan = make_plan(know().model, SLO)
+    other = runs(largest(know()), *[2.0] * 50)
+    now, reason = replan(know(plan=plan, past=(*other, *runs(plan, *[3.0] * 30))), SLO, seed=0)
+    assert (now.certificate.calibration_runs, reason) == (30, KEPT)
 
 
 # ---- roll-back ------------------------------------------------------------------------------------------------------

@@ -93,6 +93,22 @@ def test_a_bound_is_tightened_by_how_far_runs_went_over_what_was_predicted() -> 
     assert policy.correction([], "a", SLO, 9.6) == 1.0
 
 
+def test_with_runs_enough_the_correction_follows_drift() -> None:
+    early, late = runs(*[9.0] * 60), runs(*[12.0] * 8)
+    assert policy.correction(early, "a", SLO, 9.6) == 1.0
+    assert policy.correction((*early, *late), "a", SLO, 9.6) == pytest.approx(1.25)
+    assert len(policy.calibration((*early, *late), "a", SLO, 9.6).scores) == 68
+
+
+def test_a_claim_in_your_runs_counts_them_until_they_disprove_it() -> None:
+    def proven(*latencies: float) -> int:
+        return policy.proven(policy.calibration(runs(*latencies), "a", SLO, 9.6), 0.99, 10.0 / 9.6)
+
+    assert proven(*[9.9] * 40) == 40, "too few to claim, none against it"
+    assert proven(*[9.9] * 100) == 100
+    assert proven(*[9.9] * 95, *[10.4] * 5) == 0
+
+
 def test_under_a_budget_it_is_cost_that_went_over() -> None:
     dear = [PastRun("a", 1.0, cost_usd=0.03) for _ in range(9)]
     assert policy.correction(dear, "a", Slo(budget=Budget(0.02)), 0.02) == pytest.approx(1.5)

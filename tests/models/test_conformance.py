@@ -13,9 +13,10 @@ from prefect_slo.models.analytic import Analytic
 from prefect_slo.models.design import Points, StageData
 from prefect_slo.models.empirical import Empirical
 from prefect_slo.models.protocol import StageModel
+from prefect_slo.models.regression import Regression
 from prefect_slo.models.whitebox import WhiteBox
 
-MODELS: tuple[Callable[[], StageModel], ...] = (WhiteBox, Empirical, Analytic)
+MODELS: tuple[Callable[[], StageModel], ...] = (WhiteBox, Empirical, Analytic, Regression)
 
 pytestmark = pytest.mark.parametrize("kind", MODELS)
 Build = Callable[..., StageData]
@@ -37,7 +38,7 @@ def test_the_median_is_near_the_truth(
     kind: Callable[[], StageModel], stage_data: Build, truth: Callable[..., np.ndarray]
 ) -> None:
     model = kind().fit(stage_data(repeats=8))
-    tolerance = 0.35 if kind is Analytic else 0.08
+    tolerance = 0.35 if kind in (Analytic, Regression) else 0.08
     np.testing.assert_allclose(model.quantile(AT, 0.5), truth(AT.workers, AT.vcpus), rtol=tolerance)
 
 
@@ -46,6 +47,8 @@ def test_draws_are_positive_joint_and_of_the_right_shape(kind: Callable[[], Stag
     assert draws.wall_s.shape == draws.busy_s.shape == (3, 500)
     assert (draws.busy_s > 0).all()
     assert (draws.busy_s <= draws.wall_s).all()
+    if kind is Regression:
+        return  # it draws what wall time adds to busy time by itself, as published
     assert all(np.corrcoef(np.log(w), np.log(b))[0, 1] > 0.8 for w, b in zip(draws.wall_s, draws.busy_s, strict=True))
 
 

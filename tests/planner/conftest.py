@@ -103,7 +103,7 @@ def graph(shape: str, n: int, rng: np.random.Generator, item: float = 0.0) -> li
 
 
 def synthetic(
-    shape: str = "chain",
+    shape: str | Sequence[Sequence[tuple[int, str]]] = "chain",
     n: int = 4,
     *,
     seed: int = 0,
@@ -114,10 +114,10 @@ def synthetic(
     capacity: Capacity | None = None,
     **kwargs: object,
 ) -> SyntheticModel:
-    """A random model on a graph of ``n`` stages; ``coupled`` of its stages feel their parents' workers."""
+    """A random model on a graph of ``n`` stages (or given parents); ``coupled`` of them feel their parents' workers."""
     rng = np.random.default_rng(seed)
     menu = Menu("local", tuple(workers), tuple(Size(v, int(1024 * v)) for v in vcpus))
-    parents = graph(shape, n, rng, item)
+    parents = graph(shape, n, rng, item) if isinstance(shape, str) else shape
     names = [f"s{i}" for i in range(n)]
     stages = tuple(
         Stage(

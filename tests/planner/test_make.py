@@ -14,7 +14,7 @@ from prefect_slo.plan import Plan
 from prefect_slo.planner import Balanced, make_plan
 from prefect_slo.planner.sampling import Sampler
 from prefect_slo.resources import Capacity, Size
-from prefect_slo.workflow import Workflow
+from prefect_slo.workflow import Constraint, Workflow
 
 FEW = {"samples": 600, "certify_samples": 20_000, "node_limit": 4000}
 
@@ -246,3 +246,10 @@ def test_items_and_short_calls_give_bundles_and_records(model_of):
     plan = make_plan(tiny, Latency(500.0), **FEW)
     assert plan["s0"].record == "summary"
     assert plan["s0"].bundle > 1
+
+
+def test_a_constraint_that_no_option_keeps_is_infeasible(model_of):
+    model = model_of("chain", 2)
+    stuck = replace(model.workflow, constraints=(Constraint.parse("s0.workers >= 100"),))
+    with pytest.raises(InfeasibleSlo):
+        make_plan(replace(model, workflow=stuck), Latency(30.0), samples=200, certify_samples=2000)

@@ -60,7 +60,7 @@ def evaluate(
     """How well the models predict settings that they were not fitted to.
 
     Args:
-        kind: Stage model: white-box, empirical or analytic.
+        kind: Stage model: white-box, empirical, analytic or regression.
         folds: Parts that the measured settings are divided into; each is left out in turn.
         repeats: Divisions, each at random.
     """

@@ -21,6 +21,7 @@ from typing import Any
 from prefect_slo.aws.delegating import Delegating
 from prefect_slo.aws.exchange import Exchange, Kind, Returned, TooLarge
 from prefect_slo.aws.invoke import Failed
+from prefect_slo.control.events import LossReason
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.protocol import (
     Bundle,
@@ -30,7 +31,6 @@ from prefect_slo.runner.backends.protocol import (
     Finished,
     HostedProgram,
     ItemReport,
-    LossReason,
     Lost,
     NotSent,
     Opened,

@@ -10,12 +10,12 @@ from typing import Any
 
 from prefect.settings import get_current_settings
 
-from prefect_slo.runner.backends.processes import ProcessBackend
 from prefect_slo.runner.backends.protocol import Backend
 from prefect_slo.runner.backends.threads import ThreadBackend
+from prefect_slo.runner.local.keeping import PATIENCE_S
 from prefect_slo.runner.local.limits import machine_memory_mb, machine_vcpus
 from prefect_slo.runner.pools import PROCESS, THREAD, Pools
-from prefect_slo.settings import SLOSettings
+from prefect_slo.settings import valid_settings
 
 PRELOAD = ("prefect", "prefect.main", "prefect.task_engine", "prefect_slo.runner.program")
 """Modules that every worker has imported before it is asked for: importing Prefect takes most of a second."""
@@ -48,6 +48,8 @@ class FlowBackends(Mapping[str, Backend]):
 
     def processes_available(self) -> bool:
         """Whether this machine can have worker processes."""
+        from prefect_slo.runner.backends.processes import ProcessBackend
+
         return ProcessBackend.available()
 
     def close(self) -> None:
@@ -60,8 +62,12 @@ class FlowBackends(Mapping[str, Backend]):
         if pool == THREAD:
             return ThreadBackend()
         if pool == PROCESS:
+            from prefect_slo.runner.backends.processes import ProcessBackend
+
             env = self._context.run(worker_environment, self._client)
-            return ProcessBackend.shared(env=env, preload=PRELOAD)
+            settings = self._context.run(valid_settings)
+            patience_s = settings.ledger_patience_s if settings is not None else PATIENCE_S
+            return ProcessBackend.shared(env=env, preload=PRELOAD, patience_s=patience_s)
         return self._context.copy().run(self._pools[pool].backend, self._client)
 
 
@@ -77,9 +83,11 @@ def worker_environment(client: Any) -> dict[str, str]:
 
 def usable_vcpus() -> float:
     """vCPUs that runs of this process may use: the machine's, its control group's, or what the settings allow."""
-    return min(machine_vcpus(), SLOSettings().capacity_vcpus or math.inf)
+    settings = valid_settings()
+    return min(machine_vcpus(), (settings.capacity_vcpus if settings is not None else None) or math.inf)
 
 
 def usable_memory_mb() -> int:
     """Memory that they may use, in MB; likewise."""
-    return int(min(machine_memory_mb(), SLOSettings().capacity_memory_mb or math.inf))
+    settings = valid_settings()
+    return int(min(machine_memory_mb(), (settings.capacity_memory_mb if settings is not None else None) or math.inf))

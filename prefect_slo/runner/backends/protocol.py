@@ -13,11 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from prefect_slo.control.events import LossReason
 from prefect_slo.resources import Size
-
-LossReason = Literal["died", "memory", "timeout", "start", "cancelled"]
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,7 @@ class BatchInvoker:
         if job["status"] == "FAILED":
             raise self._failed(job, billed)
         reply = json.loads(self.store.get(f"{where}/reply"))
-        return Answer(reply, sent, self.clock(), self._waited(job), None, billed)
+        return Answer(reply, sent, self.clock(), self._waited(job), None, billed, stored=True)
 
     def _bill(self, job: dict[str, Any]) -> Decimal:
         """Time of every attempt at the price list; Batch itself costs nothing."""

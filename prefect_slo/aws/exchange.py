@@ -8,7 +8,7 @@ import pickle
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from prefect_slo.aws.invoke import Answer, Failed
@@ -47,6 +47,7 @@ class Returned:
         overran: The item that took longer than it may.
         telemetry: The worker's own measurements.
         answer: The invocation.
+        stored: Names of what it has left on S3.
     """
 
     items: tuple[Item, ...]
@@ -54,6 +55,7 @@ class Returned:
     overran: int | None
     telemetry: dict[str, Any]
     answer: Answer
+    stored: tuple[tuple[str, ...], ...] = ()
 
 
 class TooLarge(Exception):
@@ -102,7 +104,9 @@ class Exchange:
         """
         event = self.event(kind, code, items, key=key, limit_s=limit_s)
         answer = self.invoker.call(function, event, again=self.once, cancelled=cancelled)
-        return self.received(answer)
+        returned = self.received(answer)
+        left = self.once or "key" in event["args"] or "key" in answer.reply["result"] or answer.stored
+        return replace(returned, stored=(key,)) if left else returned
 
     def event(
         self,
@@ -123,7 +127,7 @@ class Exchange:
             "py": list(sys.version_info[:2]),
             "kind": kind,
             "fn": {"sha": sha, **self._place(code, ("code", sha), inline=not apart, again=True)},
-            "args": self._place(arguments, (*key, "args"), inline=len(arguments) <= left),
+            "args": self._place(arguments, key, inline=len(arguments) <= left, part="/args"),
             "limit_s": limit_s,
         }
         if self.store is not None:
@@ -161,14 +165,16 @@ class Exchange:
             answer,
         )
 
-    def _place(self, content: bytes, names: tuple[str, ...], *, inline: bool, again: bool = False) -> dict[str, str]:
+    def _place(
+        self, content: bytes, names: tuple[str, ...], *, inline: bool, again: bool = False, part: str = ""
+    ) -> dict[str, str]:
         if inline:
             return {"b64": base64.b64encode(content).decode()}
         if self.store is None:
             raise TooLarge(
                 f"{len(content)} bytes do not fit into a request to Lambda of {INLINE_BYTES}; give the pool a bucket"
             )
-        key = self.store.key(*names)
+        key = self.store.key(*names) + part
         if again:
             self.store.put_once(key, content)
         else:

@@ -70,6 +70,7 @@ class Answer:
         waited_s: Seconds spent throttled before.
         report: What Lambda reports; ``None`` where its log came without.
         billed: US dollars of this and of earlier, lost tries.
+        stored: Whether it came over S3.
     """
 
     reply: dict[str, Any]
@@ -78,6 +79,7 @@ class Answer:
     waited_s: float
     report: Report | None
     billed: Decimal
+    stored: bool = False
 
 
 @dataclass

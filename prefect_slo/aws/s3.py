@@ -8,7 +8,7 @@ standard mode backs off and tries again.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +23,11 @@ STREAMS = 8
 ATTEMPTS = 8
 """Calls at most, with standard mode's back-off: up to about a minute of being told to slow down."""
 
+PARTS = ("args", "claim", "event", "reply", "result")
+"""What may be stored for one invocation, under its key."""
+
 _RETRIEVED_S = 60.0
+_DELETED = 1000  # objects to a request, at most
 LIFECYCLE = "prefect-slo-intermediates"
 
 
@@ -137,6 +141,12 @@ class S3Prefix:
                 self._s3.delete_objects(Bucket=self.bucket, Delete={"Objects": keys, "Quiet": True})
                 deleted += len(keys)
         return deleted
+
+    def forget(self, work: Iterable[tuple[str, ...]]) -> None:
+        """Delete what was stored for some work, without asking what there is."""
+        keys = [{"Key": f"{self.key(*names)}/{part}"} for names in work for part in PARTS]
+        for at in range(0, len(keys), _DELETED):
+            self._s3.delete_objects(Bucket=self.bucket, Delete={"Objects": keys[at : at + _DELETED], "Quiet": True})
 
     def expire(self, days: int) -> None:
         """Have S3 delete what is left under the prefix after some days; other rules of the bucket stay."""

@@ -265,6 +265,9 @@ class Session:
         events: list[control.Event] = [control.ItemDone(lease, tuple(done))] if done else []
         for report in stuck:
             get_logger("slo").debug("Item of lease %s is stuck: %s", lease, report.outcome.unpicklable)
+            if (pool := self._pool_of.get(lease)) is not None and self._capabilities(pool).hosted:
+                stage = self._calls[report.item].stage
+                self._notice(f"A call of stage {stage!r} cannot travel: {report.outcome.unpicklable}.", None)
             self._reports[report.item] = report
             events.append(control.Rejected(lease, (report.item,), ran=not report.outcome.failed))
         return events

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
+import boto3
 import numpy as np
 import pytest
 from prefect import flow, get_run_logger, task
@@ -179,6 +180,12 @@ def test_a_task_that_overruns_its_timeout_is_ended_there(run: Callable[..., Any]
     assert account.lambdas.invocations[-1].duration_ms < 10_000
 
 
+def objects() -> list[str]:
+    """Keys of what lies in the bucket, but for functions."""
+    found = boto3.client("s3").list_objects_v2(Bucket="prefect-slo-test").get("Contents", [])
+    return [entry["Key"] for entry in found if "/code/" not in entry["Key"]]
+
+
 def test_large_arguments_and_results_go_over_s3(run: Callable[..., Any], account: LocalAws) -> None:
     @slo_task(pool="lambda")
     @task
@@ -186,15 +193,17 @@ def test_large_arguments_and_results_go_over_s3(run: Callable[..., Any], account
         return data[::-1]
 
     data = os.urandom(1 << 20) * 6
+    before = objects()
 
     def body():
         return reverse.submit(data).result()
 
     assert run(body) == data[::-1]
+    assert objects() == before, "nothing is left behind"
 
 
 def test_without_a_bucket_what_is_too_large_runs_in_the_flows_process(
-    run: Callable[..., Any], account: LocalAws
+    run: Callable[..., Any], account: LocalAws, caplog: pytest.LogCaptureFixture
 ) -> None:
     @slo_task(pool="lambda")
     @task
@@ -207,6 +216,7 @@ def test_without_a_bucket_what_is_too_large_runs_in_the_flows_process(
     (big, size), (small, _) = run(body, pools=account.pool(memory_mb=(256,), bucket=None))
     assert (big, size) == (os.getpid(), 6_000_000)
     assert small == os.getpid(), "the whole stage has moved"
+    assert "give the pool a bucket" in caplog.text
 
 
 def test_what_does_not_pickle_runs_in_the_flows_process(run: Callable[..., Any]) -> None:
@@ -364,6 +374,17 @@ def test_prefects_logger_of_a_lost_task_still_works(run: Callable[..., Any]) -> 
         return shift.submit(1).result()
 
     assert run(body) == 1 + OFFSET
+
+
+def test_another_python_on_the_worker_is_refused_and_named(run: Callable[..., Any], monkeypatch, caplog) -> None:
+    """What one minor version pickles another can't always load: nothing is tried."""
+    from types import SimpleNamespace
+
+    from prefect_slo.aws import exchange
+
+    monkeypatch.setattr(exchange, "sys", SimpleNamespace(version_info=(3, 99, 0)))
+    assert run(lambda: where_am_i.submit().result()) == os.getpid()
+    assert "pickled by Python 3.99" in caplog.text
 
 
 def test_sizes_have_the_vcpus_of_their_memory(pool: LambdaPool) -> None:

@@ -11,7 +11,7 @@ import pytest
 from prefect_slo.aws import s3
 from prefect_slo.aws.s3 import S3Prefix
 from prefect_slo.errors import InvalidValue
-from prefect_slo.testing.aws import LocalAws
+from prefect_slo.testing.aws import Faults, LocalAws
 
 
 @pytest.fixture
@@ -55,6 +55,17 @@ def test_what_one_run_left_is_deleted_and_nothing_else(store: S3Prefix) -> None:
             store.put(f"{store.key('runs', run)}/{name}", b"x")
     assert store.delete("runs", "a") == 2
     assert store.get(f"{store.key('runs', 'b')}/args") == b"x"
+
+
+def test_what_some_work_has_left_is_forgotten_without_a_look(store: S3Prefix) -> None:
+    work = [("runs", "gone", str(n)) for n in range(250)]
+    for names in work[:3]:
+        for part in ("args", "result"):
+            store.put(f"{store.key(*names)}/{part}", b"x")
+    with Faults() as faults:
+        store.forget(work)
+    assert faults.calls == {"s3.DeleteObjects": 2}
+    assert store.delete("runs", "gone", "0") == 0
 
 
 def test_leftovers_expire_and_other_rules_of_the_bucket_stay(store: S3Prefix) -> None:

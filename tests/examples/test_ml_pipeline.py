@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import pickle
@@ -69,3 +70,15 @@ def test_what_travels_between_stages_is_a_few_megabytes_at_scale_one(example: Mo
     shard = example.train.fn(0, features)
     assert len(pickle.dumps(features)) < 5e6
     assert len(pickle.dumps(shard)) < 2e6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_on_lambda_it_gives_the_same_result(prefect_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every stage in sandboxes that see no more than was deployed and named."""
+    monkeypatch.syspath_prepend(str(FLOW.parent))
+    on_lambda = importlib.import_module("on_lambda")
+    here, there, cost, invocations = on_lambda.compare(scale=0.1)
+    assert there == here > 0.9
+    assert invocations == 1 + 8 + 1 + 1
+    assert 0 < cost < 0.01

@@ -180,12 +180,12 @@ def test_faults_strike_before_or_after_the_work(call, account) -> None:
 
 def test_the_same_seed_strikes_the_same_calls(account) -> None:
     def struck(seed: int) -> list[bool]:
-        hits = []
+        hits, client = [], boto3.client("s3", config=_once())
         with Faults(Fault("s3.ListBuckets", "slow-down", probability=0.5), seed=seed) as faults:
             for _ in range(20):
                 before = sum(faults.struck.values())
                 with suppress(ClientError):
-                    boto3.client("s3", config=_once()).list_buckets()
+                    client.list_buckets()
                 hits.append(sum(faults.struck.values()) > before)
         return hits
 

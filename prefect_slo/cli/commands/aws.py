@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
@@ -13,7 +14,7 @@ from prefect_slo.cli.output import print_json, print_line, print_table, working
 if TYPE_CHECKING:
     from prefect_slo.runner.aws_pools import LambdaPool
 
-aws = App(name="aws", help="Worker functions of a Lambda pool: deploy them, look at them, remove them.")
+aws = App(name="aws", help="Worker functions of a Lambda pool: deploy them, look at them, remove them. Files of SCAR.")
 app.command(aws)
 
 Pool = Annotated[
@@ -68,6 +69,25 @@ def destroy(
 def policy(pool: Pool, /) -> None:
     """The least that callers, functions and deployers may do, as IAM policy documents in JSON."""
     print_json(_pool(pool).policy())
+
+
+@aws.command
+def fdl(
+    file: Annotated[Path, Parameter(help="A Function Definition Language file of SCAR (.yaml).")],
+    /,
+    *,
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"], help="Workflow file to write (.json).")] = None,
+) -> None:
+    """A workflow file from a Function Definition Language file: edges by paths, menus by execution mode."""
+    import json
+
+    from prefect_slo.aws.fdl import load_fdl
+
+    document = load_fdl(file)[0].to_document()
+    if output is None:
+        print_json(document)
+    else:
+        output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def _pool(entrypoint: str) -> LambdaPool:

@@ -132,8 +132,8 @@ class LambdaBackend:
             self._idle, self._leases, self._waiting = [], {}, []
         for slot in slots:
             slot.end()
-        for slot in slots:
-            slot.clean_up()
+        if self._exchange.store is not None:
+            self._exchange.store.forget([names for slot in slots for names in slot.stored])
 
     def _admit(self) -> None:
         while True:
@@ -187,7 +187,7 @@ class _Slot:
         self._cancelled = threading.Event()
         self._bundle: Bundle | None = None
         self._untouched: tuple[int, ...] = ()
-        self._stored: list[tuple[str, ...]] = []
+        self.stored: list[tuple[str, ...]] = []
         self._thread = Thread(target=self._run, name=f"prefect-slo-lambda-{next(self._names)}", daemon=True)
         self._thread.start()
 
@@ -209,14 +209,6 @@ class _Slot:
         self._sink = _unheard
         self._cancelled.set()
         self.inbox.put(None)
-
-    def clean_up(self) -> None:
-        """Delete what its invocations have left on S3, but for those that are still under way."""
-        if self._exchange.store is None or self._bundle is not None:
-            return
-        for key in self._stored:
-            self._exchange.store.delete(*key)
-        self._stored = []
 
     def _run(self) -> None:
         while (bundle := self.inbox.get()) is not None:
@@ -316,8 +308,6 @@ class _Slot:
         totals: _Totals,
     ) -> Returned:
         key = ("runs", self._run_key, str(bundle.id), str(number))
-        if self._exchange.store is not None:
-            self._stored.append(key)
         try:
             returned = self._exchange.run(
                 self._function, kind, code, items, key=key, limit_s=limit_s, cancelled=self._cancelled
@@ -329,6 +319,7 @@ class _Slot:
                 raise _Gone(failed, (*ids, *self._untouched)) from None
             raise _Gone(failed, self._untouched, ids[0] if len(ids) == 1 else None) from None
         totals.add(returned)
+        self.stored += returned.stored
         return returned
 
 

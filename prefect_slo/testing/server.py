@@ -1,0 +1,47 @@
+"""``python -m prefect_slo.testing.server``: an endpoint that stands for AWS, with functions and jobs that really run.
+
+For what moto can't mock inside a process: other processes, other languages, asynchronous clients. It listens on the
+loopback interface, prints its address and a role on one line each, and runs until it is interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import threading
+from contextlib import ExitStack
+
+from prefect_slo.testing.aws.batches import LocalBatch
+from prefect_slo.testing.aws.guard import fake_credentials, no_real_aws
+from prefect_slo.testing.aws.lambdas import LocalLambda
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Serve until SIGINT or SIGTERM."""
+    from moto.server import ThreadedMotoServer
+
+    parser = argparse.ArgumentParser(prog="python -m prefect_slo.testing.server", description=__doc__)
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--concurrency", type=int, default=1000, help="invocations at once")
+    parser.add_argument("--cpu", choices=("modelled", "off"), default="off", help="whether CPU time takes its share")
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs that jobs may have")
+    options = parser.parse_args(arguments)
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    with ExitStack() as stack:
+        stack.enter_context(fake_credentials())
+        stack.enter_context(no_real_aws())
+        server = ThreadedMotoServer("127.0.0.1", options.port, verbose=False)
+        server.start()
+        stack.callback(server.stop)
+        host, port = server.get_host_and_port()
+        endpoint = f"http://{host}:{port}"
+        stack.enter_context(LocalLambda(endpoint=endpoint, concurrency=options.concurrency, cpu=options.cpu))
+        stack.enter_context(LocalBatch(endpoint=endpoint, gpus=options.gpus))
+        print(f"AWS_ENDPOINT_URL={endpoint}", flush=True)
+        ended.wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from prefect.client.orchestration import get_client
 
-from prefect_slo.blocks import MenuBlock, PriceListBlock, SLOProfile
+from prefect_slo.blocks import MenuBlock, PriceListBlock, S3PrefixBlock, SLOProfile
 from prefect_slo.pricing import PRICES, PriceList
 
 FOLDER = Path(__file__).parent
@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parent
 
 def register() -> list[str]:
     """Register and store everything; the slugs of what is stored, such as ``slo-menu/local``."""
-    for block in (SLOProfile, MenuBlock, PriceListBlock):
+    for block in (SLOProfile, MenuBlock, PriceListBlock, S3PrefixBlock):
         block.register_type_and_schema(_sync=True)
     stored = []
     for path in sorted(FOLDER.glob("menus/*.toml")):

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prefect_slo.aws.batch import BatchJobs as BatchJobs
     from prefect_slo.blocks import SLOProfile as SLOProfile
     from prefect_slo.declaration import slo_task as slo_task
     from prefect_slo.decorators import slo as slo
@@ -15,14 +16,19 @@ if TYPE_CHECKING:
     from prefect_slo.objective import Slo as Slo
     from prefect_slo.plan import Plan as Plan
     from prefect_slo.planner import make_plan as make_plan
+    from prefect_slo.runner.aws_pools import BatchPool as BatchPool
+    from prefect_slo.runner.aws_pools import LambdaPool as LambdaPool
     from prefect_slo.runner.task_runner import SLOTaskRunner as SLOTaskRunner
     from prefect_slo.workflow import Workflow as Workflow
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "BatchJobs": "aws.batch",
+    "BatchPool": "runner.aws_pools",
     "Budget": "objective",
     "InfeasibleSlo": "errors",
+    "LambdaPool": "runner.aws_pools",
     "Latency": "objective",
     "MenuBlock": "blocks",
     "Plan": "plan",

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from scipy.special import betaincinv
-
 from prefect_slo.errors import InvalidValue
 from prefect_slo.units import fraction, whole
 
@@ -42,6 +40,8 @@ class Attainment:
         >>> [round(end, 3) for end in Attainment(95, 100).interval(0.95)]
         [0.887, 0.984]
         """
+        from scipy.special import betaincinv
+
         alpha = 1 - fraction(confidence, "confidence")
         missed = self.runs - self.met
         low = float(betaincinv(self.met, missed + 1, alpha / 2)) if self.met else 0.0

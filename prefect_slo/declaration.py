@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any, Literal, TypeVar
 
 from prefect import Task
@@ -14,6 +16,7 @@ from prefect.utilities.callables import parameters_to_args_kwargs
 from prefect_slo import units
 from prefect_slo.errors import InvalidValue
 from prefect_slo.plan import Record
+from prefect_slo.resources import Menu
 
 AnyTask = TypeVar("AnyTask", bound=Task[Any, Any])
 _ATTRIBUTE, _BATCHED = "__slo__", "__slo_batched__"
@@ -27,19 +30,24 @@ class Declaration:
         idempotent: ``True``: may run again after its worker was lost, whatever its retries; ``False``: never may.
         batched: Its function takes lists, for its first parameter (``True``) or those named, and returns a list.
             The task itself keeps to single items, whatever runner it has; calls may be gathered into batches.
-        pool: Pool that it runs on; ``thread`` and ``process`` are always there.
+        pool: Pool that it runs on, or several that the planner may choose from (without a plan the first is taken);
+            ``thread`` and ``process`` are always there, others are given to ``@slo(pools=[...])``.
         isolation: ``process`` or ``thread`` pins it; ``auto`` leaves it to the plan and to what pickles.
         menu: Dimensions of its menu in place of the flow's: ``workers``, ``vcpus``, ``memory_mb``, ``batch``.
         pins: Choices that are fixed: ``workers``, ``vcpus``, ``memory_mb``, ``batch``, ``pool``.
         memory_mb: The least memory a worker needs.
         knobs: Values that the planner may pass for parameters of the task.
-        concurrency: The most items that may run at once.
+        concurrency: The most items of the task that may run at once in a flow run, wherever it is submitted.
         record: Record level, where the user fixes it.
+
+    Raises:
+        InvalidValue: A value that a field may not hold.
+        InvalidWorkflow: Knobs without values, or by the name of another dimension.
     """
 
     idempotent: bool | None = None
     batched: bool | str | tuple[str, ...] = False
-    pool: str | None = None
+    pool: str | tuple[str, ...] | None = None
     isolation: Literal["auto", "process", "thread"] = "auto"
     menu: Mapping[str, Any] = field(default_factory=dict)
     pins: Mapping[str, Any] = field(default_factory=dict)
@@ -57,12 +65,20 @@ class Declaration:
             object.__setattr__(self, "memory_mb", units.megabytes(self.memory_mb))
         if self.concurrency is not None:
             units.whole(self.concurrency, "concurrency")
-        for name in self.menu:
-            if name not in ("workers", "vcpus", "memory_mb", "batch"):
-                raise InvalidValue("menu", name, "one of workers, vcpus, memory_mb, batch")
-        for name in self.pins:
-            if name not in ("workers", "vcpus", "memory_mb", "batch", "pool"):
-                raise InvalidValue("pins", name, "one of workers, vcpus, memory_mb, batch, pool")
+        if self.pool is not None and not isinstance(self.pool, str):
+            object.__setattr__(self, "pool", tuple(self.pool))
+        object.__setattr__(self, "menu", _menu(self.menu))
+        object.__setattr__(self, "pins", _pins(self.pins))
+        object.__setattr__(self, "knobs", dict(Menu(knobs=self.knobs).knobs))
+        for name in self.pools:
+            units.text(name, "pool")
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """Pools that it may run on; none where nothing is declared."""
+        if "pool" in self.pins:
+            return (str(self.pins["pool"]),)
+        return self.pool if isinstance(self.pool, tuple) else () if self.pool is None else (self.pool,)
 
     @classmethod
     def of(cls, value: Declaration | Mapping[str, Any]) -> Declaration:
@@ -77,6 +93,50 @@ class Declaration:
             if name not in cls.__dataclass_fields__:
                 raise InvalidValue("stages", name, f"one of {', '.join(cls.__dataclass_fields__)}")
         return cls(**value)
+
+
+def dimension(name: str, values: object, where: str) -> tuple[Any, ...]:
+    """Values of one dimension of a menu (``workers``, ``vcpus``, ``memory_mb``, ``batch``); one stands for a list.
+
+    Raises:
+        InvalidValue: Nothing to choose from, or a value that can't be.
+    """
+    if name not in _DIMENSIONS:
+        raise InvalidValue(where, name, f"one of {', '.join(_DIMENSIONS)}")
+    several = tuple(values) if isinstance(values, (list, tuple, range)) else (values,)
+    if not several:
+        raise InvalidValue(f"{where}.{name}", values, "at least one value")
+    return tuple(_DIMENSIONS[name](value, f"{where}.{name}") for value in several)
+
+
+def _megabytes(value: Any, where: str) -> int:
+    return units.megabytes(value, field=where)
+
+
+_DIMENSIONS: Mapping[str, Callable[[Any, str], Any]] = {
+    "workers": units.whole,
+    "vcpus": units.positive,
+    "memory_mb": _megabytes,
+    "batch": units.whole,
+}
+
+
+def _menu(given: object) -> dict[str, tuple[Any, ...]]:
+    if not isinstance(given, Mapping):
+        raise InvalidValue("menu", given, f"a mapping with some of {', '.join(_DIMENSIONS)}")
+    return {name: dimension(name, values, "menu") for name, values in given.items()}
+
+
+def _pins(given: object) -> dict[str, Any]:
+    known = (*_DIMENSIONS, "pool")
+    if not isinstance(given, Mapping):
+        raise InvalidValue("pins", given, f"a mapping with some of {', '.join(known)}")
+    held: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in known:
+            raise InvalidValue("pins", name, f"one of {', '.join(known)}")
+        held[name] = units.text(value, "pins.pool") if name == "pool" else _DIMENSIONS[name](value, f"pins.{name}")
+    return held
 
 
 NOTHING = Declaration()
@@ -125,6 +185,36 @@ def batched_names(task: Task[Any, Any]) -> tuple[str, ...]:
     return getattr(task.fn, _BATCHED, ())
 
 
+def function_of(task: Task[Any, Any]) -> Callable[..., Any]:
+    """A task's function as it was written: for lists, where it is batched."""
+    function: Callable[..., Any] = inspect.unwrap(task.fn, stop=lambda fn: not hasattr(fn, _BATCHED))
+    return function
+
+
+def with_function(task: Task[Any, Any], function: Callable[..., Any]) -> Task[Any, Any]:
+    """A copy of a task that calls another function, one that takes what ``function_of(task)`` does."""
+    other = copy.copy(task)
+    other.fn = functools.wraps(function_of(task))(function)
+    declaration = declared(task)
+    if batched_names(task):
+        other.fn = _one_by_one(other, declaration)
+    setattr(other.fn, _ATTRIBUTE, declaration)
+    return other
+
+
+def undeclared(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function without what was declared of it: what travels to where this package isn't installed."""
+    if not isinstance(function, FunctionType) or not {_ATTRIBUTE, _BATCHED} & set(function.__dict__):
+        return function
+    bare = FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    bare.__kwdefaults__, bare.__qualname__ = function.__kwdefaults__, function.__qualname__
+    bare.__module__ = function.__module__
+    bare.__dict__.update({k: v for k, v in function.__dict__.items() if k not in (_ATTRIBUTE, _BATCHED)})
+    return bare
+
+
 def gathered(task: Task[Any, Any], arguments: dict[str, Any], run: Callable[[Any], Any]) -> list[Any]:
     """Call a batched task's function with lists; a result for each of their elements.
 
@@ -136,7 +226,7 @@ def gathered(task: Task[Any, Any], arguments: dict[str, Any], run: Callable[[Any
     Raises:
         InvalidValue: The function returned anything but a list of that length.
     """
-    function = inspect.unwrap(task.fn, stop=lambda fn: not hasattr(fn, _BATCHED))
+    function = function_of(task)
     args, kwargs = parameters_to_args_kwargs(function, arguments)
     returned = function(*args, **kwargs)
     return _checked(task.name, run(returned) if task.isasync else returned, len(arguments[batched_names(task)[0]]))

@@ -6,7 +6,7 @@ import functools
 import inspect
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -16,11 +16,13 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 
 from prefect_slo.declaration import Declaration
 from prefect_slo.errors import InvalidValue, UnsupportedTaskRunner
-from prefect_slo.loop.director import Features, LoopDirector, Mode
+from prefect_slo.loop.director import Features, LoopDirector, ready
 from prefect_slo.loop.menus import MenuSettings
 from prefect_slo.objective import Budget, Latency, Slo
+from prefect_slo.runner.pools import PoolDefinition, Pools, by_name, resolved
 from prefect_slo.runner.recipe import Recipe
 from prefect_slo.runner.task_runner import FlowClock, SLOTaskRunner
+from prefect_slo.settings import Mode
 from prefect_slo.units import fraction, items, text, whole
 
 P = ParamSpec("P")
@@ -37,7 +39,8 @@ def slo(
     confidence: float = 0.99,
     mode: Mode | None = None,
     stages: Mapping[str, Declaration | Mapping[str, Any]] | None = None,
-    menu: Mapping[str, Any] | MenuSettings | None = None,
+    menu: Mapping[str, Any] | MenuSettings | str | None = None,
+    pools: Sequence[PoolDefinition] = (),
     features: Features | str | tuple[str, ...] | None = None,
     explore: float = 0.05,
     seed: int = 0,
@@ -55,8 +58,10 @@ def slo(
         mode: ``observe`` changes nothing; ``advise`` plans and shows; ``enforce`` runs by the plan. By default observe
             until the flow's tasks have been measured well enough, then enforce.
         stages: Declarations by task name, as an alternative to ``slo_task``.
-        menu: What may be chosen for every stage: ``workers``, ``vcpus``, ``memory_mb``, ``batch``, ``prices``; by
-            default what this machine has.
+        menu: What may be chosen for every stage: ``workers``, ``vcpus``, ``memory_mb``, ``batch``, ``prices``, or the
+            name of a stored ``slo-menu`` block; by default what this machine has. ``pools``: names of those that stages
+            run on which declare none.
+        pools: Pools beyond worker processes and threads, which tasks and the menu may then name.
         features: Size of a run's input from its parameters: a function of the parameters, or names of numeric ones.
         explore: Fraction of runs that may try a setting that was never measured, as long as the bound holds under
             the model.
@@ -90,7 +95,7 @@ def slo(
     if mode not in (None, "observe", "advise", "enforce"):
         raise InvalidValue("mode", mode, "'observe', 'advise' or 'enforce'")
     declarations = {name: Declaration.of(value) for name, value in (stages or {}).items()}
-    settings = MenuSettings.of(menu)
+    settings, given = MenuSettings.of(menu), by_name(pools)
     explored = 0.0 if explore == 0 else fraction(explore, "explore")
     seed = whole(seed, "seed", least=0)
 
@@ -100,19 +105,23 @@ def slo(
         own: TaskRunner[Any] = flow.task_runner
         if isinstance(own, SLOTaskRunner) and isinstance(own.director, LoopDirector):
             own = own.stock or ThreadPoolTaskRunner()  # decorated before: this decorator takes the other's place
-        usual, declared = _stands_for(own)
+        usual, declared, elsewhere = _stands_for(own)
+        elsewhere = {**elsewhere, **given}
+        for name in (*(settings.pools or ()), *(name for one in declarations.values() for name in one.pools)):
+            resolved(name, elsewhere)
         director = LoopDirector(
             slo=objective,
             mode=mode,
             usual=usual,
             menu=settings,
             stages={**declared, **declarations},
+            pools=elsewhere,
             features=_features(features, flow),
             explore=explored,
             seed=seed,
         )
-        runner = SLOTaskRunner(stages=director.stages, director=director)
-        runner.stock = own
+        runner = SLOTaskRunner(stages=director.stages, director=director, pools=tuple(elsewhere.values()))
+        runner.stock, runner.recipe = own, usual
         decorated = flow.with_options(task_runner=cast("TaskRunner[Any]", runner))
         decorated.fn = timed(flow.fn)
         return decorated
@@ -174,26 +183,30 @@ class _Timing:
     def __enter__(self) -> None:
         context = FlowRunContext.get()
         runner = context.task_runner if context is not None else None
-        self._clock = runner.clock if isinstance(runner, SLOTaskRunner) else FlowClock()
+        self._clock = FlowClock()
+        if isinstance(runner, SLOTaskRunner):
+            self._clock = runner.clock
+            ready()
         self._clock.entered = time.monotonic()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._clock.returned, self._clock.raised = time.monotonic(), kind is not None
 
 
-def _stands_for(runner: TaskRunner[Any]) -> tuple[Recipe, Mapping[str, Declaration]]:
-    """How a flow with a task runner of its own is run where nothing is to change, and what that declares of tasks.
+def _stands_for(runner: TaskRunner[Any]) -> tuple[Recipe, Mapping[str, Declaration], Pools]:
+    """How a flow with a task runner of its own is run where nothing is to change, what that declares, and its pools.
 
     Raises:
         UnsupportedTaskRunner: It has no matching backend.
     """
     if isinstance(runner, SLOTaskRunner):
-        return runner.recipe, runner.stages
+        return runner.recipe, runner.stages, runner.pools
     if type(runner) is ThreadPoolTaskRunner:
         limit = runner._max_workers
-        return Recipe(isolation="thread", workers=limit if limit < sys.maxsize else None, record="full"), {}
+        return Recipe(isolation="thread", workers=limit if limit < sys.maxsize else None, record="full"), {}, {}
     if type(runner) is ProcessPoolTaskRunner:
-        return Recipe(isolation="process", workers=runner._max_workers, record="full"), {}
+        # not pinned: its user has asked for nothing of us
+        return Recipe(workers=runner._max_workers, record="full"), {}, {}
     raise UnsupportedTaskRunner(type(runner).__name__, SUPPORTED)
 
 

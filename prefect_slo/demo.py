@@ -22,8 +22,9 @@ from prefect import Flow
 from prefect_slo.attainment import Attainment
 from prefect_slo.decorators import director_of, slo
 from prefect_slo.errors import InfeasibleSlo, SloError
+from prefect_slo.loop import background
 from prefect_slo.loop.director import Following, following
-from prefect_slo.loop.menus import local_capacity
+from prefect_slo.loop.menus import capacity_of
 from prefect_slo.loop.planning import LESS_SURE
 from prefect_slo.loop.profiling import Measurement, profile
 from prefect_slo.models import WorkflowModel
@@ -144,14 +145,11 @@ def demo(*, runs: int = 10, scale: float = 1.0, seed: int = 0, heard: Heard = la
     for bound in bounds:
         flow: Flow[Any, Any] = slo(latency=bound, mode="enforce", explore=0, seed=seed)(stock)
         series.append(_run(flow, parameters, runs, f"deadline {bound:.2f} s", bound, heard))
+    few, tightest = min(runs, max(runs // 4, 3)), Latency(bounds[0])
     references = [
-        _reference(
-            stock, all_max(model, Latency(bounds[0]), seed=seed), parameters, max(runs // 4, 3), "all-max", heard
-        ),
-        _reference(
-            stock, all_min(model, Latency(bounds[0]), seed=seed), parameters, max(runs // 4, 3), "all-min", heard
-        ),
-        _default_runner(stock, parameters, max(runs // 4, 3), heard),
+        _reference(stock, all_max(model, tightest, seed=seed), parameters, few, "all-max", heard),
+        _reference(stock, all_min(model, tightest, seed=seed), parameters, few, "all-min", heard),
+        _default_runner(stock, parameters, few, heard),
     ]
     return DemoReport(tuple(series), tuple(references), len(report.runs), report.seconds, time.monotonic() - begun)
 
@@ -167,7 +165,11 @@ def deadlines(model: WorkflowModel, seed: int) -> tuple[float, float, float]:
         make_plan(model, Latency(0.001, confidence=LESS_SURE[-1]), seed=seed)
     except InfeasibleSlo as error:
         tight = TIGHT * error.nearest.bound if error.nearest is not None else loose
-    return tight, max((tight + loose) / 2, tight), max(loose, tight)
+    return _in_hundredths(tight), _in_hundredths(max((tight + loose) / 2, tight)), _in_hundredths(max(loose, tight))
+
+
+def _in_hundredths(bound_s: float) -> float:
+    return math.ceil(100 * bound_s) / 100
 
 
 def _run(
@@ -180,6 +182,7 @@ def _run(
     with _listening(director, seen):
         for number in range(runs):
             flow(**parameters)
+            background.settle()  # each run is planned by all runs before it
             plan = plan or seen[-1].recipe.plan
             heard(name, number + 1, runs, f"{seen[-1].latency_s:.2f} s")
     return Series(name, bound, plan, tuple(r.latency_s for r in seen), tuple(r.cost_usd for r in seen))
@@ -221,7 +224,7 @@ def _default_runner(stock: Flow[Any, Any], parameters: Mapping[str, Any], runs: 
     for number in range(runs):
         plain(**parameters)
         heard("default runner", number + 1, runs, f"{took[-1]:.2f} s")
-    machine, prices = local_capacity(), price_list("local")
+    machine, prices = capacity_of(), price_list("local")
     rate = prices.rate(machine.vcpus or 1, machine.memory_mb or 0)
     return Series("Prefect's default runner", math.nan, None, tuple(took), tuple(rate * t for t in took))
 

@@ -54,6 +54,24 @@ class UnknownStage(InvalidValue):
         return type(self), (self.value, self.known)
 
 
+class UnknownPool(InvalidValue):
+    """A pool that a task, a menu or a plan names and that the flow does not have.
+
+    Args:
+        name: The pool.
+        known: Pools that there are.
+        stage: Stage that was to run there, where one was.
+    """
+
+    def __init__(self, name: str, known: tuple[str, ...], stage: str = "") -> None:
+        self.name, self.known, self.stage = name, known, stage
+        where = f" for stage {stage!r}" if stage else ""
+        super().__init__("pool", name, f"one of {', '.join(known)}{where}; others are given by @slo(pools=[...])")
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.name, self.known, self.stage)
+
+
 class UnknownPrices(InvalidValue):
     """A price list that does not exist."""
 
@@ -177,6 +195,25 @@ class TaskTimedOut(WorkerLost):
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         return type(self), (self.stage, self.timeout_s, self.attempts)
+
+
+class SpendLimitReached(SloError):
+    """Work that was not started because a run has spent what it may.
+
+    Args:
+        most_usd: The cap.
+        spent_usd: What was spent when it was asked.
+    """
+
+    def __init__(self, most_usd: float, spent_usd: float) -> None:
+        self.most_usd, self.spent_usd = most_usd, spent_usd
+        super().__init__(
+            f"this run has spent ${spent_usd:.6g} of ${most_usd:.6g} and starts nothing more on AWS. "
+            "Raise max_spend_usd of the pool, or ask for less."
+        )
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.most_usd, self.spent_usd)
 
 
 class Unpicklable(SloError):

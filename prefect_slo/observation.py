@@ -68,7 +68,7 @@ class StageRun:
         workers: Workers that ran it at once.
         memory_mb: Memory of each.
         vcpus: vCPUs of each.
-        wall_s: From its first item ready to its last item done.
+        wall_s: From its first item ready to its last item done, less ``queue_s``.
         overhead_s: Wall time less the mean busy time of its workers: dispatch, start-up, waiting for the slowest.
         read_s: Mean over the workers of the time spent reading input.
         compute_s: Mean over the workers of the time spent computing.
@@ -82,6 +82,8 @@ class StageRun:
         peak_memory_mb: Highest over its workers; ``nan`` where unknown.
         hardware: Kind of machine, an open name.
         started_at: Unix time of its first item, or ``nan``.
+        queue_s: Mean over the workers of the time spent waiting for capacity that other runs held; no part of
+            ``wall_s``. ``nan`` where unknown.
     """
 
     run_id: str
@@ -103,6 +105,7 @@ class StageRun:
     peak_memory_mb: float = float("nan")
     hardware: str = "cpu"
     started_at: float = float("nan")
+    queue_s: float = float("nan")
 
 
 @dataclass(frozen=True, eq=False)

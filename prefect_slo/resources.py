@@ -49,15 +49,19 @@ class Pool:
         name: What a stage plan names; a backend answers to it.
         sizes: Sizes it offers; empty means the menu's.
         prices: Price list; ``None`` means the menu's.
+        workers: Worker counts that it offers; empty means the menu's.
     """
 
     name: str = "default"
     sizes: tuple[Size, ...] = ()
     prices: str | None = None
+    workers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         text(self.name, "pool.name")
         object.__setattr__(self, "sizes", instances(Size, self.sizes, f"pool.{self.name}.sizes"))
+        counts = items(self.workers, f"pool.{self.name}.workers")
+        object.__setattr__(self, "workers", tuple(whole(count, f"pool.{self.name}.workers") for count in counts))
         if self.prices is not None:
             price_list(self.prices)
 
@@ -97,7 +101,7 @@ class Menu:
         prices: Name of a price list, or path of one (``.toml``).
         workers: Worker counts.
         sizes: Worker sizes.
-        pools: Pools; the sizes of a pool override the menu's.
+        pools: Pools; the sizes and worker counts of a pool override the menu's.
         batch: Batch sizes.
         knobs: Declared knobs and their values, e.g. ``{"resolution": (480, 720)}``.
 
@@ -145,6 +149,11 @@ class Menu:
         """The price list that holds on a pool."""
         return price_list(self.pool(pool).prices or self.prices)
 
+    @property
+    def worker_counts(self) -> frozenset[int]:
+        """Worker counts that some pool of the menu offers."""
+        return frozenset(count for pool in self.pools for count in pool.workers or self.workers)
+
     def options(self) -> tuple[Option, ...]:
         """Every point of the menu, duplicates removed, in a fixed order."""
         return tuple(dict.fromkeys(self._points()))
@@ -161,9 +170,11 @@ class Menu:
         for name, value in choices.items():
             if name == "size":
                 changes["sizes"] = (value,)
-                changes["pools"] = tuple(replace(pool, sizes=()) for pool in pools)
+                changes["pools"] = pools = tuple(replace(pool, sizes=()) for pool in pools)
             elif name in ("workers", "batch"):
                 changes[name] = (whole(value, f"pin.{name}"),)
+                if name == "workers":
+                    changes["pools"] = pools = tuple(replace(pool, workers=()) for pool in pools)
             elif name in self.knobs:
                 knobs[name] = (value,)
             elif name != "pool":
@@ -175,8 +186,13 @@ class Menu:
         names = sorted(self.knobs)
         settings = [tuple(zip(names, values, strict=True)) for values in product(*(self.knobs[n] for n in names))]
         for pool in self.pools:
-            for size, workers, batch, knobs in product(pool.sizes or self.sizes, self.workers, self.batch, settings):
+            sizes, counts = pool.sizes or self.sizes, pool.workers or self.workers
+            for size, workers, batch, knobs in product(sizes, counts, self.batch, settings):
                 yield Option(workers, size, pool.name, batch, knobs)
+
+
+RESOURCES = ("vcpus", "memory_mb", "workers", "gpu")
+"""What a capacity may limit."""
 
 
 @dataclass(frozen=True)
@@ -188,30 +204,54 @@ class Capacity:
         memory_mb: Σ of their memory.
         workers: Concurrent workers (AWS: account concurrency).
         gpu: Σ of their GPU shares.
+        pools: By name, pools with a capacity of their own: their workers count there and nowhere else.
     """
 
     vcpus: float | None = None
     memory_mb: float | None = None
     workers: int | None = None
     gpu: float | None = None
+    pools: Mapping[str, Capacity] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("vcpus", "memory_mb", "workers", "gpu"):
+        for name in RESOURCES:
             if getattr(self, name) is not None:
                 positive(getattr(self, name), f"capacity.{name}")
         if self.workers is not None:
             whole(self.workers, "capacity.workers")
+        if not isinstance(self.pools, Mapping):
+            raise InvalidValue("capacity.pools", self.pools, "a table of capacities by pool")
+        for pool, own in self.pools.items():
+            if not isinstance(own, Capacity) or own.pools:
+                raise InvalidValue(f"capacity.pools.{pool}", own, "a capacity without pools of its own")
+        object.__setattr__(self, "pools", dict(self.pools))
+
+    def of(self, pool: str) -> Capacity:
+        """What a pool's workers count against."""
+        return self.pools.get(pool, self)
+
+    def limits(self) -> dict[tuple[str | None, str], float]:
+        """Every limit, by pool (``None``: all that have no capacity of their own) and resource."""
+        places: list[tuple[str | None, Capacity]] = [(None, self), *self.pools.items()]
+        return {
+            (pool, resource): float(limit)
+            for pool, capacity in places
+            for resource in RESOURCES
+            if (limit := getattr(capacity, resource)) is not None
+        }
+
+    def held(self, option: Option, pool: str | None, resource: str) -> float:
+        """What an option's workers hold of a resource, where they count against that pool's capacity."""
+        if (option.pool if option.pool in self.pools else None) != pool:
+            return 0.0
+        return option.workers * (1.0 if resource == "workers" else float(getattr(option.size, resource)))
 
     def fits(self, *options: Option) -> bool:
         """Whether the workers of these options can all be held at once."""
-        used = {
-            "vcpus": sum(option.workers * option.size.vcpus for option in options),
-            "memory_mb": sum(option.workers * option.size.memory_mb for option in options),
-            "workers": sum(option.workers for option in options),
-            "gpu": sum(option.workers * option.size.gpu for option in options),
-        }
-        limits = {name: getattr(self, name) for name in used}
-        return all(limit is None or used[name] <= limit * (1 + 1e-9) for name, limit in limits.items())
+        return all(
+            sum(self.held(option, pool, resource) for option in options) <= limit * (1 + 1e-9)
+            for (pool, resource), limit in self.limits().items()
+        )
 
 
 def _knobs(knobs: object) -> dict[str, tuple[object, ...]]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import threading
 from pathlib import Path
 from typing import ClassVar, Literal
+from urllib.parse import urlsplit
 
-from prefect.settings import PREFECT_HOME
+from prefect.logging import get_logger
+from prefect.settings import PREFECT_HOME, get_current_settings
 from prefect.settings.base import PrefectBaseSettings, build_settings_config
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
@@ -33,16 +37,19 @@ class SLOSettings(PrefectBaseSettings):
         default=None, description="Folder for logs of runs under way; PREFECT_HOME/slo where it isn't set."
     )
     capacity_vcpus: float | None = Field(
-        default=None, gt=0, description="vCPUs that all runs on this machine may use together; all where it isn't set."
+        default=None, gt=0, description="vCPUs that one run may use: menus, plans and dispatching stay within it."
     )
     capacity_memory_mb: float | None = Field(
-        default=None, gt=0, description="Memory that all runs on this machine may use together, in MB."
+        default=None, gt=0, description="Memory, in MB, that menus and plans of one run stay within."
     )
-    capacity_workers: int | None = Field(
-        default=None, gt=0, description="Worker processes that may run on this machine at once."
+    capacity_workers: int | None = Field(default=None, gt=0, description="Workers that plans of one run use at once.")
+    ledger_patience_s: float = Field(
+        default=300.0,
+        gt=0,
+        description="How long a worker waits for its share of this machine's vCPUs before it starts without one.",
     )
     fold_timeout_s: float = Field(
-        default=120.0, gt=0, description="How long a run waits for another one that is writing the same profile."
+        default=120.0, gt=0, description="How long a sweep or a refit waits for others that write the same profile."
     )
 
     @property
@@ -52,10 +59,46 @@ class SLOSettings(PrefectBaseSettings):
 
     @property
     def telemetry_directory(self) -> Path:
-        """Where ``RunLog`` writes and ``sweep_orphans`` looks."""
-        return self.directory / "telemetry"
+        """Where ``RunLog`` writes and ``sweep_orphans`` looks: each API has a folder of its own."""
+        return self.directory / "telemetry" / api_identity()
 
     @property
     def capacity(self) -> Capacity:
         """The limits that are set; what isn't has no limit here."""
         return Capacity(self.capacity_vcpus, self.capacity_memory_mb, self.capacity_workers)
+
+
+def api_identity() -> str:
+    """Names the API that the current settings lead to: its host and a hash, fit for the name of a folder.
+
+    A server at an address is that address. A server of Prefect's own that comes and goes with its process has another
+    port each time: it is the database that it serves.
+    """
+    settings = get_current_settings()
+    address = (settings.api.url or "").rstrip("/")
+    host, named = urlsplit(address).hostname or "api", address
+    if not address:
+        database = settings.server.database.connection_url
+        host, named = "local", database.get_secret_value() if database is not None else str(settings.home)
+    return f"{host}-{hashlib.blake2b(named.encode(), digest_size=6).hexdigest()}"
+
+
+def valid_settings() -> SLOSettings | None:
+    """The settings of this environment; ``None`` where one holds a value that it may not, which is said once.
+
+    For code that a flow runs through: a slip in the environment must not fail flows.
+    """
+    try:
+        return SLOSettings()
+    except ValueError as error:
+        message = str(error)
+        with _lock:
+            new = message not in _said
+            _said.add(message)
+        if new:
+            get_logger("slo").warning("Settings of prefect-slo are not valid; flows run as without it. %s", message)
+        return None
+
+
+_said: set[str] = set()
+_lock = threading.Lock()

@@ -10,14 +10,15 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
-
-import networkx as nx
+from typing import TYPE_CHECKING, Any, Literal
 
 from prefect_slo.constraint import Constraint as Constraint
 from prefect_slo.errors import InvalidWorkflow, UnknownStage
 from prefect_slo.resources import Capacity, Menu
 from prefect_slo.units import finite, instances, text, whole
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 EdgeKind = Literal["all", "item"]
 
@@ -114,6 +115,8 @@ class Workflow:
         if not self.stages:
             raise InvalidWorkflow("stages", (), "at least one stage")
         self._check_names()
+        import networkx as nx
+
         if not nx.is_directed_acyclic_graph(self.graph):
             cycle = [edge[0] for edge in nx.find_cycle(self.graph)]
             raise InvalidWorkflow("stages", " -> ".join([*cycle, cycle[0]]), "a graph without cycles")
@@ -135,6 +138,8 @@ class Workflow:
     @cached_property
     def graph(self) -> nx.DiGraph:
         """Stages as nodes, dependencies as edges with attribute ``kind``."""
+        import networkx as nx
+
         graph = nx.DiGraph()
         graph.add_nodes_from(stage.name for stage in self.stages)
         graph.add_edges_from((e.parent, s.name, {"kind": e.kind}) for s in self.stages for e in s.after)
@@ -143,6 +148,8 @@ class Workflow:
     @cached_property
     def order(self) -> tuple[str, ...]:
         """Stage names, parents first; ties by position, so that it doesn't depend on names."""
+        import networkx as nx
+
         position = {stage.name: i for i, stage in enumerate(self.stages)}
         return tuple(nx.lexicographical_topological_sort(self.graph, key=position.__getitem__))
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from prefect_slo.constraint import Constraint
 from prefect_slo.errors import InvalidWorkflow
 from prefect_slo.pricing import price_list
-from prefect_slo.resources import Capacity, Menu, Pool, Size
+from prefect_slo.resources import RESOURCES, Capacity, Menu, Pool, Size
 from prefect_slo.units import items, positive, text, whole
 from prefect_slo.workflow import Edge, Stage, Workflow
 
@@ -24,9 +23,9 @@ _WORKFLOW = ("name", "menu", "stages", "constraints", "capacity", "schema")
 _STAGE = ("name", "after", "after_items", "menu", "fanout", "items", "probability", "sequential", "opaque")
 _SIZING = ("memory_mb", "vcpus", "sizes")
 _MENU = ("prices", "workers", *_SIZING, "pools", "batch", "knobs", "hardware")
-_POOL = ("name", "prices", *_SIZING, "hardware")
+_POOL = ("name", "prices", "workers", *_SIZING, "hardware")
 _SIZE = ("vcpus", "memory_mb", "gpu", "hardware")
-_CAPACITY = tuple(limit.name for limit in fields(Capacity))
+_CAPACITY = (*RESOURCES, "pools")
 
 
 def load(path: str | Path) -> Workflow:
@@ -59,13 +58,11 @@ def read(document: Mapping[str, Any], *, folder: Path | None = None) -> Workflow
     _only(document, _WORKFLOW, "workflow")
     shared = document.get("menu", {})
     _only(shared, _MENU, "menu")
-    capacity = document.get("capacity", {})
-    _only(capacity, _CAPACITY, "capacity")
     return Workflow(
         name=document.get("name", "workflow"),
         stages=tuple(_stage(entry, shared, folder) for entry in _tables(document.get("stages"), "stages", _STAGE)),
         constraints=tuple(Constraint.parse(line) for line in items(document.get("constraints", ()), "constraints")),
-        capacity=Capacity(**capacity),
+        capacity=_capacity(document.get("capacity", {})),
     )
 
 
@@ -74,9 +71,28 @@ def write(workflow: Workflow) -> dict[str, Any]:
     document: dict[str, Any] = {"name": workflow.name, "stages": [_stage_document(s) for s in workflow.stages]}
     if workflow.constraints:
         document["constraints"] = [str(constraint) for constraint in workflow.constraints]
-    limits = {name: getattr(workflow.capacity, name) for name in _CAPACITY}
-    if any(value is not None for value in limits.values()):
-        document["capacity"] = {name: value for name, value in limits.items() if value is not None}
+    if capacity := _capacity_document(workflow.capacity):
+        document["capacity"] = capacity
+    return document
+
+
+def _capacity(document: object) -> Capacity:
+    limits = dict(_only(document, _CAPACITY, "capacity"))
+    pools = limits.pop("pools", {})
+    if not isinstance(pools, Mapping):
+        raise InvalidWorkflow("capacity.pools", pools, "a table of capacities by pool")
+    own = {
+        text(pool, "capacity.pools"): _only(entry, RESOURCES, f"capacity.pools.{pool}") for pool, entry in pools.items()
+    }
+    return Capacity(**limits, pools={pool: Capacity(**entry) for pool, entry in own.items()})
+
+
+def _capacity_document(capacity: Capacity) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        name: getattr(capacity, name) for name in RESOURCES if getattr(capacity, name) is not None
+    }
+    if capacity.pools:
+        document["pools"] = {pool: _capacity_document(own) for pool, own in capacity.pools.items()}
     return document
 
 
@@ -127,7 +143,7 @@ def _pool(entry: object, prices: str, folder: Path | None) -> Pool:
     own = _prices(pool["prices"], folder) if "prices" in pool else None
     sized = any(key in pool for key in _SIZING)
     hardware = text(pool.get("hardware", name), "menu.pools.hardware")
-    return Pool(name, _sizes(pool, own or prices, hardware) if sized else (), own)
+    return Pool(name, _sizes(pool, own or prices, hardware) if sized else (), own, pool.get("workers", ()))
 
 
 def _sizes(document: Mapping[str, Any], prices: str, hardware: str) -> tuple[Size, ...]:
@@ -182,13 +198,15 @@ def _size_document(size: Size) -> dict[str, Any]:
 
 
 def _pool_document(pool: Pool) -> str | dict[str, Any]:
-    if not pool.sizes and pool.prices is None:
+    if not pool.sizes and pool.prices is None and not pool.workers:
         return pool.name
     document: dict[str, Any] = {"name": pool.name}
     if pool.sizes:
         document["sizes"] = [_size_document(size) for size in pool.sizes]
     if pool.prices is not None:
         document["prices"] = pool.prices
+    if pool.workers:
+        document["workers"] = list(pool.workers)
     return document
 
 

@@ -20,6 +20,14 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def slo_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Logs of runs under way lie in a folder of the session, never in the user's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_INTEGRATIONS_SLO_HOME", str(tmp_path_factory.mktemp("slo-home")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[str]:
     """URL of a real Prefect server on a temporary SQLite database; the settings of this process point at it."""
@@ -32,6 +40,8 @@ def prefect_server() -> Iterator[str]:
     )
     from prefect.testing.utilities import prefect_test_harness
 
+    from prefect_slo.loop.background import settle
+
     quiet = {
         PREFECT_LOGGING_LEVEL: "WARNING",
         PREFECT_LOGGING_TO_API_ENABLED: False,
@@ -39,3 +49,4 @@ def prefect_server() -> Iterator[str]:
     }
     with temporary_settings(quiet), prefect_test_harness(server_startup_timeout=60):
         yield str(PREFECT_API_URL.value())
+        settle(30)  # what the last flows have left to learn is learned while there is a server

@@ -16,11 +16,13 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import ParameterTypeError
 from prefect.futures import PrefectConcurrentFuture
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
+from prefect.transactions import transaction
 
 from prefect_slo import SLOTaskRunner, slo, slo_task
 from prefect_slo.decorators import director_of
 from prefect_slo.errors import InvalidValue, SloError, UnknownPrices, UnsupportedTaskRunner
 from prefect_slo.objective import Budget, Latency, Slo
+from prefect_slo.runner import task_runner
 from prefect_slo.runner.recipe import ObservedRun
 
 
@@ -156,7 +158,7 @@ def test_latency_is_that_of_the_flow_function(prefect_server: str, seen: list[Ob
     assert decorated(2) == 1
     run = seen[-1]
     assert 0 < run.latency_s < 30
-    assert run.clean
+    assert run.status == "completed"
     assert run.recipe.isolation == "thread", "an unknown flow runs as its own task runner would"
 
 
@@ -227,6 +229,45 @@ def test_switched_off_a_flow_runs_on_its_own_runner(
     assert len(seen) == 1, "nothing is observed"
 
 
+def test_with_a_setting_that_is_not_valid_a_flow_runs_on_its_own_runner_and_the_setting_is_named(
+    prefect_server: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runners: list[TaskRunner[Any]] = []
+
+    @slo(latency=30)
+    @flow
+    def shows() -> int:
+        runners.append(FlowRunContext.get().task_runner)
+        return square.submit(3).result()
+
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_SLO_MODE", "enfroce")
+    assert [shows(), shows()] == [9, 9]
+    assert [type(runner) for runner in runners] == [ThreadPoolTaskRunner] * 2
+    said = [record.message for record in caplog.records if "enfroce" in record.message]
+    assert len(said) == 1
+    assert shows.with_options(task_runner=SLOTaskRunner(isolation="thread"))() == 9
+
+
+def test_a_stand_in_for_stock_processes_runs_calls_inside_a_transaction_on_threads(
+    prefect_server: str, monkeypatch: pytest.MonkeyPatch, seen: list[ObservedRun]
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(task_runner, "_log", said.append)
+
+    @slo(latency=30)
+    @flow(task_runner=ProcessPoolTaskRunner(max_workers=1))
+    def spans() -> list[int]:
+        with transaction():
+            return square.map([2, 3]).result()
+
+    assert spans() == [4, 9]
+    assert [message for message in said if "transaction" in message] == [
+        "Stage 'square' runs on threads: it is submitted inside a transaction."
+    ]
+    [run] = seen
+    assert run.stages["square"].pool == "thread"
+
+
 # ---- task runners of the user's own ---------------------------------------------------------------------------------
 
 
@@ -235,14 +276,16 @@ def test_switched_off_a_flow_runs_on_its_own_runner(
     [
         (ThreadPoolTaskRunner(), "thread", None),
         (ThreadPoolTaskRunner(max_workers=5), "thread", 5),
-        (ProcessPoolTaskRunner(max_workers=2), "process", 2),
+        (ProcessPoolTaskRunner(max_workers=2), "auto", 2),
         (SLOTaskRunner(isolation="auto", max_workers=7), "auto", 7),
     ],
 )
 def test_the_own_task_runner_says_how_runs_are_run_that_change_nothing(
     own: TaskRunner[Any], isolation: str, workers: int | None
 ) -> None:
-    usual = director_of(slo(latency=30)(plain.with_options(task_runner=own))).usual
+    decorated = slo(latency=30)(plain.with_options(task_runner=own))
+    usual = director_of(decorated).usual
+    assert decorated.task_runner.recipe == usual, "also where there is no word from the director"
     assert (usual.isolation, usual.workers) == (isolation, workers)
 
 
@@ -350,7 +393,7 @@ def test_declarations_reach_the_runner_and_the_decorator_goes_before_the_task(
 def test_the_environment_has_the_last_word_on_the_mode(
     environment: str | None, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prefect_slo.loop import director
+    from prefect_slo.loop import knowledge, planning
 
     asked: list[str | None] = []
 
@@ -358,8 +401,8 @@ def test_the_environment_has_the_last_word_on_the_mode(
         asked.append(mode)
         raise SloError("enough")
 
-    monkeypatch.setattr(director, "decide", decide)
-    monkeypatch.setattr(director, "knowledge", lambda name: None)
+    monkeypatch.setattr(planning, "decide", decide)
+    monkeypatch.setattr(knowledge, "knowledge", lambda name: None)
     if environment:
         monkeypatch.setenv("PREFECT_INTEGRATIONS_SLO_MODE", environment)
     recipe = director_of(slo(latency=30, mode="advise")(plain)).recipe("plain", "run", {})
@@ -381,7 +424,7 @@ def test_a_flow_that_is_retried_is_observed_at_every_attempt(prefect_server: str
         return found
 
     assert flaky() == 4
-    assert [run.clean for run in seen] == [False, False, True]
+    assert [run.status for run in seen] == ["failed", "failed", "completed"]
     ids = [run.run_id for run in seen]
     assert ids[1:] == [f"{ids[0]}#2", f"{ids[0]}#3"], "each attempt is a run of its own"
 

@@ -17,6 +17,8 @@ ERRORS = [
     errors.InvalidPlan("plan.schema", 9, "1"),
     errors.InvalidObservation("wall_s (row 3)", -1.0, "a finite number above 0"),
     errors.UnknownStage("trian", ("train", "test")),
+    errors.SpendLimitReached(0.5, 0.5),
+    errors.UnknownPool("clout", ("process", "cloud"), "train"),
     errors.UnknownPrices("menu.prices", "moon", "one of local"),
     errors.NotEnoughObservations("train", 2, 6, "Profile it with prefect-slo profile."),
     errors.InfeasibleSlo("p95 latency <= 12 s", Nearest(14.1, 14.1, 0.083), "train", 0.71),

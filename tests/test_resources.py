@@ -81,3 +81,20 @@ def test_capacity_counts_all_workers_that_run_at_once() -> None:
 
 def test_fractions_that_add_up_to_the_capacity_fit() -> None:
     assert Capacity(vcpus=0.3).fits(Option(3, Size(0.1, 128)))
+
+
+def test_a_pool_with_a_capacity_of_its_own_counts_apart() -> None:
+    capacity = Capacity(vcpus=2, pools={"cloud": Capacity(workers=3)})
+    here, there = Option(2, Size(1, 512)), Option(3, Size(8, 512), "cloud")
+    assert capacity.fits(here, there)
+    assert not capacity.fits(here, Option(1, Size(1, 512), "other"))
+    assert not capacity.fits(there, there)
+    with pytest.raises(InvalidValue):
+        Capacity(pools={"cloud": capacity})
+
+
+def test_worker_counts_of_a_pool_go_before_the_menus() -> None:
+    menu = Menu(workers=(1, 2), pools=(Pool("a"), Pool("b", workers=(4,))))
+    assert {(option.pool, option.workers) for option in menu.options()} == {("a", 1), ("a", 2), ("b", 4)}
+    assert menu.worker_counts == {1, 2, 4}
+    assert {option.workers for option in menu.pinned(workers=3).options()} == {3}

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from prefect.settings import PREFECT_HOME, temporary_settings
+from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, PREFECT_API_URL, PREFECT_HOME, temporary_settings
 from pydantic import ValidationError
 
 from prefect_slo.resources import Capacity
@@ -12,10 +12,11 @@ from prefect_slo.settings import SLOSettings
 PREFIX = "PREFECT_INTEGRATIONS_SLO_"
 
 
-def test_everything_is_on_and_unlimited_unless_said_otherwise(tmp_path):
+def test_everything_is_on_and_unlimited_unless_said_otherwise(tmp_path, monkeypatch):
+    monkeypatch.delenv(PREFIX + "HOME", raising=False)
     with temporary_settings({PREFECT_HOME: tmp_path}):
         settings = SLOSettings()
-        assert settings.telemetry_directory == tmp_path / "slo" / "telemetry"
+        assert settings.telemetry_directory.parent == tmp_path / "slo" / "telemetry"
     assert (settings.enabled, settings.telemetry, settings.mode) == (True, True, None)
     assert settings.capacity == Capacity()
 
@@ -43,3 +44,17 @@ def test_prefect_toml_is_read(monkeypatch, tmp_path):
     (tmp_path / "prefect.toml").write_text('[integrations.slo]\nmode = "advise"\n')
     monkeypatch.chdir(tmp_path)
     assert SLOSettings().mode == "advise"
+
+
+def test_every_api_has_a_folder_of_its_own_for_logs(tmp_path):
+    def folder(url=None, database="slo.db"):
+        connection = f"sqlite+aiosqlite:///{tmp_path}/{database}"
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_API_DATABASE_CONNECTION_URL: connection}):
+            return SLOSettings().telemetry_directory
+
+    workspaces = "https://api.prefect.cloud/api/accounts/a/workspaces"
+    production, staging = folder(f"{workspaces}/production"), folder(f"{workspaces}/staging")
+    assert production.name.startswith("api.prefect.cloud-")
+    assert len({production, staging, folder()}) == 3
+    assert production == folder(f"{workspaces}/production/", "another.db")
+    assert folder() != folder(database="another.db"), "a server that comes and goes is its database"

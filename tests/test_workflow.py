@@ -237,3 +237,12 @@ def test_a_cycle_is_shown_as_a_path() -> None:
 def test_an_edge_of_both_kinds_to_one_parent_is_refused() -> None:
     with pytest.raises(InvalidValue, match="each parent once"):
         Stage("b", (Edge("a", "all"), Edge("a", "item")))
+
+
+def test_pools_with_workers_and_a_capacity_of_their_own_are_read_back() -> None:
+    pool = Pool("cloud", (Size(0.5, 512, hardware="cloud"),), "aws-lambda-x86", (1, 16))
+    stage = Stage("a", menu=Menu(pools=(Pool("process"), pool)))
+    workflow = Workflow("w", (stage,), capacity=Capacity(vcpus=4, pools={"cloud": Capacity(workers=16)}))
+    assert Workflow.from_document(workflow.to_document()) == workflow
+    with pytest.raises(InvalidValue, match="capacity"):
+        Workflow.from_document({"stages": [], "capacity": {"pools": {"cloud": {"wokers": 1}}}})

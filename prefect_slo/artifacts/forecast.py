@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prefect_slo.models import WorkflowModel, makespan
 from prefect_slo.plan import Plan
+
+if TYPE_CHECKING:
+    from prefect_slo.models import WorkflowModel
 
 _NUDGE = 1e-3
 
@@ -52,6 +55,8 @@ def stage_forecasts(model: WorkflowModel, plan: Plan, *, n_samples: int = 4000) 
     A stage counts as critical in a sample where shortening it shortens the run by at least half as much: the same as
     lying on the longest path, but for ties, and for stages that hand their items on one by one.
     """
+    from prefect_slo.models import makespan
+
     workflow = model.workflow
     drawn = model.sample_plan(plan, n_samples, np.random.default_rng(plan.seed))
     walls = {name: np.asarray(drawn.stage_latency_s[name], dtype=np.float64) for name in workflow.order}

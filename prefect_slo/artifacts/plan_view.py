@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import networkx as nx
-
 from prefect_slo.artifacts.forecast import StageForecast
 from prefect_slo.artifacts.text import cell_text, dollars_text, seconds_text, share_text, size_text
 from prefect_slo.attainment import runs_for_claim
@@ -63,6 +61,8 @@ def graph_mermaid(
 
     Drawn from the top where the longest chain is too long to be read from left to right.
     """
+    import networkx as nx
+
     forecasts = forecasts or {}
     ids = {name: f"s{i}" for i, name in enumerate(workflow.order)}
     lines = [f"flowchart {'TB' if nx.dag_longest_path_length(workflow.graph) >= _LONG else 'LR'}"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from prefect_slo.artifacts.plan_view import plan_markdown, plan_table
 from prefect_slo.artifacts.run_view import attainment_markdown
 from prefect_slo.attainment import Attainment
 from prefect_slo.plan import Plan
+from prefect_slo.telemetry.store import slug
 from prefect_slo.workflow import Workflow
 
 if TYPE_CHECKING:
@@ -97,12 +97,14 @@ def publish_attainment(
 
 
 def key(kind: str, flow_name: str) -> str:
-    """An artifact key: lowercase letters, digits and dashes, which is all that the API takes.
+    """An artifact key: lowercase letters, digits and dashes, which is all that the API takes; one per flow name.
 
-    >>> key("plan", "My Flow (v2)")
-    'slo-plan-my-flow-v2'
+    >>> key("plan", "my-flow")
+    'slo-plan-my-flow'
+    >>> key("plan", "My Flow")
+    'slo-plan-my-flow-a99f90'
     """
-    return f"slo-{kind}-{re.sub(r'[^a-z0-9]+', '-', flow_name.lower()).strip('-') or 'flow'}"
+    return f"slo-{kind}-{slug(flow_name)}"
 
 
 def _artifact(kind: str, name: str, data: str, description: str, flow_run_id: UUID | None) -> ArtifactCreate:

@@ -1,4 +1,4 @@
-"""Prefect blocks: what is known of a flow, and documents that flows share (menus, price lists)."""
+"""Prefect blocks: what is known of a flow, documents that flows share (menus, price lists), and where data lies."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from prefect_slo.blocks.documents import MenuBlock, PriceListBlock
 from prefect_slo.blocks.folding import Fit, fold_in, rebuild_profile, update_profile
 from prefect_slo.blocks.plans import plan_from_history, put_in_force
 from prefect_slo.blocks.profile import SLOProfile
+from prefect_slo.blocks.storage import S3PrefixBlock
 
 __all__ = [
     "Fit",
     "MenuBlock",
     "PriceListBlock",
+    "S3PrefixBlock",
     "SLOProfile",
     "fold_in",
     "plan_from_history",

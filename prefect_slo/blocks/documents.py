@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, ClassVar
 
 from prefect.blocks.core import Block
 from pydantic import Field, HttpUrl, field_validator
 
+from prefect_slo.errors import InvalidValue
 from prefect_slo.pricing import PriceList
 from prefect_slo.resources import Menu
 from prefect_slo.workflow import Workflow
@@ -20,11 +23,14 @@ class MenuBlock(Block):
     """What the planner may choose from for a stage: worker counts, sizes, pools, batch sizes and prices.
 
     Example:
-        Use a menu that is stored on the server:
+        Choose for a flow from a menu that is stored on the server:
         ```python
-        from prefect_slo.blocks import MenuBlock
+        from prefect import flow
+        from prefect_slo import slo
 
-        menu = MenuBlock.load("BLOCK_NAME").menu
+        @slo(latency="30s", menu="BLOCK_NAME")
+        @flow
+        def analyse(): ...
         ```
     """
 
@@ -53,11 +59,11 @@ class PriceListBlock(Block):
     """What a second of a worker costs: unit prices of one service in one region on one day.
 
     Example:
-        Use a price list that is stored on the server:
+        Write a price list that is stored on the server to a file, whose path menus name:
         ```python
         from prefect_slo.blocks import PriceListBlock
 
-        prices = PriceListBlock.load("BLOCK_NAME").prices
+        PriceListBlock.load("BLOCK_NAME").write("ours.toml")
         ```
     """
 
@@ -85,6 +91,23 @@ class PriceListBlock(Block):
     def prices(self) -> PriceList:
         """The price list as a value."""
         return PriceList.from_document(self.document)
+
+    def write(self, path: str | Path) -> Path:
+        """Write the price list to a file that ``menu.prices`` can name, and return its path.
+
+        Raises:
+            InvalidValue: Another ending than ``.toml``, by which a path is told from a name.
+        """
+        path = Path(path)
+        if path.suffix != ".toml":
+            raise InvalidValue("path", str(path), "a path that ends in .toml")
+        prices = asdict(self.prices)
+        tables = prices.pop("hardware")
+        lines = [f"{name} = {json.dumps(value)}" for name, value in prices.items() if value not in (None, "")]
+        for hardware, rates in tables.items():
+            lines += ["", f"[hardware.{json.dumps(hardware)}]", *(f"{name} = {rate!r}" for name, rate in rates.items())]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return path
 
 
 def _menu(document: dict[str, Any]) -> Menu:

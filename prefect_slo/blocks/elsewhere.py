@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import count
 from typing import TYPE_CHECKING
-
-import httpx
 
 from prefect_slo.blocks.profile import SLOProfile
 from prefect_slo.telemetry.ledger import Code, Ledger, row_order
@@ -53,18 +52,17 @@ def _lent(flow_name: str, other: str, code: Code, stage: StageRecord) -> RunReco
 
 
 def _other_ledgers(flow_name: str, client: SyncPrefectClient) -> Iterator[tuple[str, Ledger]]:
-    offset = 0
-    while True:
-        try:
-            page = client.read_block_documents_by_type(SLOProfile.get_block_type_slug(), offset=offset, limit=PAGE)
-        except httpx.HTTPStatusError as error:
-            if error.response.status_code == httpx.codes.NOT_FOUND:  # no profile was ever stored
-                return
-            raise
-        for document in page:
-            profile = SLOProfile(**document.data)
+    """Ledgers of all other profiles, in the order of their names: what is written meanwhile hides none of them."""
+    wanted = {"block_types": {"slug": {"any_": [SLOProfile.get_block_type_slug()]}}, "include_secrets": True}
+    for page in count():
+        # the client's own read_block_documents_by_type sends limit and offset where the server doesn't look for them
+        answer = client.request(
+            "POST", "/block_documents/filter", json={**wanted, "sort": "NAME_ASC", "limit": PAGE, "offset": page * PAGE}
+        )
+        documents = answer.json()
+        for document in documents:
+            profile = SLOProfile(**document["data"])
             if profile.flow_name != flow_name:
                 yield profile.flow_name, profile.ledger()
-        offset += len(page)
-        if len(page) < PAGE:
+        if len(documents) < PAGE:
             return

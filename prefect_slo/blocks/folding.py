@@ -26,6 +26,14 @@ if TYPE_CHECKING:
 Fit = Callable[[Workflow, StageRuns, Mapping[str, float]], Mapping[str, Any]]
 """Fits a workflow model: ``(workflow, stage runs, run latency by run id) -> its document``."""
 
+IDENTIFIED = "identified"
+"""Field of a model's document, beside its own: whether each stage can be planned, and why, or why not."""
+
+OUTGROWN = "too large to store: it is fitted to the rows where it is needed"
+
+LEAST_ROWS = 100
+"""Rows of a profile that outgrows a block, which its model is fitted to again, before the model itself is left out."""
+
 _logger = logging.getLogger("prefect.slo")
 
 
@@ -39,7 +47,10 @@ def fit_model(workflow: Workflow, stage_runs: StageRuns, run_latency_s: Mapping[
 
     knobs = {knob for stage in workflow.stages for knob in stage.menu.knobs}
     features = tuple(name for name in stage_runs.extra if name not in knobs) or ("bytes_in",)
-    return WorkflowModel(workflow, features=features).fit(stage_runs, run_latency_s=run_latency_s).to_document()
+    model = WorkflowModel(workflow, features=features).fit(stage_runs, run_latency_s=run_latency_s)
+    verdicts = {stage.name: model.identified(stage.name) for stage in workflow.stages}
+    told = {name: [bool(verdict), verdict.reason] for name, verdict in verdicts.items()}
+    return {**model.to_document(), IDENTIFIED: told}
 
 
 def fold_in(
@@ -47,7 +58,6 @@ def fold_in(
     *,
     fit: Fit = fit_model,
     objective: Mapping[str, Any] | None = None,
-    menu: Mapping[str, Any] | None = None,
     refit: bool = False,
     timeout_s: float = 120.0,
     client: SyncPrefectClient | None = None,
@@ -61,7 +71,6 @@ def fold_in(
         flow_name: Name of the flow.
         fit: Fits the workflow model.
         objective: Replaces the stored objective.
-        menu: Replaces the stored menu of stages that declare none.
         refit: Fit and save even when no run is new.
         timeout_s: How long to wait for another writer.
         client: Client for reading; one is made when missing.
@@ -75,8 +84,8 @@ def fold_in(
         stack.enter_context(profile_lease(flow_name, timeout_s=timeout_s, client=api))
         known = SLOProfile.of_flow(flow_name, api)
         profile = known or SLOProfile(flow_name=flow_name)
-        changes = {"objective": objective, "menu": menu}
-        profile = profile.model_copy(update={n: dict(value) for n, value in changes.items() if value is not None})
+        if objective is not None:
+            profile = profile.model_copy(update={"objective": dict(objective)})
         stored = tuple(read_runs(flow_name, since=profile.since, client=api))
         fresh = profile.new_among(stored)
         if not fresh and not refit and known is not None and profile == known:
@@ -85,7 +94,7 @@ def fold_in(
             stored = tuple(read_runs(flow_name, client=api))
             profile = _emptied(profile)
         profile = _with_rows_from_elsewhere(profile, stored, api)
-        return _written(_fitted(profile, fit))
+        return _written(_fitted(profile, fit), fit)
 
 
 def rebuild_profile(
@@ -93,7 +102,7 @@ def rebuild_profile(
 ) -> SLOProfile:
     """Learn everything anew from the API alone; the same runs give the same observations and the same model.
 
-    Objective, menu and plan are kept where a profile is stored.
+    Objective and plan are kept where a profile is stored.
 
     Raises:
         TimeoutError: Another writer took too long.
@@ -101,7 +110,7 @@ def rebuild_profile(
     """
     with profile_lease(flow_name, timeout_s=timeout_s):
         profile = _emptied(SLOProfile.of_flow(flow_name) or SLOProfile(flow_name=flow_name))
-        return _written(_fitted(profile.absorbed(read_runs(flow_name, client=client)), fit))
+        return _written(_fitted(profile.absorbed(read_runs(flow_name, client=client)), fit), fit)
 
 
 def update_profile(
@@ -109,16 +118,20 @@ def update_profile(
 ) -> SLOProfile:
     """Change the newest profile under the lease, and save it; a new one is made where there is none.
 
+    Nothing is written where ``change`` returns the very profile that it was given.
+
     Raises:
         TimeoutError: Another writer took too long.
         httpx.HTTPError: The API cannot be reached, or refuses.
     """
     with profile_lease(flow_name, timeout_s=timeout_s):
-        return _written(change(SLOProfile.of_flow(flow_name) or SLOProfile(flow_name=flow_name)))
+        profile = SLOProfile.of_flow(flow_name) or SLOProfile(flow_name=flow_name)
+        changed = change(profile)
+        return profile if changed is profile else _written(changed)
 
 
 def _emptied(profile: SLOProfile) -> SLOProfile:
-    fields = ("flow_name", "revision", "objective", "menu", "plan", "plan_history")
+    fields = ("flow_name", "revision", "objective", "plan", "plan_history")
     return SLOProfile(**{name: getattr(profile, name) for name in fields})
 
 
@@ -136,9 +149,9 @@ def _fitted(profile: SLOProfile, fit: Fit) -> SLOProfile:
         return profile.with_model(None, f"{type(error).__name__}: {error}")
 
 
-def _written(profile: SLOProfile) -> SLOProfile:
+def _written(profile: SLOProfile, fit: Fit = fit_model) -> SLOProfile:
     """Save the next revision, within the size that a block may have."""
-    profile = _within_size(profile.model_copy(update={"revision": profile.revision + 1}))
+    profile = within_size(profile.model_copy(update={"revision": profile.revision + 1}), fit)
     try:
         profile.store()
     except ObjectAlreadyExists:  # another flow's first profile has registered the block type meanwhile
@@ -146,13 +159,25 @@ def _written(profile: SLOProfile) -> SLOProfile:
     return profile
 
 
-def _within_size(profile: SLOProfile) -> SLOProfile:
-    """A profile of at most ``MAX_BYTES``: without its model, which can be fitted again, then with fewer rows."""
+def within_size(profile: SLOProfile, fit: Fit = fit_model) -> SLOProfile:
+    """A profile of at most ``MAX_BYTES``.
+
+    Its rows give way first, with the model fitted to those that stay. Where the model is too large even so, it is left
+    out, and fitted to the rows by whoever needs it.
+    """
+    whole = profile
+    while profile.size_bytes > MAX_BYTES and profile.model and (rows := _rows(profile)) > LEAST_ROWS:
+        profile = _fitted(profile.with_row_budget(max(rows // 2, LEAST_ROWS)), fit)
     if profile.size_bytes > MAX_BYTES and profile.model:
-        profile = profile.with_model(None, "too large to store: fit it to the rows")
-    while profile.size_bytes > MAX_BYTES and (rows := profile.ledger().row_budget) > 1:
+        profile = whole.with_model(None, OUTGROWN)
+    while profile.size_bytes > MAX_BYTES and (rows := _rows(profile)) > 1:
         profile = profile.with_row_budget(rows // 2)
     return profile
+
+
+def _rows(profile: SLOProfile) -> int:
+    ledger = profile.ledger()
+    return min(ledger.row_budget, ledger.rows)
 
 
 def _with_rows_from_elsewhere(profile: SLOProfile, stored: tuple[Stored, ...], api: SyncPrefectClient) -> SLOProfile:

@@ -19,8 +19,18 @@ from prefect_slo.telemetry.packing import canonical, digest
 from prefect_slo.telemetry.store import slug
 
 
-def put_in_force(flow_name: str, plan: Plan | None, reason: str, *, timeout_s: float = 120.0) -> SLOProfile:
+def put_in_force(
+    flow_name: str, plan: Plan | None, reason: str, *, timeout_s: float = 120.0, revision: int | None = None
+) -> SLOProfile:
     """Make a plan the one that runs follow, or ``None`` to follow none; the history says when and why.
+
+    Args:
+        flow_name: Name of the flow.
+        plan: The plan.
+        reason: Why it is put in force.
+        timeout_s: How long to wait for another writer.
+        revision: Of the profile that the plan was made by. Where another one is stored by now nothing is changed, and
+            that profile is returned: a plan by older observations never replaces one by newer ones.
 
     Raises:
         TimeoutError: Another writer took too long.
@@ -28,6 +38,8 @@ def put_in_force(flow_name: str, plan: Plan | None, reason: str, *, timeout_s: f
     """
 
     def change(profile: SLOProfile) -> SLOProfile:
+        if revision not in (None, profile.revision):
+            return profile
         document = plan.to_document() if plan is not None else None
         entry = {"revision": profile.revision + 1, "reason": reason, "artifact": None, "digest": None}
         if document is not None:
@@ -55,7 +67,7 @@ def plan_from_history(entry: Mapping[str, Any]) -> Plan | None:
 
 
 def _keep_plan(flow_name: str, document: Mapping[str, Any], reason: str) -> UUID:
-    key = f"slo-plan-history-{slug(flow_name)}"
+    key = f"slo-history-{slug(flow_name)}"
     request = ArtifactCreate(key=key, type="slo-plan", description=reason, data=canonical(document))
     with get_client(sync_client=True) as client:
         return client.create_artifact(request).id

@@ -40,7 +40,7 @@ _SCHEMAS: dict[type[Block], dict[str, Any]] = {}
 
 
 class SLOProfile(Block):
-    """What is known of one flow: objective, menu, stage graph, measurements, fitted model and the plan in force.
+    """What is known of one flow: objective, stage graph with menus, measurements, fitted model and the plan in force.
 
     Profiles are written by the package itself, under a lease, so that concurrent runs lose nothing. Read one to see
     what has been learned; to change one, use ``update_profile``.
@@ -63,9 +63,6 @@ class SLOProfile(Block):
     flow_name: str = Field(description="Name of the flow.")
     revision: int = Field(default=0, description="How many times the profile has been written.")
     objective: dict[str, Any] | None = Field(default=None, description="The bound, as in a plan file.")
-    menu: dict[str, Any] = Field(
-        default_factory=dict, description="The menu of stages that declare none, as in a workflow file."
-    )
     stages: list[str] = Field(default_factory=list, description="What is known of each stage, in words.")
     observations: str = Field(default="", description="Graph, sums and newest rows of every stage, packed.")
     model: str = Field(default="", description="The fitted workflow model, packed; empty when it isn't stored.")
@@ -112,16 +109,8 @@ class SLOProfile(Block):
         return _ledger(self.observations, self.covered)
 
     def workflow(self) -> Workflow | None:
-        """The flow's graph as its runs showed it, with ``menu`` for stages that declare none."""
-        learned = workflow_of(self.ledger(), self.flow_name)
-        if learned is None or not self.menu:
-            return learned
-        document = learned.to_document()
-        undeclared = Workflow.from_document({"stages": [{"name": "any"}]})["any"].menu
-        for entry, stage in zip(document["stages"], learned.stages, strict=True):
-            if stage.menu == undeclared:
-                entry["menu"] = self.menu
-        return Workflow.from_document(document)
+        """The flow's graph as its runs showed it, with the menus of its stages; ``None`` before the first."""
+        return workflow_of(self.ledger(), self.flow_name)
 
     def training(self) -> Observations | None:
         """The rows that the workflow's model is fitted to, ``None`` before the first completed run."""

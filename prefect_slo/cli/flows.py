@@ -38,6 +38,26 @@ def load_flow(entrypoint: str) -> Flow[Any, Any]:
         raise InvalidValue("flow", entrypoint, f"{ENTRY} ({type(error).__name__}: {error})") from error
 
 
+def load_object(entrypoint: str) -> Any:
+    """What ``module:name`` or ``path.py:name`` names; modules are also looked for in the working directory.
+
+    Raises:
+        InvalidValue: Nothing there, or its code fails; the message says what happened.
+    """
+    from prefect.utilities.importtools import import_object
+
+    expected = "package.module:name or path/to/file.py:name"
+    if ":" not in entrypoint:
+        raise InvalidValue("entry point", entrypoint, expected)
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return import_object(entrypoint)
+    except Exception as error:
+        cause = getattr(error, "user_exc", None) or error
+        raise InvalidValue("entry point", entrypoint, f"{expected} ({type(cause).__name__}: {cause})") from error
+
+
 def read_inputs(params: Sequence[str], file: Path | None) -> list[dict[str, Any]]:
     """Parameters of runs: a list of inputs from a file, each with the single parameters on top.
 

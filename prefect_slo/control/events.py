@@ -26,6 +26,8 @@ class StageRule:
         ladder: Larger sizes to move to, in order, after running out of memory.
         fallback: Pool for items that cannot travel to an isolated worker; ``None`` where isolation is pinned.
         rerun_unpicklable: Whether an item whose *result* can't travel may run again on the fallback.
+        task: The task that it is a stage of.
+        together: Leases at once of all stages of that task; ``None`` for no limit.
     """
 
     pool: str
@@ -37,6 +39,25 @@ class StageRule:
     loss_retries: int = 0
     ladder: tuple[Size, ...] = ()
     fallback: str | None = None
+    rerun_unpicklable: bool = True
+    task: str = ""
+    together: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What is special about items of a stage whose task object is not the one that the stage's rule was made for.
+
+    Attributes:
+        id: Bundles hold items of one kind.
+        batch: In place of the rule's.
+        loss_retries: In place of the rule's.
+        rerun_unpicklable: In place of the rule's.
+    """
+
+    id: int
+    batch: int = 1
+    loss_retries: int = 0
     rerun_unpicklable: bool = True
 
 
@@ -53,11 +74,12 @@ class PlanChanged:
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """Items were submitted to a stage; those that wait for upstream results are not ready yet."""
+    """Items of one kind were submitted to a stage; those that wait for upstream results are not ready yet."""
 
     stage: str
     items: tuple[int, ...]
     ready: bool = True
+    kind: Kind | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +144,7 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The flow submits nothing more. What waits is cancelled; what runs may end, unless ``now`` is set."""
+    """The flow function has returned. What was submitted runs to its end; with ``now`` it is cancelled instead."""
 
     now: bool = False
 

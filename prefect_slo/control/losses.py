@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from prefect_slo.control.events import LossReason, StageRule
+from prefect_slo.control.events import Kind, LossReason, StageRule
 
 START_ATTEMPTS = 3
 """Workers that may fail to start, in a row, before a stage is given up."""
@@ -17,15 +17,21 @@ START_ATTEMPTS = 3
 Verdict = Literal["again", "settle"]
 
 
-def verdict(rule: StageRule, reason: LossReason, attempts: int) -> Verdict:
+def verdict(rule: StageRule | Kind, reason: LossReason, attempts: int, *, larger: bool) -> Verdict:
     """Whether an item that has been started ``attempts`` times runs again.
+
+    Args:
+        rule: The item's.
+        reason: Why its worker was lost.
+        attempts: How often it has been started.
+        larger: Whether there is a larger size to move to.
 
     An item that ran out of memory runs again only where there is a larger size to move to: on the same size it would
     end the same way.
     """
     if reason == "cancelled":
         return "settle"
-    if reason == "memory" and not rule.ladder:
+    if reason == "memory" and not larger:
         return "settle"
     return "again" if attempts <= rule.loss_retries else "settle"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 
 from prefect_slo.control import item_times, losses
@@ -17,6 +17,7 @@ from prefect_slo.control.events import (
     Ending,
     Event,
     ItemDone,
+    Kind,
     LeaseLost,
     LeaseUp,
     LossReason,
@@ -33,6 +34,8 @@ from prefect_slo.control.events import (
 )
 from prefect_slo.control.room import Room
 from prefect_slo.control.stages import Lease, Stage
+from prefect_slo.control.together import Together
+from prefect_slo.resources import Capacity
 
 LINGER_S = 0.05
 """An idle lease is kept this long for the stage's next item, unless another stage needs the room."""
@@ -42,22 +45,22 @@ class Scheduler:
     """Turns events into actions.
 
     Every submitted item is settled exactly once; nothing is sent to a lease that is not up and idle; once ``Closed``
-    and everything has reported, no lease is left.
+    and everything has been settled, no lease is left.
 
     Args:
-        capacity: vCPUs by pool that the leases of this run may hold together; ``None`` or a missing pool means no
-            limit. Other runs on the machine are the backend's matter.
+        capacity: By pool, what the leases of this run may hold together; a missing pool means no limit. Other runs on
+            the machine are the backend's matter.
     """
 
-    def __init__(self, capacity: Mapping[str, float | None] | None = None) -> None:
-        self._room = Room(capacity or {})
+    def __init__(self, capacity: Mapping[str, Capacity] | None = None) -> None:
+        self._room, self._together = Room(capacity or {}), Together()
         self._stages: dict[str, Stage] = {}
         self._leases: dict[int, Lease] = {}
         self._stage_of: dict[int, str] = {}
         self._attempts: dict[int, int] = {}
         self._unwanted: set[int] = set()
         self._lease_ids, self._bundle_ids = count(1), count(1)
-        self._closing = False
+        self._closing = self._ending = False  # told so; and not to wait for what was submitted
         self._timer_at: float | None = None
         self._out: list[Action] = []
 
@@ -68,8 +71,8 @@ class Scheduler:
             case ItemDone(lease, items):
                 self._items_done(lease, items)
                 return self._out  # its lease is still busy: nothing can be dispatched
-            case Submitted(stage, items, ready):
-                self._submit(stage, items, ready)
+            case Submitted(stage, items, ready, kind):
+                self._submit(stage, items, ready, kind)
             case Ready(items):
                 self._enqueue(items)
             case BundleDone(lease, busy_s):
@@ -103,9 +106,11 @@ class Scheduler:
 
     # ---- what happened ----------------------------------------------------------------------------------------------
 
-    def _submit(self, stage: str, items: tuple[int, ...], ready: bool) -> None:
+    def _submit(self, stage: str, items: tuple[int, ...], ready: bool, kind: Kind | None) -> None:
         self._stage_of.update(dict.fromkeys(items, stage))
-        if self._closing:
+        if kind is not None:
+            self._stages[stage].kinds.update(dict.fromkeys(items, kind))
+        if self._ending:
             self._settle(items, "cancelled")
         elif ready:
             self._stages[stage].queue.extend(items)
@@ -140,7 +145,7 @@ class Scheduler:
     def _set_idle(self, lease_id: int, lease: Lease, stage: Stage, now: float) -> None:
         lease.done, lease.idle_since = 0, now
         stage.idle[lease_id] = None
-        if self._closing or stage.spare() or not stage.serves(lease):
+        if self._ending or stage.spare() or not stage.serves(lease):
             self._close_lease(lease_id)
 
     def _lease_lost(self, lease_id: int, reason: LossReason, untouched: tuple[int, ...]) -> None:
@@ -158,7 +163,9 @@ class Scheduler:
                 again.append(item)
                 continue
             attempts = self._attempts[item] = self._attempts.get(item, 0) + 1
-            if losses.verdict(lease.rule, reason, attempts) == "again" and not self._dropped(item):
+            rule = stage.kinds.get(item) or lease.rule
+            larger = bool(lease.rule.ladder)
+            if losses.verdict(rule, reason, attempts, larger=larger) == "again" and not self._dropped(item):
                 again.append(item)
                 self._out.append(Notice(stage.name, "retried", reason))
             else:
@@ -191,8 +198,13 @@ class Scheduler:
         if not stuck:
             return
         moved = lease.rule.pool != stage.rule.pool  # the stage has fallen back since these were sent
-        if (ran and not stage.rule.rerun_unpicklable) or (stage.rule.fallback is None and not moved):
+        if stage.rule.fallback is None and not moved:
             self._settle(stuck, "unpicklable")
+            return
+        once = [item for item in stuck if ran and not stage.treatment(item).rerun_unpicklable]
+        self._settle(once, "unpicklable")
+        stuck = [item for item in stuck if item in self._stage_of]
+        if not stuck:
             return
         if not moved:
             self._fall_back(stage, "its results do not pickle" if ran else "its arguments do not pickle")
@@ -227,11 +239,14 @@ class Scheduler:
 
     def _close(self, at_once: bool) -> None:
         self._closing = True
+        if not at_once:
+            return
+        self._ending = True
         self._drop_waiting(self._stage_of)
         for lease_id, lease in tuple(self._leases.items()):
             if not lease.up or lease_id in self._stages[lease.stage].idle:
                 self._close_lease(lease_id)
-            elif at_once:
+            else:
                 self._out.append(CancelBundle(lease_id))
 
     def _drop_waiting(self, unwanted: Iterable[int]) -> None:
@@ -242,15 +257,19 @@ class Scheduler:
 
     def _dropped(self, item: int) -> bool:
         """Whether an item that has not run is not to run any more."""
-        return self._closing or item in self._unwanted
+        return self._ending or item in self._unwanted
 
     def _settle(self, items: Iterable[int], ending: Ending, attempts: int = 1) -> None:
-        settled = tuple(item for item in items if self._stage_of.pop(item, None) is not None)
-        for item in settled:
+        settled = []
+        for item in items:
+            if (stage := self._stage_of.pop(item, None)) is None:
+                continue
+            settled.append(item)
+            self._stages[stage].kinds.pop(item, None)
             self._attempts.pop(item, None)
             self._unwanted.discard(item)
         if settled:
-            self._out.append(Settle(settled, ending, attempts))
+            self._out.append(Settle(tuple(settled), ending, attempts))
 
     # ---- what to do next --------------------------------------------------------------------------------------------
 
@@ -271,6 +290,8 @@ class Scheduler:
                 wake = _earlier(wake, again)
                 if not satisfied:
                     full.setdefault(pool, priority)
+        if self._closing:
+            self._withdraw()
         wake = _earlier(wake, self._give_back(now))
         if wake is not None and (self._timer_at is None or wake < self._timer_at - 1e-4):
             self._timer_at = wake
@@ -284,45 +305,75 @@ class Scheduler:
             self._out.append(Dispatch(next(self._bundle_ids), lease_id, stage.name, bundle))
 
     def _open_leases(self, stage: Stage, now: float) -> tuple[float | None, bool]:
-        """Open what the queue calls for and capacity allows; returns when to look again, and whether that was all."""
+        """Open what the queue calls for and capacity allows; returns when to look again, and if the pool let it."""
         wanted, again = stage.wanted(now)
         rule = stage.rule
         while len(stage.leases) < wanted:
             if not self._make_room(rule):
-                return again, False
+                return again, self._has_room(rule) or not self._together.fits(rule)
             lease_id, lease = next(self._lease_ids), Lease(stage.name, rule)
             self._leases[lease_id] = stage.leases[lease_id] = lease
             stage.opening += 1
-            self._room.take(rule.pool, rule.size.vcpus)
+            self._count(rule, 1)
             self._out.append(OpenLease(lease_id, stage.name, rule.pool, rule.size))
         return again, True
 
     def _make_room(self, rule: StageRule) -> bool:
         """Whether a lease fits now, after giving back idle ones of stages with nothing to do or less urgent work."""
-        if self._room.fits(rule.pool, rule.size.vcpus):
-            return True
-        for other in self._stages.values():
-            while other.idle and (not other.queue or other.rule.priority < rule.priority):
-                lease_id = next(reversed(other.idle))
-                if other.leases[lease_id].rule.pool != rule.pool:
-                    break
+        given: list[int] = []
+        for lease_id in self._spare(rule):
+            if self._fits(rule):
+                break
+            lease = self._leases[lease_id].rule
+            if (lease.pool == rule.pool and not self._has_room(rule)) or (
+                lease.task == rule.task and not self._together.fits(rule)
+            ):
+                given.append(lease_id)
+                self._count(lease, -1)
+        fits = self._fits(rule)
+        for lease_id in given:  # none is given back for nothing
+            self._count(self._leases[lease_id].rule, 1)
+            if fits:
                 self._close_lease(lease_id)
-                if self._room.fits(rule.pool, rule.size.vcpus):
-                    return True
-        return False
+        return fits
+
+    def _spare(self, rule: StageRule) -> Iterator[int]:
+        """Idle leases that a stage under that rule may have in place of their own, the best first."""
+        for other in self._stages.values():
+            if other.idle and (not other.queue or other.rule.priority < rule.priority):
+                yield from reversed(tuple(other.idle))
+
+    def _fits(self, rule: StageRule) -> bool:
+        return self._has_room(rule) and self._together.fits(rule)
+
+    def _has_room(self, rule: StageRule) -> bool:
+        return self._room.fits(rule.pool, rule.size)
+
+    def _count(self, rule: StageRule, leases: int) -> None:
+        """Count a lease more, or one less."""
+        (self._room.take if leases > 0 else self._room.free)(rule.pool, rule.size)
+        (self._together.take if leases > 0 else self._together.free)(rule)
 
     def _give_back(self, now: float) -> float | None:
         """Close leases that have idled for long enough; returns when the next one will have."""
         wake: float | None = None
+        linger_s = 0.0 if self._closing and not self._stage_of else LINGER_S
         for stage in self._stages.values():
             while stage.idle:
                 lease_id = next(iter(stage.idle))
-                until = stage.leases[lease_id].idle_since + LINGER_S
+                until = stage.leases[lease_id].idle_since + linger_s
                 if now < until:
                     wake = _earlier(wake, until)
                     break
                 self._close_lease(lease_id)
         return wake
+
+    def _withdraw(self) -> None:
+        """Ask no more for workers that have nothing to run by now."""
+        for stage in self._stages.values():
+            if stage.opening and not stage.queue:
+                for lease_id in [lease_id for lease_id, lease in stage.leases.items() if not lease.up]:
+                    self._close_lease(lease_id)
 
     def _close_lease(self, lease_id: int) -> None:
         self._drop(lease_id)
@@ -334,7 +385,7 @@ class Scheduler:
         del stage.leases[lease_id]
         stage.opening -= not lease.up
         stage.idle.pop(lease_id, None)
-        self._room.free(lease.rule.pool, lease.rule.size.vcpus)
+        self._count(lease.rule, -1)
 
 
 def _earlier(a: float | None, b: float | None) -> float | None:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from prefect_slo.control.events import StageRule
+from prefect_slo.control.events import Kind, StageRule
 from prefect_slo.granularity import bundle_size
 
 RAMP_S = 0.005
@@ -53,6 +53,7 @@ class Stage:
         name: Its name.
         rule: How it is treated now.
         queue: Items that are ready, in the order to run them.
+        kinds: Of items that are not of the rule's own kind, while they are under way.
         leases: Every lease that it has, by id: opening, idle or busy.
         idle: Ids of idle ones, the one that has idled longest first.
         opening: How many have no worker yet.
@@ -63,6 +64,7 @@ class Stage:
     name: str
     rule: StageRule
     queue: deque[int] = field(default_factory=deque)
+    kinds: dict[int, Kind] = field(default_factory=dict)
     leases: dict[int, Lease] = field(default_factory=dict)
     idle: dict[int, None] = field(default_factory=dict)
     opening: int = 0
@@ -80,10 +82,21 @@ class Stage:
         return self.rule.workers is not None and len(self.leases) > self.rule.workers
 
     def next_bundle(self) -> tuple[int, ...]:
-        """Take the next items off the queue, which isn't empty."""
+        """Take the next items off the queue, which isn't empty: neighbours of one kind."""
         workers = max(len(self.leases), self.rule.workers or 1)
-        n = bundle_size(len(self.queue), workers, self.item_s, self.rule.bundle, self.rule.batch)
-        return tuple(self.queue.popleft() for _ in range(n))
+        queue, kinds = self.queue, self.kinds
+        kind = kinds.get(queue[0])
+        n = bundle_size(len(queue), workers, self.item_s, self.rule.bundle, (kind or self.rule).batch)
+        if not kinds:
+            return tuple(queue.popleft() for _ in range(n))
+        bundle = [queue.popleft()]
+        while len(bundle) < n and kinds.get(queue[0]) == kind:
+            bundle.append(queue.popleft())
+        return tuple(bundle)
+
+    def treatment(self, item: int) -> StageRule | Kind:
+        """What says how an item is batched and retried."""
+        return self.kinds.get(item) or self.rule
 
     def put_back(self, items: list[int]) -> None:
         """Items that did not run come first."""

@@ -36,6 +36,7 @@ from prefect.client.schemas.sorting import FlowRunSort, TaskRunSort
 from prefect_slo.errors import NotEnoughObservations
 from prefect_slo.history.timing import Call, call_of, most_at_once, submission
 from prefect_slo.observation import StageRun, StageRuns
+from prefect_slo.resources import Size
 from prefect_slo.runner.graph import StageGraph
 from prefect_slo.telemetry.fold import fold
 from prefect_slo.telemetry.learned import workflow_of
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
 PAGE = 200
-NOMINAL_VCPUS, NOMINAL_MEMORY_MB = 1.0, 1024
+NOMINAL_VCPUS, NOMINAL_MEMORY_MB, UNKNOWN = 1.0, 1024, "unknown"
 _SEVERITY: Sequence[Status] = ("completed", "cached", "cancelled", "timed_out", "failed", "crashed")
 
 
@@ -75,30 +76,41 @@ class History:
 
 
 def import_history(
-    flow_name: str, limit: int = 50, *, hardware: str = "unknown", client: SyncPrefectClient | None = None
+    flow_name: str,
+    limit: int = 50,
+    *,
+    hardware: str = UNKNOWN,
+    vcpus: float = NOMINAL_VCPUS,
+    memory_mb: int = NOMINAL_MEMORY_MB,
+    client: SyncPrefectClient | None = None,
 ) -> History:
     """Stage runs of the newest completed runs of a flow, whatever task runner they used.
 
-    Workers are counted as the most calls of a stage that ran at once. What size they had is not recorded, so rows carry
-    a nominal 1 vCPU and 1,024 MB, and a hardware name that keeps them apart from measured ones.
+    Workers are counted as the most calls of a stage that ran at once. What size they had is not recorded: where you
+    don't say it, rows carry a nominal 1 vCPU and 1,024 MB, and a hardware name that keeps them apart from measured
+    ones. Rows whose hardware and vCPUs are on the menu of a stage count for its model as measured ones do.
 
     Args:
         flow_name: Name of the flow.
         limit: Runs to read at most.
-        hardware: Name of the machine they ran on, where you know that all ran on one kind.
+        hardware: What the workers ran on, where all of them did: ``thread`` for Prefect's default task runner, ``cpu``
+            for processes, or any name of a menu.
+        vcpus: vCPUs that each worker had.
+        memory_mb: Memory that each worker had.
         client: Client to read with; one is made when missing.
 
     Raises:
         NotEnoughObservations: The API has no completed run of that flow with a task run in it.
-        InvalidValue: A limit below 1.
+        InvalidValue: A limit below 1, or a size that can't be.
     """
     whole(limit, "limit")
+    size = Size(vcpus, memory_mb, hardware=hardware)
     records, read, left_out = [], 0, 0
     with ExitStack() as stack:
         api = client or stack.enter_context(get_client(sync_client=True))
         for flow_run in _flow_runs(api, flow_name, limit):
             task_runs = _task_runs(api, flow_run.id)
-            record, used = _record(api, flow_name, flow_run, task_runs, hardware)
+            record, used = _record(api, flow_name, flow_run, task_runs, size)
             read, left_out = read + len(task_runs), left_out + len(task_runs) - used
             records += [record] if record.stages else []
     records.sort(key=lambda record: (record.started_at, record.run_id))
@@ -143,7 +155,7 @@ def _task_runs(api: SyncPrefectClient, flow_run_id: UUID) -> list[TaskRun]:
 
 
 def _record(
-    api: SyncPrefectClient, flow_name: str, flow_run: FlowRun, task_runs: list[TaskRun], hardware: str
+    api: SyncPrefectClient, flow_name: str, flow_run: FlowRun, task_runs: list[TaskRun], size: Size
 ) -> tuple[RunRecord, int]:
     """The run as a record, and how many of its task runs say something about time."""
     graph, stage_of = StageGraph(), dict[UUID, str]()
@@ -161,7 +173,7 @@ def _record(
         ended[run.id] = call.ended
         ready.setdefault(stage, []).append(max([call.submitted, *(ended[p] for p in upstream if p in ended)]))
     stages = [
-        _stage(str(flow_run.id), name, graph.key_of(name), calls[name], min(ready[name]), hardware)
+        _stage(str(flow_run.id), name, graph.key_of(name), calls[name], min(ready[name]), size)
         for name in graph.stages
         if name in calls
     ]
@@ -181,9 +193,7 @@ def _record(
     return record, sum(len(of_stage) for of_stage in calls.values() if of_stage)
 
 
-def _stage(
-    run_id: str, name: str, code: tuple[str, str], calls: list[Call], ready: float, hardware: str
-) -> StageRecord:
+def _stage(run_id: str, name: str, code: tuple[str, str], calls: list[Call], ready: float, size: Size) -> StageRecord:
     spans = [span for call in calls for span in call.spans]
     wall = max([call.ended for call in calls]) - ready
     workers = most_at_once(spans)
@@ -192,17 +202,17 @@ def _stage(
         run_id=run_id,
         stage=name,
         workers=workers,
-        memory_mb=NOMINAL_MEMORY_MB,
-        vcpus=NOMINAL_VCPUS,
+        memory_mb=size.memory_mb,
+        vcpus=size.vcpus,
         wall_s=max(wall, 1e-6),
         overhead_s=max(0.0, wall - busy),
         compute_s=busy,
         items=len(calls),
-        hardware=hardware,
+        hardware=size.hardware,
         started_at=ready,
     )
     status = max((call.status for call in calls), key=_SEVERITY.index)
-    return StageRecord(row, StageKey(*code, hardware), status)
+    return StageRecord(row, StageKey(*code, size.hardware), status)
 
 
 def _at_top(run: TaskRun) -> bool:

@@ -1,4 +1,7 @@
-"""The director of a decorated flow: decides how each run is run, keeps what it shows, and learns from it."""
+"""The director of a decorated flow: decides how each run is run, keeps what it shows, and learns from it.
+
+Decorating a flow imports none of what deciding and learning take; ``ready`` does, before the clock of a run starts.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +11,25 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
-
-import numpy as np
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from prefect_slo.declaration import Declaration
-from prefect_slo.loop.knowledge import knowledge
-from prefect_slo.loop.learning import Learner
 from prefect_slo.loop.menus import MenuSettings
-from prefect_slo.loop.planning import Decision, decide
 from prefect_slo.loop.saying import say_once
 from prefect_slo.objective import Slo
-from prefect_slo.observation import Invocation
 from prefect_slo.plan import Plan
 from prefect_slo.pricing import PriceList, price_list
+from prefect_slo.runner.pools import Pools
 from prefect_slo.runner.recipe import ObservedRun, Recipe
-from prefect_slo.settings import SLOSettings
-from prefect_slo.telemetry import RunLog
+from prefect_slo.settings import Mode, SLOSettings
 
-Mode = Literal["observe", "advise", "enforce"]
+if TYPE_CHECKING:
+    from prefect_slo.loop.planning import Decision
+    from prefect_slo.observation import Invocation
+    from prefect_slo.telemetry import RunLog
+
 Features = Callable[[Mapping[str, Any]], Mapping[str, float]]
 
 
@@ -56,6 +59,21 @@ class Following:
         """Whether a flow is told by this."""
         named = self.flow_name or (self.plan.workflow if self.plan is not None else flow_name)
         return named == flow_name
+
+
+@cache
+def ready() -> None:
+    """Import, once, what the first run of a process would otherwise import while it is timed."""
+    for name in (
+        "loop.knowledge",
+        "loop.learning",
+        "loop.planning",
+        "runner.backends.processes",
+        "runner.session",
+        "telemetry",
+    ):
+        import_module(f"prefect_slo.{name}")
+    import_module("networkx")
 
 
 _FOLLOWING: ContextVar[Following | None] = ContextVar("prefect_slo_following", default=None)
@@ -90,6 +108,7 @@ class LoopDirector:
         usual: How runs are run that change nothing: what the flow's own task runner stands for.
         menu: What the decorator says of menus.
         stages: Declarations by task name.
+        pools: Pools beyond this machine's, by name.
         features: Input size from the flow's parameters.
         explore: Fraction of runs that may try something unmeasured, within the bound.
         seed: Of every draw.
@@ -100,6 +119,7 @@ class LoopDirector:
     usual: Recipe = field(default_factory=lambda: Recipe(isolation="thread", record="full"))
     menu: MenuSettings = field(default_factory=MenuSettings)
     stages: Mapping[str, Declaration] = field(default_factory=dict)
+    pools: Pools = field(default_factory=dict)
     features: Features | None = None
     explore: float = 0.05
     seed: int = 0
@@ -119,6 +139,9 @@ class LoopDirector:
 
     def recipe(self, flow_name: str, run_id: str, parameters: Mapping[str, Any]) -> Recipe:
         """How to run the run that starts now; see ``runner.recipe.Director``."""
+        from prefect_slo.loop.planning import Decision
+        from prefect_slo.telemetry import RunLog
+
         told = _FOLLOWING.get()
         if told is not None and told.concerns(flow_name):
             decision = Decision(told.plan, told.mode, on_threads=told.on_threads)
@@ -155,6 +178,8 @@ class LoopDirector:
             active = self._active.pop(run.run_id, None)
         if active is None:
             return
+        from prefect_slo.loop.learning import Learner
+
         Learner(self, active.decision).take(run, active.log, learn=active.told is None or active.told.learn)
         if active.told is not None and active.told.heard is not None:
             active.told.heard(run)
@@ -174,6 +199,11 @@ class LoopDirector:
 
     def _decide(self, flow_name: str, run_id: str, parameters: Mapping[str, Any]) -> Decision:
         """Never raises: what can't be decided is observed, and the reason said."""
+        import numpy as np
+
+        from prefect_slo.loop.knowledge import knowledge
+        from prefect_slo.loop.planning import Decision, decide
+
         mode = SLOSettings().mode or self.mode
         try:
             known = knowledge(flow_name)
@@ -200,5 +230,10 @@ class LoopDirector:
 
     @property
     def prices(self) -> PriceList:
-        """What reserved time costs."""
-        return price_list(self.menu.prices)
+        """What reserved time costs; the package's own list where a stored menu can't be read."""
+        try:
+            return price_list(self.menu.resolved().prices)
+        except Exception as error:
+            message = f"its prices are unknown, local ones count ({type(error).__name__}: {error})."
+            say_once(f"menu {self.menu.block!r}", message, level=logging.WARNING, about="prices")
+            return price_list("local")

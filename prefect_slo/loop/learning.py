@@ -1,4 +1,7 @@
-"""What happens when a run has ended: it is written down, compared with its plan, and learned from when it is time."""
+"""What happens when a run has ended: it is written down, compared with its plan, and learned from when it is time.
+
+The flow waits for the first of these only, one write to the API; the rest happens behind it (``loop.background``).
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,15 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 from prefect_slo.artifacts.forecast import RunActual, stage_forecasts
 from prefect_slo.artifacts.publishing import publish_attainment, publish_plan
 from prefect_slo.attainment import Attainment
-from prefect_slo.blocks import fold_in, plan_from_history, put_in_force, rebuild_profile, update_profile
+from prefect_slo.blocks import SLOProfile, fold_in, plan_from_history, put_in_force, rebuild_profile, update_profile
 from prefect_slo.errors import InvalidPlan
-from prefect_slo.loop import policy
+from prefect_slo.loop import background, policy
 from prefect_slo.loop.knowledge import UNPICKLED, Knowledge, impatient, knowledge, remember, remember_plan
 from prefect_slo.loop.menus import with_menus
 from prefect_slo.loop.planning import KEPT, Decision, plan_digest, replan
@@ -28,13 +31,19 @@ from prefect_slo.plan import Plan
 from prefect_slo.runner.recipe import ObservedRun
 from prefect_slo.settings import SLOSettings
 from prefect_slo.telemetry import RunLog, StageKey, Status
-from prefect_slo.telemetry.store import publish_log, sweep_orphans
+from prefect_slo.telemetry.learned import QUEUED_SHARE
+from prefect_slo.telemetry.store import flow_run_of, publish_log, sweep_orphans
 
 if TYPE_CHECKING:
     from prefect_slo.loop.director import LoopDirector
 
 MOVED = 0.02
 """A plan that is kept gets its new prediction stored where that has moved by 2 %."""
+
+SUPERSEDED = "another run has written to the profile meanwhile, and plans by what it has seen"
+
+LEASE_TRY_S = 5.0
+"""A run that finds another one writing the profile leaves its own to a later run, rather than queue for long."""
 
 
 class _Waiting:
@@ -52,9 +61,10 @@ class _Waiting:
         with self._lock:
             return tuple(self._runs[flow_name])
 
-    def clear(self, flow_name: str) -> None:
+    def learned(self, flow_name: str, runs: int) -> None:
+        """So many of them, the oldest, are folded in."""
         with self._lock:
-            self._runs.pop(flow_name, None)
+            del self._runs[flow_name][:runs]
 
 
 _WAITING = _Waiting()
@@ -72,50 +82,87 @@ class Learner:
         self._director, self._decision = director, decision
 
     def take(self, run: ObservedRun, log: RunLog | None, *, learn: bool) -> None:
-        """Write the run down, show it, and learn where it is time. Never raises: each step that fails is said once."""
+        """Write the run down, and have it shown and learned from. Never raises: each step that fails is said once.
+
+        Nothing is learned without a log (telemetry is off), or while the API can't be reached: that would only be tried
+        in vain.
+        """
+        if log is None:
+            return
         past = self._past(run)
         with impatient():
-            if log is not None:
-                with _never_failing(run.flow_name, "its telemetry is incomplete"):
-                    self._write(run, log, met=past.met(self._director.slo))
-                publish_log(log)
-            if not learn or not run.clean:
-                return
+            with _never_failing(run.flow_name, "its telemetry is incomplete"):
+                self._write(run, log, met=past.met(self._director.slo))
+            stored = publish_log(log)
+        if not learn or not stored:
+            return
+        self._say_what_is_not_learned(run)
+        if run.status in ("completed", "timed_out"):
             _WAITING.add(run.flow_name, past)
-            with _never_failing(run.flow_name, "its plan was not compared with the run"):
-                self._show(run)
+            background.soon(partial(self._follow_up, run, past))
+
+    def _follow_up(self, run: ObservedRun, past: PastRun) -> None:
+        """What the flow does not wait for."""
+        if run.completed:
+            with impatient(), _never_failing(run.flow_name, "its plan was not compared with the run"):
+                self._show(run, past)
         with _never_failing(run.flow_name, "nothing was learned from this run yet; a later one will"):
             self._learn(run.flow_name)
 
+    def _say_what_is_not_learned(self, run: ObservedRun) -> None:
+        if not run.completed:
+            message = f"a run that ended {run.status.replace('_', ' ')} teaches nothing of how long its stages take."
+            say_once(run.flow_name, message)
+            return
+        for name, seen in run.stages.items():
+            if seen.failed:
+                message = (
+                    f"{seen.failed} items of stage {name!r} failed or lost their worker; of such a run nothing is "
+                    "learned about this stage, only about the others."
+                )
+                say_once(run.flow_name, message, about=f"failed items of {name}")
+
     def _past(self, run: ObservedRun) -> PastRun:
         plan = self._decision.followed
-        predicted = math.nan if plan is None or plan.predicted is None or run.cached else plan.predicted.latency_s.mean
-        return PastRun(self._decision.digest, run.latency_s, predicted, run.cost_usd)
+        spoilt = run.cached or not run.completed or _waited(run)
+        predicted = math.nan if plan is None or plan.predicted is None or spoilt else plan.predicted.latency_s.mean
+        late = run.status == "timed_out"
+        return PastRun(self._decision.digest, run.latency_s, predicted, run.cost_usd, timed_out=late)
 
     def _write(self, run: ObservedRun, log: RunLog, *, met: bool) -> None:
+        """All that is known, whatever of it can't be told."""
+        try:
+            with _never_failing(run.flow_name, "its stages' menus are unknown"):
+                self._write_workflow(run, log)
+            self._write_stages(run, log)
+            if run.cached or _waited(run):
+                log.note(predicted_s=None)  # such a run says nothing of the prediction
+        finally:
+            log.end(run.status, latency_s=run.latency_s, met=met, cost_usd=run.cost_usd)
+
+    def _write_workflow(self, run: ObservedRun, log: RunLog) -> None:
         unpickled = unpickled_stages(run, self._decision.on_threads)
+        log.note(**{f"{UNPICKLED}{stage}": source for stage, source in unpickled.items()})
         if run.workflow is not None:
-            menus = (self._director.menu, run.declarations, frozenset(unpickled))
+            menus = (self._director.menu, run.declarations, frozenset(unpickled), self._director.pools)
             log.workflow(with_menus(run.workflow, *menus).to_document())
+
+    def _write_stages(self, run: ObservedRun, log: RunLog) -> None:
         features = self._director.features_of(run.flow_name, run.parameters)
         plan = self._decision.followed
         for row in run.stage_runs:
             seen = run.stages[row.stage]
             planned = plan.stages.get(row.stage) if plan is not None else None
+            status: Status = "failed" if seen.failed else "cached" if seen.cached else "completed"
             log.stage_run(
                 row,
                 StageKey(seen.key, seen.source, row.hardware),
-                status="cached" if seen.cached else "completed",
+                status=status,
                 knobs=dict(planned.knobs) if planned is not None else None,
                 features=features,
             )
-        if run.cached:
-            log.note(predicted_s=None)  # a run that didn't do its work says nothing of the prediction
-        log.note(**{f"{UNPICKLED}{stage}": source for stage, source in unpickled.items()})
-        status: Status = "completed" if run.clean else "failed"
-        log.end(status, latency_s=run.latency_s, met=met, cost_usd=run.cost_usd)
 
-    def _show(self, run: ObservedRun) -> None:
+    def _show(self, run: ObservedRun, this: PastRun) -> None:
         """Predicted against actual, as an artifact of the run."""
         plan, slo = self._decision.followed, self._director.slo
         if plan is None or plan.predicted is None or not math.isfinite(run.latency_s):
@@ -131,18 +178,19 @@ class Learner:
             RunActual(run.latency_s, run.cost_usd, {row.stage: row.wall_s for row in run.stage_runs}),
             attainment=Attainment(sum(past.met(slo) for past in followed), len(followed)),
             forecasts=known.forecasts.get(name),
-            history=[RunActual(past.latency_s) for past in followed[:-1] if math.isfinite(past.latency_s)],
-            flow_run_id=_uuid(run.run_id),
+            history=[RunActual(p.latency_s) for p in followed if p is not this and math.isfinite(p.latency_s)],
+            flow_run_id=flow_run_of(run.run_id),
         )
 
     def _learn(self, flow_name: str) -> None:
         known, waiting = knowledge(flow_name), _WAITING.of(flow_name)
         off = policy.drifting([*known.past, *waiting])
         if policy.due(len(waiting), len(known.past), drifting=off):
-            learn(flow_name, self._director.slo, seed=self._director.seed)
+            wait_s = min(LEASE_TRY_S, SLOSettings().fold_timeout_s)
+            learn(flow_name, self._director.slo, seed=self._director.seed, timeout_s=wait_s)
 
 
-def learn(flow_name: str, slo: Slo, *, seed: int = 0, refit: bool = False) -> Knowledge:
+def learn(flow_name: str, slo: Slo, *, seed: int = 0, refit: bool = False, timeout_s: float | None = None) -> Knowledge:
     """Fold new runs in, fit, plan again where that pays, and put the plan in force.
 
     Args:
@@ -150,16 +198,19 @@ def learn(flow_name: str, slo: Slo, *, seed: int = 0, refit: bool = False) -> Kn
         slo: What is asked.
         seed: Of the planner's draws.
         refit: Fit even where no run is new.
+        timeout_s: How long to wait for another writer; by default as long as the settings say.
 
     Raises:
         TimeoutError: Another writer took too long.
         httpx.HTTPError: The API cannot be reached.
     """
     settings = SLOSettings()
+    wait_s = settings.fold_timeout_s if timeout_s is None else timeout_s
     sweep_orphans(settings.telemetry_directory)
-    profile = fold_in(flow_name, objective=_objective(slo), refit=refit, timeout_s=settings.fold_timeout_s)
-    _WAITING.clear(flow_name)
-    return _planned_again(remember(flow_name, profile), slo, seed)[0]
+    waiting = len(_WAITING.of(flow_name))
+    profile = fold_in(flow_name, objective=_objective(slo), refit=refit, timeout_s=wait_s)
+    _WAITING.learned(flow_name, waiting)
+    return _planned_again(remember(flow_name, profile), slo, seed, wait_s)[0]
 
 
 def refit(flow_name: str, *, rebuild: bool = False, seed: int = 0) -> str:
@@ -181,23 +232,46 @@ def refit(flow_name: str, *, rebuild: bool = False, seed: int = 0) -> str:
         profile = rebuild_profile(flow_name, timeout_s=timeout_s)
     else:
         profile = fold_in(flow_name, refit=True, timeout_s=timeout_s)
+    return _replanned(flow_name, profile, seed)
+
+
+def replan_flow(flow_name: str, *, seed: int = 0) -> str:
+    """Plan a flow again by the model that its profile holds, without learning; says what became of the plan.
+
+    Raises:
+        TimeoutError: Another writer took too long.
+        httpx.HTTPError: The API cannot be reached.
+    """
+    profile = SLOProfile.of_flow(flow_name)
+    return _replanned(flow_name, profile, seed) if profile is not None else "it has no profile yet"
+
+
+def _replanned(flow_name: str, profile: SLOProfile, seed: int) -> str:
     known, slo = remember(flow_name, profile), objective_of(profile)
-    return _planned_again(known, slo, seed)[1] if slo is not None else "no bound is known"
+    return _planned_again(known, slo, seed, SLOSettings().fold_timeout_s)[1] if slo is not None else "no bound is known"
 
 
-def _planned_again(known: Knowledge, slo: Slo, seed: int) -> tuple[Knowledge, str]:
-    """Put another plan in force where that pays; what is known then, and why."""
-    flow_name, timeout_s = known.flow_name, SLOSettings().fold_timeout_s
+def _planned_again(known: Knowledge, slo: Slo, seed: int, timeout_s: float) -> tuple[Knowledge, str]:
+    """Put another plan in force where that pays; what is known then, and why.
+
+    Where somebody has written to the profile since it was read, theirs counts: they have seen at least as much, and
+    plan themselves.
+    """
+    flow_name = known.flow_name
     plan, reason = replan(known, slo, seed=seed, earlier=earlier_plans(known))
-    if plan is None or known.workflow is None:
+    if plan is None or known.workflow is None or (reason == KEPT and not _moved(known.plan, plan)):
         return known, reason
     if reason == KEPT:
-        if not _moved(known.plan, plan):
-            return known, reason
         document = plan.to_document()
-        profile = update_profile(flow_name, lambda p: p.model_copy(update={"plan": document}), timeout_s=timeout_s)
+        profile = update_profile(
+            flow_name,
+            lambda p: p.model_copy(update={"plan": document}) if p.revision == known.revision else p,
+            timeout_s=timeout_s,
+        )
     else:
-        profile = put_in_force(flow_name, plan, reason, timeout_s=timeout_s)
+        profile = put_in_force(flow_name, plan, reason, timeout_s=timeout_s, revision=known.revision)
+    if profile.revision != known.revision + 1 or profile.plan != plan.to_document():
+        return remember(flow_name, profile), SUPERSEDED
     if known.model is not None:
         known.forecasts[plan_digest(plan)] = stage_forecasts(known.model, plan)
     publish_plan(flow_name, plan, workflow=known.workflow, forecasts=known.forecasts.get(plan_digest(plan)))
@@ -252,6 +326,11 @@ def _moved(before: Plan | None, after: Plan) -> bool:
     return any(not math.isclose(a, b, rel_tol=MOVED) for a, b in pairs)
 
 
+def _waited(run: ObservedRun) -> bool:
+    """Whether it waited so long for capacity of other runs that its latency is no measure of its plan."""
+    return run.queue_s > QUEUED_SHARE * run.latency_s
+
+
 def _objective(slo: Slo) -> dict[str, Any]:
     return {
         "latency_s": slo.latency.bound_s if slo.latency else None,
@@ -259,11 +338,3 @@ def _objective(slo: Slo) -> dict[str, Any]:
         "percentile": slo.percentile,
         "confidence": slo.confidence,
     }
-
-
-def _uuid(run_id: str) -> UUID | None:
-    """The flow run's id; later attempts of one carry ``#2``, ``#3``, … behind it."""
-    try:
-        return UUID(run_id.partition("#")[0])
-    except ValueError:
-        return None

@@ -1,22 +1,24 @@
-"""What may be chosen for the stages of a flow on this machine."""
+"""What may be chosen for the stages of a flow: on this machine, and on the pools that it was given."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from prefect_slo import units
-from prefect_slo.declaration import NOTHING, Declaration
+from prefect_slo.declaration import NOTHING, Declaration, dimension
 from prefect_slo.errors import InvalidValue
 from prefect_slo.pricing import price_list
 from prefect_slo.resources import Capacity, Menu, Pool, Size
 from prefect_slo.runner.backends.local import usable_memory_mb, usable_vcpus
-from prefect_slo.runner.rules import PROCESS, THREAD
+from prefect_slo.runner.pools import PROCESS, THREAD, Pools, resolved
 from prefect_slo.settings import SLOSettings
 from prefect_slo.workflow import Workflow
 
-_FIELDS = ("workers", "vcpus", "memory_mb", "batch", "prices")
+_FIELDS = ("workers", "vcpus", "memory_mb", "batch", "prices", "pools")
+_read: dict[str, MenuSettings] = {}
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,11 @@ class MenuSettings:
         vcpus: vCPUs of a worker; likewise.
         memory_mb: Memory of a worker; by default its vCPUs' share of the machine's memory.
         batch: Batch sizes of batched tasks.
-        prices: Price list.
+        prices: Price list: one of the package's, or a path to a ``.toml`` file.
+        pools: Pools of tasks that declare none; by default worker processes. A pool that was given to the decorator
+            has sizes, worker counts and prices of its own.
+        sizes: Sizes of a worker, in place of ``vcpus`` and ``memory_mb``.
+        block: Name of a stored ``slo-menu`` block that says all of this; read when a run first needs it.
 
     Raises:
         InvalidValue: A count or size that can't be, or nothing to choose from.
@@ -40,28 +46,45 @@ class MenuSettings:
     memory_mb: tuple[int, ...] | None = None
     batch: tuple[int, ...] = (1,)
     prices: str = "local"
+    pools: tuple[str, ...] | None = None
+    sizes: tuple[Size, ...] | None = None
+    block: str = ""
 
     def __post_init__(self) -> None:
-        checks = {"workers": units.whole, "vcpus": units.positive, "memory_mb": _megabytes, "batch": units.whole}
-        for name, check in checks.items():
-            values = getattr(self, name)
-            if values is None:
-                continue
-            if not values:
-                raise InvalidValue(f"menu.{name}", values, "at least one value")
-            object.__setattr__(self, name, tuple(check(value, f"menu.{name}") for value in values))
+        for name in ("workers", "vcpus", "memory_mb", "batch"):
+            if (values := getattr(self, name)) is not None:
+                object.__setattr__(self, name, dimension(name, values, "menu"))
+        if self.pools is not None:
+            if not self.pools:
+                raise InvalidValue("menu.pools", self.pools, "at least one value")
+            object.__setattr__(self, "pools", tuple(units.text(name, "menu.pools") for name in self.pools))
         price_list(self.prices)
 
     @classmethod
-    def of(cls, value: Mapping[str, Any] | MenuSettings | None) -> MenuSettings:
-        """Settings from themselves or a mapping of their fields.
+    def of(cls, value: Mapping[str, Any] | MenuSettings | str | None) -> MenuSettings:
+        """Settings from themselves, a mapping of their fields, or the name of a stored menu.
 
         Raises:
             InvalidValue: A field that there isn't.
         """
         if isinstance(value, MenuSettings):
             return value
+        if isinstance(value, str):
+            return cls(block=units.text(value, "menu"))
         return cls().updated(value or {})
+
+    def resolved(self) -> MenuSettings:
+        """These settings, or what the block says that they name; that is read once per process.
+
+        Raises:
+            InvalidValue: There is no such block, or it says what holds for single tasks only.
+            httpx.HTTPError: The API cannot be reached.
+        """
+        if not self.block:
+            return self
+        if self.block not in _read:
+            _read[self.block] = _stored(self.block)
+        return _read[self.block]
 
     def updated(self, fields: Mapping[str, Any]) -> MenuSettings:
         """A copy with some fields replaced; single values stand for lists of one.
@@ -77,33 +100,59 @@ class MenuSettings:
                 raise InvalidValue("menu", name, f"one of {', '.join(_FIELDS)}")
             several = isinstance(given, (list, tuple, range)) or name == "prices"
             changes[name] = given if name == "prices" else tuple(given) if several else (given,)
+        if "vcpus" in changes or "memory_mb" in changes:
+            changes["sizes"] = None
         return replace(self, **changes)
 
 
-def local_capacity() -> Capacity:
-    """What this machine holds."""
-    return Capacity(usable_vcpus(), float(usable_memory_mb()), SLOSettings().capacity_workers)
+def capacity_of(pools: Pools = MappingProxyType({})) -> Capacity:
+    """What this machine holds, and apart from it each of the pools."""
+    elsewhere = {name: definition.capacity for name, definition in pools.items()}
+    return Capacity(usable_vcpus(), float(usable_memory_mb()), SLOSettings().capacity_workers, pools=elsewhere)
 
 
-def local_menu(settings: MenuSettings, declared: Declaration = NOTHING, *, on_threads: bool = False) -> Menu:
-    """The menu of a stage on this machine.
+def _stored(name: str) -> MenuSettings:
+    from prefect_slo.blocks import MenuBlock
+
+    try:
+        menu = MenuBlock.load(name, _sync=True).menu  # type: ignore[call-arg, union-attr]
+    except ValueError as error:
+        expected = f"the name of an slo-menu block ({error}); 'python blocks/register.py' stores some"
+        raise InvalidValue("menu", name, expected) from None
+    if menu.knobs or menu.pools != (Pool(),):
+        raise InvalidValue("menu", name, "a block without pools and knobs: those are declared by task, with slo_task")
+    return MenuSettings(workers=menu.workers, batch=menu.batch, prices=menu.prices, sizes=menu.sizes)
+
+
+def stage_menu(
+    settings: MenuSettings,
+    declared: Declaration = NOTHING,
+    *,
+    on_threads: bool = False,
+    pools: Pools = MappingProxyType({}),
+) -> Menu:
+    """The menu of a stage.
 
     Args:
         settings: What the flow's decorator says.
         declared: What the task's own declaration says; it goes before.
         on_threads: Whether the stage is known not to pickle.
+        pools: Pools beyond this machine's.
+
+    Raises:
+        UnknownPool: A pool that there isn't.
     """
-    own = settings.updated(declared.menu)
+    own = settings.resolved().updated(declared.menu)
     pins = declared.pins
-    pool = str(pins.get("pool", declared.pool or ""))
-    threads = on_threads or pool == THREAD or declared.isolation == THREAD
+    names = tuple(dict.fromkeys(resolved(n, pools) for n in declared.pools or own.pools or (PROCESS,)))
+    threads = on_threads or names == (THREAD,) or declared.isolation == THREAD
     machine, memory = usable_vcpus(), usable_memory_mb()
     n = max(int(machine), 1)
     workers = own.workers or _powers(declared.concurrency or n)
     if declared.concurrency is not None:
-        workers = tuple(w for w in workers if w <= declared.concurrency) or (declared.concurrency,)
+        workers = _at_most(workers, declared.concurrency)
     vcpus = own.vcpus or tuple(min(float(v), machine) for v in _powers(n))
-    sizes = tuple(
+    sizes = own.sizes or tuple(
         Size(v, m) for v in vcpus for m in (own.memory_mb or (max(int(memory * min(v / machine, 1.0)), 256),))
     )
     if declared.memory_mb is not None:
@@ -114,13 +163,14 @@ def local_menu(settings: MenuSettings, declared: Declaration = NOTHING, *, on_th
         prices=own.prices,
         workers=tuple(workers),
         sizes=sizes,
-        pools=(Pool(THREAD if threads else pool or PROCESS),),
+        pools=(Pool(THREAD),) if threads else tuple(_offer(name, declared, sizes, pools) for name in names),
         batch=own.batch if declared.batched else (1,),
         knobs=declared.knobs,
     )
     held = {name: pins[name] for name in ("workers", "batch") if name in pins}
     if "vcpus" in pins or "memory_mb" in pins:
-        held["size"] = _pinned(sizes, pins)
+        resized = (replace(p, sizes=(_pinned(p.sizes, pins),)) if p.sizes else p for p in menu.pools)
+        menu = replace(menu, sizes=(_pinned(sizes, pins),), pools=tuple(resized))
     return menu.pinned(**held) if held else menu
 
 
@@ -129,22 +179,38 @@ def with_menus(
     settings: MenuSettings,
     declarations: Mapping[str, Declaration],
     on_threads: frozenset[str] = frozenset(),
+    pools: Pools = MappingProxyType({}),
 ) -> Workflow:
-    """The stage graph that a run has shown, with the menu of every stage and this machine's capacity.
+    """The stage graph that a run has shown, with the menu of every stage and the capacity of machine and pools.
 
     A stage of one item at a time (sequential, or a single call) has one worker on its menu: more would idle.
     """
     stages = []
     for stage in workflow.stages:
-        menu = local_menu(settings, declarations.get(stage.name, NOTHING), on_threads=stage.name in on_threads)
+        declared = declarations.get(stage.name, NOTHING)
+        menu = stage_menu(settings, declared, on_threads=stage.name in on_threads, pools=pools)
         if stage.sequential or stage.items == 1:
-            menu = replace(menu, workers=(1,))
+            menu = menu.pinned(workers=1)
         stages.append(replace(stage, menu=menu))
-    return replace(workflow, stages=tuple(stages), capacity=local_capacity())
+    return replace(workflow, stages=tuple(stages), capacity=capacity_of(pools))
 
 
-def _megabytes(value: object, field: str) -> int:
-    return units.megabytes(value, field=field)  # type: ignore[arg-type]
+def _offer(name: str, declared: Declaration, local: tuple[Size, ...], pools: Pools) -> Pool:
+    """What a pool offers a stage: the menu's own sizes in worker processes, one size in threads, else its own."""
+    if name == PROCESS:
+        return Pool(PROCESS)
+    if name == THREAD:
+        return Pool(THREAD, (Size(1, max(local[0].memory_mb, 256), hardware=THREAD),))
+    offered = pools[name].pool
+    floor, counts = declared.memory_mb or 0, offered.workers
+    if counts and declared.concurrency is not None:
+        counts = _at_most(counts, declared.concurrency)
+    sizes = tuple(size for size in offered.sizes if size.memory_mb >= floor) or (max(offered.sizes),)
+    return replace(offered, sizes=sizes, workers=counts)
+
+
+def _at_most(counts: Sequence[int], most: int) -> tuple[int, ...]:
+    return tuple(count for count in counts if count <= most) or (most,)
 
 
 def _pinned(sizes: tuple[Size, ...], pins: Mapping[str, Any]) -> Size:

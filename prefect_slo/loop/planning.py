@@ -1,24 +1,28 @@
-"""What to do with a run, given what is known: follow the plan in force, plan now, explore, or only observe."""
+"""What to do with a run, given what is known: follow the plan in force, plan now, explore, or only observe.
+
+A run that follows the plan in force needs neither the model nor the planner: they are imported where they are needed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from prefect_slo.errors import InfeasibleSlo
 from prefect_slo.loop import policy
-from prefect_slo.loop.knowledge import Knowledge
-from prefect_slo.models import WorkflowModel
-from prefect_slo.models.calibration import Calibration
+from prefect_slo.loop.knowledge import Fitted, Knowledge
 from prefect_slo.objective import Budget, Latency, Slo
 from prefect_slo.plan import Plan, Prediction, StagePlan
-from prefect_slo.planner import make_plan
-from prefect_slo.planner.baselines import all_max
 from prefect_slo.resources import Option, Size
 from prefect_slo.telemetry.packing import digest
 from prefect_slo.workflow import Workflow
+
+if TYPE_CHECKING:
+    from prefect_slo.models import WorkflowModel
+    from prefect_slo.models.calibration import Calibration
 
 PROFILE_IT = "Profile it with 'prefect-slo profile'."
 
@@ -98,23 +102,23 @@ def decide(
         return Decision(None, "observe", hint if "prefect-slo profile" in hint else f"{hint[:-1]}. {PROFILE_IT}")
     if mode == "observe":
         return Decision(None, "observe")
-    assert known.model is not None
     assert known.workflow is not None
     plan, workflow = known.plan, known.workflow
     if features:
-        known = replace(known, model=known.model.given(rounded(features)), plan=None)
+        assert known.model is not None
+        known = replace(known, fitted=Fitted.of(known.model.given(rounded(features))), plan=None)
     if known.plan is None or not fits(known.plan, workflow, slo):
         key = slo, tuple(sorted(rounded(features or {}).items()))
         plan = known.made.get(key) or replan(known, slo, seed=seed)[0]
         assert plan is not None
         known.made[key] = plan
     assert plan is not None
-    assert known.model is not None
     note = f"{slo} is kept by no plan for sure; it runs by its fastest." if plan.certificate is None else ""
     if mode == "advise":
         return Decision(plan, "advise", note or "a plan is ready; it is shown and not followed (mode 'advise').")
     mode = "enforce"
     if not note and explore and policy.explores(explore, rng):
+        assert known.model is not None
         tried = exploration(known.model, plan, slo, rng)
         if tried is not None:
             plan, mode = tried, "explore"
@@ -137,6 +141,8 @@ def fits(plan: Plan, workflow: Workflow, slo: Slo) -> bool:
 
 def fastest(model: WorkflowModel, slo: Slo, seed: int) -> Plan:
     """The plan to run by when nothing keeps the bound: everything at its largest, predicted but not certified."""
+    from prefect_slo.planner.baselines import all_max
+
     return predicted(model, replace(all_max(model, slo, seed=seed), objective=slo, certificate=None))
 
 
@@ -248,6 +254,8 @@ def surest(model: WorkflowModel, slo: Slo, *, seed: int, calibration: Calibratio
     Raises:
         InfeasibleSlo: No plan keeps the bound with any of these confidences.
     """
+    from prefect_slo.planner import make_plan
+
     refused: InfeasibleSlo | None = None
     for confidence in (slo.confidence, *(c for c in LESS_SURE if c < slo.confidence)):
         try:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.stats import binom
 
-from prefect_slo.models.calibration import Calibration, runs_needed
 from prefect_slo.objective import Slo
+
+if TYPE_CHECKING:
+    from prefect_slo.models.calibration import Calibration
 
 MARGIN = 0.05
 """A new plan replaces the one in force when it is 5 % better: less is within what the model's noise turns over."""
@@ -32,25 +34,27 @@ DRIFT_FACTOR = 1.25
 
 @dataclass(frozen=True)
 class PastRun:
-    """What the rules look at of a completed run.
+    """What the rules look at of a run that completed or timed out.
 
     Attributes:
         plan: Digest of the plan that it followed; empty where it followed none.
         latency_s: What it took.
         predicted_s: Mean latency that its plan predicted; ``nan`` where it followed none.
         cost_usd: What it cost.
+        timed_out: Whether it ended by the flow's own timeout: then it took ``latency_s`` at least, and missed.
     """
 
     plan: str
     latency_s: float
     predicted_s: float = math.nan
     cost_usd: float = math.nan
+    timed_out: bool = False
 
     def met(self, slo: Slo) -> bool:
         """Whether it kept a bound, be it the one that held then or another; what is unknown kept it."""
         late = slo.latency is not None and self.latency_s > slo.latency.bound_s
         dear = slo.budget is not None and self.cost_usd > slo.budget.bound_usd
-        return not (late or dear)
+        return not (late or dear or self.timed_out)
 
 
 def due(new_runs: int, learned_runs: int, *, drifting: bool = False) -> bool:
@@ -72,7 +76,11 @@ def distrusted(runs: Sequence[PastRun], plan: str, slo: Slo) -> bool:
     """
     followed = [run for run in runs if run.plan == plan]
     misses = sum(not run.met(slo) for run in followed)
-    return misses > 1 and float(binom.sf(misses - 1, len(followed), 1 - slo.percentile)) < SUSPICION
+    if misses <= 1:
+        return False
+    from scipy.stats import binom
+
+    return float(binom.sf(misses - 1, len(followed), 1 - slo.percentile)) < SUSPICION
 
 
 def trusted(runs: Sequence[PastRun], plan: str, slo: Slo) -> bool:
@@ -90,6 +98,8 @@ def drifting(runs: Sequence[PastRun]) -> bool:
 
 def calibration(runs: Sequence[PastRun], plan: str, slo: Slo, predicted: float) -> Calibration:
     """What the runs that followed a plan took (under a budget: cost), over the percentile that is predicted."""
+    from prefect_slo.models.calibration import Calibration
+
     found = Calibration(slo.percentile)
     for run in runs:
         value = run.latency_s if slo.latency is not None else run.cost_usd
@@ -103,6 +113,8 @@ def correction(runs: Sequence[PastRun], plan: str, slo: Slo, predicted: float) -
 
     With runs enough it is the conformal factor that adapts to drift; before, the largest score so far.
     """
+    from prefect_slo.models.calibration import runs_needed
+
     found = calibration(runs, plan, slo, predicted)
     if len(found.scores) >= runs_needed(slo.percentile):
         return found.planning_factor

@@ -18,7 +18,7 @@ from prefect.settings import PREFECT_TASKS_REFRESH_CACHE, temporary_settings
 from prefect_slo.blocks import SLOProfile, fold_in
 from prefect_slo.decorators import director_of
 from prefect_slo.errors import InvalidValue
-from prefect_slo.loop import sweep
+from prefect_slo.loop import background, sweep
 from prefect_slo.loop.director import Following, LoopDirector, following
 from prefect_slo.loop.knowledge import Knowledge, forget, knowledge
 from prefect_slo.loop.learning import learn, unpickled_stages
@@ -146,6 +146,7 @@ class _Sweep:
         self._cached = False
 
     def run(self) -> SweepReport:
+        background.settle()  # what runs of before have left to learn
         try:
             stopped = self._sweep()
         except KeyboardInterrupt:
@@ -220,7 +221,7 @@ class _Sweep:
             error = f"{type(failure).__name__}: {failure}"
             get_logger("slo").warning("A run of the sweep failed (%s).", error)
         took = time.monotonic() - begun
-        observed = seen[-1] if seen and seen[-1].clean and not error else None
+        observed = seen[-1] if seen and seen[-1].completed and not error else None
         cost = seen[-1].cost_usd if seen else 0.0
         self._spent_usd += cost
         self._slowest_s, self._dearest_usd = max(self._slowest_s, took), max(self._dearest_usd, cost)
@@ -244,7 +245,7 @@ class _Sweep:
 
     def _note_items(self, run: ObservedRun) -> None:
         """Time of an item by stage, for bundles and record levels like those of a plan."""
-        for row in run.stage_runs:
+        for row in (row for row in run.stage_runs if not run.stages[row.stage].failed):
             busy = (row.wall_s - row.overhead_s) * row.workers
             self._item_s.setdefault(row.stage, busy / max(row.items, 1))
 
@@ -252,7 +253,9 @@ class _Sweep:
         if run.workflow is None:
             raise InvalidValue("flow", run.flow_name, "a flow that submits tasks: there is nothing to size")
         self._on_threads = unpickled_stages(run, {})
-        return with_menus(run.workflow, self._director.menu, run.declarations, frozenset(self._on_threads))
+        director = self._director
+        on_threads = frozenset(self._on_threads)
+        return with_menus(run.workflow, director.menu, run.declarations, on_threads, director.pools)
 
 
 def _call(flow: Flow[Any, Any], parameters: Mapping[str, Any]) -> None:

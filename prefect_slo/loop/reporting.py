@@ -61,9 +61,9 @@ class FlowReport:
         plan: The plan in force.
         reason: Why it is.
         runs: Completed runs that are known.
-        attainment: Of the runs that followed the plan in force.
-        latency_s: Of these runs, oldest first.
-        cost_usd: Of these runs, oldest first.
+        attainment: Of the runs that followed the plan in force and completed or timed out.
+        latency_s: Of those of them that completed, oldest first.
+        cost_usd: Likewise.
         stages: In the order of the graph.
     """
 
@@ -116,10 +116,14 @@ class FlowReport:
         )
         if self.attainment.runs:
             low, high = self.attainment.interval()
+            took = "no run completed; "
+            if self.latency_s:
+                took = (
+                    f"{seconds_text(statistics.fmean(self.latency_s))} on average, at most "
+                    f"{seconds_text(max(self.latency_s))}, {dollars_text(statistics.fmean(self.cost_usd))} a run; "
+                )
             lines.append(
-                f"Actual: {seconds_text(statistics.fmean(self.latency_s))} on average, at most "
-                f"{seconds_text(max(self.latency_s))}, {dollars_text(statistics.fmean(self.cost_usd))} a run; "
-                f"{self.attainment.met} of {self.attainment.runs} runs kept the bound "
+                f"Actual: {took}{self.attainment.met} of {self.attainment.runs} runs kept the bound "
                 f"(95 % interval {share_text(low)} to {share_text(high)})."
             )
         else:
@@ -140,7 +144,8 @@ def report(flow_name: str) -> FlowReport:
         raise NotEnoughObservations(f"any of flow {flow_name}", 0, 1, hint)
     known, slo = Knowledge.of(flow_name, profile), objective_of(profile)
     name = plan_digest(known.plan) if known.plan is not None else ""
-    followed = [run for run in known.past if name and run.plan == name and math.isfinite(run.latency_s)]
+    counted = [run for run in known.past if name and run.plan == name]
+    followed = [run for run in counted if math.isfinite(run.latency_s) and not run.timed_out]
     reason = str(profile.plan_history[-1]["reason"]) if profile.plan_history else ""
     return FlowReport(
         flow_name=flow_name,
@@ -149,8 +154,8 @@ def report(flow_name: str) -> FlowReport:
         missing=known.missing(),
         plan=known.plan,
         reason=reason,
-        runs=len(known.past),
-        attainment=Attainment(sum(slo is None or run.met(slo) for run in followed), len(followed)),
+        runs=sum(not run.timed_out for run in known.past),
+        attainment=Attainment(sum(slo is None or run.met(slo) for run in counted), len(counted)),
         latency_s=tuple(run.latency_s for run in followed),
         cost_usd=tuple(run.cost_usd for run in followed),
         stages=_stages(known, profile),
@@ -180,7 +185,7 @@ def _stages(known: Knowledge, profile: SLOProfile) -> tuple[StageReport, ...]:
     )
     found = []
     for name in order:
-        verdict = model.identified(name) if model is not None else None
+        verdict = known.fitted.verdict(name) if known.fitted is not None else None
         actual_s, runs = _actual(ledger, name, planned.get(name))
         found.append(
             StageReport(
@@ -188,7 +193,7 @@ def _stages(known: Knowledge, profile: SLOProfile) -> tuple[StageReport, ...]:
                 rows=coverage[name].rows,
                 settings=coverage[name].settings,
                 borrowed=coverage[name].borrowed,
-                identified=bool(verdict),
+                identified=verdict is not None and verdict.identified,
                 reason=verdict.reason if verdict is not None else profile.fit_note,
                 plan=planned.get(name),
                 forecast=forecasts.get(name),

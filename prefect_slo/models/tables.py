@@ -69,5 +69,5 @@ def upstream_sums(workflow: Workflow, stage: str) -> tuple[int, ...]:
     """Every sum of the parents' workers that their menus allow; ``(0,)`` for a source."""
     sums = {0}
     for parent in workflow[stage].parents:
-        sums = {total + workers for total in sums for workers in set(workflow[parent].menu.workers)}
+        sums = {total + workers for total in sums for workers in workflow[parent].menu.worker_counts}
     return tuple(sorted(sums))

@@ -21,8 +21,6 @@ from prefect_slo.workflow import Workflow
 LISTED = 256
 """Maximal antichains that are listed up front. Wide graphs have exponentially many; the rest are found when broken."""
 
-RESOURCES = ("vcpus", "memory_mb", "workers", "gpu")
-
 
 @dataclass(eq=False)
 class Antichains:
@@ -43,9 +41,10 @@ class Antichains:
     @classmethod
     def of(cls, workflow: Workflow, options: Sequence[Sequence[Option]]) -> Antichains:
         """The antichains of a workflow whose stages, in topological order, have these options."""
-        limited = [name for name in RESOURCES if getattr(workflow.capacity, name) is not None]
-        limits = np.array([getattr(workflow.capacity, name) for name in limited], dtype=np.float64)
-        needs = tuple(np.array([[_held(o, name) for name in limited] for o in stage]) for stage in options)
+        capacity = workflow.capacity
+        limited = capacity.limits()
+        limits = np.array(list(limited.values()), dtype=np.float64)
+        needs = tuple(np.array([[capacity.held(o, *limit) for limit in limited] for o in stage]) for stage in options)
         if not limited:
             return cls([], frozenset(), needs, limits)
         order = _waits(workflow)
@@ -104,11 +103,6 @@ def max_weight_antichain(weights: Sequence[float], order: frozenset[tuple[int, i
     graph.add_edges_from((("before", i), ("after", j)) for i, j in order)
     _, (near, _) = nx.minimum_cut(graph, "source", "sink")
     return tuple(i for i in range(len(weights)) if ("before", i) in near and ("after", i) not in near)
-
-
-def _held(option: Option, resource: str) -> float:
-    each = 1.0 if resource == "workers" else float(getattr(option.size, resource))
-    return option.workers * each
 
 
 def _waits(workflow: Workflow) -> frozenset[tuple[int, int]]:

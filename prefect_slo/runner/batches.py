@@ -17,10 +17,9 @@ from prefect.client.schemas.objects import State
 
 from prefect_slo.declaration import batched_names, declared, gathered
 from prefect_slo.runner import engine
-from prefect_slo.runner.calls import Payload, Raised, Returned
+from prefect_slo.runner.calls import ATOMS, Payload, Raised, Returned
 
 Result = State[Any] | Returned | Raised
-_ATOMS = (int, float, str, bytes, bool, type(None))
 
 
 def run(task: Task[Any, Any], calls: Sequence[Payload], runner: asyncio.Runner | None = None) -> list[Result]:
@@ -28,9 +27,12 @@ def run(task: Task[Any, Any], calls: Sequence[Payload], runner: asyncio.Runner |
     results: dict[int, Result] = {}
     ready: list[tuple[int, dict[str, Any]]] = []
     for at, call in enumerate(calls):
+        if call.cancelled:
+            results[at] = engine.run_full(task, call, runner=runner)
+            continue
         try:
             ready.append((at, engine.resolved(call.parameters, call.wait_for) if call.resolve else call.parameters))
-        except Exception:
+        except BaseException:
             results[at] = engine.run_full(task, call, runner=runner)  # says what became of its upstream
 
     def alone(at: int) -> Result:
@@ -59,7 +61,7 @@ def _run_batch(
             return {at: engine.failed(error, task, None) for at, _ in batch}
         return {at: alone(at) for at, _ in batch}
     except BaseException as error:
-        return {at: Raised(error) for at, _ in batch}
+        return {at: Raised(error, recorded=False) for at, _ in batch}
     return {at: Returned(value) for (at, _), value in zip(batch, returned, strict=True)}
 
 
@@ -83,4 +85,4 @@ def _shares(a: dict[str, Any], b: dict[str, Any], names: tuple[str, ...]) -> boo
 
 def _same(a: Any, b: Any) -> bool:
     """Whether two arguments are one: the same object, or equal where that is cheap and certain."""
-    return a is b or (type(a) is type(b) and isinstance(a, _ATOMS) and bool(a == b))
+    return a is b or (type(a) is type(b) and isinstance(a, ATOMS) and bool(a == b))

@@ -5,11 +5,21 @@ from __future__ import annotations
 from concurrent.futures import Future
 from contextvars import Context
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect import Task
 from prefect.client.schemas.objects import RunInput, State
+
+from prefect_slo.control.events import Kind
+
+if TYPE_CHECKING:
+    from prefect_slo.runner.variants import Variant
+
+ATOMS = (int, float, str, bytes, bool, type(None))
+"""Values that hold no futures, pickle by themselves and are equal where they look equal."""
+
+OVER = "This flow run has ended; its task runner takes no more work. Submit before the flow returns, or wait in it."
 
 
 @dataclass(slots=True)
@@ -20,6 +30,8 @@ class Call:
         item: Its id within the flow run.
         stage: Name of its stage.
         task: The task.
+        variant: What tells it from other tasks with the same code.
+        kind: How its items differ from others of its stage; ``None`` for those of the stage's first variant.
         task_run_id: Chosen at submission (uuid7, so that the id tells when).
         parameters: Bound arguments; may hold futures until the call is ready.
         wait_for: Futures to wait for, or ``None``.
@@ -30,28 +42,38 @@ class Call:
         has_inputs: Whether parameters or ``wait_for`` hold futures or states.
         submitted: When (monotonic).
         ready: When the last upstream result was there (monotonic).
+        late: Whether that was after the flow had returned, with nobody waiting for it.
     """
 
     item: int
     stage: str
     task: Task[Any, Any]
+    variant: Variant
     task_run_id: UUID
     parameters: dict[str, Any]
     wait_for: list[Any] | None
     dependencies: dict[str, set[RunInput]] | None
     context: Context
     tags: frozenset[str]
+    kind: Kind | None = None
     future: Future[State[Any]] = field(default_factory=Future)
     has_inputs: bool = False
     submitted: float = 0.0
     ready: float = 0.0
+    late: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Raised:
-    """An item whose engine raised instead of ending in a state (``SystemExit``, a pause, an abort)."""
+    """An item that raised instead of ending in a state (``SystemExit``, a pause, an abort).
+
+    Attributes:
+        error: What it raised.
+        recorded: Whether Prefect's engine has written that down.
+    """
 
     error: BaseException
+    recorded: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +94,7 @@ class Payload:
         dependencies: Upstream runs by parameter name.
         tags: Tags that it was submitted under.
         resolve: Whether there are states to resolve among its inputs.
+        cancelled: Whether the engine is to record its cancellation in place of running it.
     """
 
     task_run_id: UUID
@@ -80,6 +103,7 @@ class Payload:
     dependencies: dict[str, set[RunInput]] | None
     tags: frozenset[str] = frozenset()
     resolve: bool = False
+    cancelled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

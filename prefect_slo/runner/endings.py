@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from concurrent.futures import InvalidStateError
 from contextvars import Context
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -12,7 +13,7 @@ from typing import Any
 from prefect.client.schemas.objects import State
 from prefect.logging import get_logger
 from prefect.results import ResultRecord  # type: ignore[attr-defined]
-from prefect.states import Cancelled, Crashed, Failed
+from prefect.states import Cancelled, Crashed, Failed, format_exception
 from prefect.utilities.engine import link_state_to_task_run_result
 
 from prefect_slo.control import events as control
@@ -50,6 +51,8 @@ class Endings:
                 return
         if isinstance(result, Raised):
             self._measure.failed(call.stage)
+            if record == "summary" and not result.recorded:
+                self._writer.add(_ended(call, Crashed(message=_aborted(result.error)), report))
             call.future.set_exception(result.error)
             return
         if isinstance(result, Returned):
@@ -95,15 +98,28 @@ class Endings:
         """A call has ended without its engine's saying so."""
         self._end(call, Crashed(message=str(error), data=error), attempts)
 
+    def broken(self, call: Call, error: BaseException) -> None:
+        """A call ends because the runner failed, not its task. From any thread, and never raises."""
+        if call.future.done():
+            return
+        state: State[Any] = Crashed(message=f"The SLO runner failed: {error}", data=error)
+        self._record(call, state, 1)
+        with contextlib.suppress(InvalidStateError):
+            call.future.set_result(state)
+
     def _end(self, call: Call, state: State[Any], attempts: int) -> None:
         """Complete and record it at once: until then Prefect believes that it runs."""
         self._measure.failed(call.stage)
-        self._context.run(engine.finish, state, call.task_run_id)
+        self._record(call, state, attempts)
+        call.future.set_result(state)
+
+    def _record(self, call: Call, state: State[Any], attempts: int) -> None:
+        context = self._context.copy()  # it may be entered by another thread
         try:
-            self._context.run(engine.record, _ended(call, state, None, runs=attempts))
+            context.run(engine.finish, state, call.task_run_id)
+            context.run(engine.record, _ended(call, state, None, runs=attempts))
         except Exception:
             get_logger("slo").warning("The end of a task run could not be recorded.", exc_info=True)
-        call.future.set_result(state)
 
 
 def shares(report: protocol.ItemReport, together: tuple[int, ...]) -> list[protocol.ItemReport]:
@@ -145,7 +161,7 @@ def _error(
     match ending:
         case "memory" if loss is not None:
             return OutOfMemory(call.stage, loss.peak_mb, loss.limit_mb, attempts)
-        case "timeout":
+        case "timeout" if call.task.timeout_seconds or loss is None:
             return TaskTimedOut(call.stage, float(call.task.timeout_seconds or 0), attempts)
         case "unpicklable":
             outcome = report.outcome if report is not None else protocol.Outcome(b"")
@@ -154,6 +170,13 @@ def _error(
             return WorkerLost(call.stage, f"no worker started: {detail}", attempts)
         case _:
             return WorkerLost(call.stage, detail, attempts)
+
+
+def _aborted(error: BaseException) -> str:
+    """What Prefect says of a task run that raised more than an exception."""
+    if isinstance(error, SystemExit):
+        return "Execution was aborted by Python system exit call."
+    return f"Execution was interrupted by an unexpected exception: {format_exception(error)}"
 
 
 def _ended(call: Call, state: State[Any], report: protocol.ItemReport | None, *, runs: int = 1) -> engine.Ended:

@@ -8,17 +8,19 @@ then emits a single terminal event that carries the measured start and end (``re
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Coroutine
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any
 from uuid import UUID
 
 from prefect import Task, tags
-from prefect.client.schemas.objects import RunInput, State, StateDetails
-from prefect.context import FlowRunContext, TagsContext
+from prefect.client.schemas.objects import RunInput, State, StateDetails, TaskRun
+from prefect.context import FlowRunContext, TagsContext, TaskRunContext
 from prefect.logging import get_run_logger
 from prefect.results import ResultRecord, ResultRecordMetadata  # type: ignore[attr-defined]
 from prefect.states import Completed, Failed, Pending, format_exception
@@ -50,8 +52,21 @@ def eligible(task: Task[Any, Any], *, persisted: bool, tagged: bool) -> bool:
         + task.on_rollback_hooks
         + task.on_commit_hooks
     )
-    wants = (task.retries, task.timeout_seconds, task.cache_expiration, task.cache_key_fn, task.result_storage_key)
-    return not (any(wants) or hooks or persisted or tagged or task.tags or task.isgenerator or task.log_prints)
+    policy = (task.retries, task.timeout_seconds, task.cache_expiration, task.cache_key_fn, task.result_storage_key)
+    return not (
+        any(policy)
+        or task.task_run_name
+        or hooks
+        or persisted
+        or tagged
+        or task.tags
+        or task.isgenerator
+        or task.log_prints
+    )
+
+
+_CANCELLED = threading.Event()
+_CANCELLED.set()
 
 
 def run_full(task: Task[Any, Any], call: Payload, *, runner: asyncio.Runner | None = None) -> State[Any] | Raised:
@@ -63,6 +78,7 @@ def run_full(task: Task[Any, Any], call: Payload, *, runner: asyncio.Runner | No
         "wait_for": call.wait_for,
         "dependencies": call.dependencies,
         "return_type": "state",
+        "context": {"cancel_event": _CANCELLED} if call.cancelled else None,
     }
     try:
         state = run_async(run_task_async(**wanted), runner) if task.isasync else run_task_sync(**wanted)
@@ -79,18 +95,46 @@ def run_bare(
     A value comes back as it is (``Returned``). A failure comes back as Prefect's failed state, and where an upstream
     failed, Prefect's engine says so (``run_full``), so that both look the same at every level.
     """
+    if call.cancelled:
+        return run_full(task, call, runner=runner)
     values = call.parameters
     if call.resolve:
         try:
             values = resolved(call.parameters, call.wait_for)
-        except Exception:
+        except BaseException:  # an upstream that ended by SystemExit, say
             return run_full(task, call, runner=runner)
     try:
-        return Returned(_call(task, values, runner))
+        with _inside(task, call.task_run_id, values):
+            return Returned(_call(task, values, runner))
     except Exception as error:
         return failed(error, task, call.task_run_id)
     except BaseException as error:
-        return Raised(error)
+        return Raised(error, recorded=False)
+
+
+def _inside(task: Task[Any, Any], task_run_id: UUID, values: dict[str, Any]) -> AbstractContextManager[Any]:
+    """The context of a task run, as task code and what it calls expect it: a nested task run then names its parent."""
+    flow = FlowRunContext.get()
+    if flow is None or flow.flow_run is None:
+        return nullcontext()
+    own = {"id": task_run_id, "flow_run_id": flow.flow_run.id, "name": task.name, "task_key": task.task_key}
+    task_run = _blank().task_run.model_copy(update=own)
+    return _blank().model_copy(
+        update={
+            "task": task,
+            "task_run": task_run,
+            "parameters": values,
+            "result_store": flow.result_store,
+            "start_time": datetime.now(UTC),
+        }
+    )
+
+
+@cache
+def _blank() -> TaskRunContext:
+    """To copy from: making one anew takes a hundred times as long."""
+    task_run = TaskRun.model_construct(name="", task_key="", dynamic_key="", run_count=1)
+    return TaskRunContext.model_construct(task=None, task_run=task_run, parameters={}, persist_result=False)
 
 
 def completed(value: Any, task_run_id: UUID, flow_run_id: UUID | None = None) -> State[Any]:
@@ -166,8 +210,14 @@ def run_async(coroutine: Coroutine[Any, Any, Any], runner: asyncio.Runner | None
     return asyncio.run(coroutine) if runner is None else runner.run(coroutine, context=copy_context())
 
 
-def _call(task: Task[Any, Any], values: dict[str, Any], runner: asyncio.Runner | None) -> Any:
+def args_kwargs(task: Task[Any, Any], values: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a task's function from values by parameter name."""
     args, kwargs = parameters_to_args_kwargs(task.fn, values)
+    return tuple(args), kwargs
+
+
+def _call(task: Task[Any, Any], values: dict[str, Any], runner: asyncio.Runner | None) -> Any:
+    args, kwargs = args_kwargs(task, values)
     if not task.isasync:
         return task.fn(*args, **kwargs)
     coroutine = task.fn(*args, **kwargs)

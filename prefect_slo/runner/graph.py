@@ -57,6 +57,10 @@ class StageGraph:
         self._note_edges(seen, upstream)
         return seen.name
 
+    def stage_of(self, task_run_id: UUID) -> str | None:
+        """The stage of a call; ``None`` for task runs that weren't submitted here."""
+        return self._stage_of.get(task_run_id)
+
     def key_of(self, stage: str) -> tuple[str, str]:
         """A stage's task key (without code hash) and the hash of its code: what its model is stored under."""
         seen = self._stages[stage]

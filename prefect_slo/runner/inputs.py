@@ -12,7 +12,7 @@ from prefect.utilities.annotations import quote
 from prefect.utilities.collections import StopVisiting, visit_collection
 from prefect.utilities.engine import get_state_for_result
 
-_ATOMS = (int, float, str, bytes, bool, type(None))
+from prefect_slo.runner.calls import ATOMS
 
 
 def find_inputs(
@@ -22,7 +22,7 @@ def find_inputs(
     found: dict[str, set[RunInput]] = {}
     holds_futures = False
     for name, value in parameters.items():
-        if isinstance(value, _ATOMS):
+        if isinstance(value, ATOMS):
             inputs = _linked(value)
         else:
             inputs, futures = _visit(value)

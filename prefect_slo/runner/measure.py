@@ -1,15 +1,23 @@
-"""Measures a flow run: invocations and stage runs, from what backends report, on monotonic clocks."""
+"""Measures a flow run: invocations and stage runs, from what backends report, on monotonic clocks.
+
+Waiting for capacity that other runs hold is no property of a stage. Of ``d`` workers that lost ``w`` worker-seconds to
+it, a stage of wall time ``t`` would have taken about ``t − w / d``: that is its wall time here, and ``w / d`` is told
+apart.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from types import MappingProxyType
 
 from prefect_slo.observation import Invocation, StageRun
 from prefect_slo.pricing import PriceList
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends import protocol
+from prefect_slo.runner.pools import LOCAL
 
 NAN = float("nan")
 
@@ -17,9 +25,12 @@ NAN = float("nan")
 @dataclass
 class _Lease:
     stage: str
+    pool: str
     size: Size
     asked: float
+    metered: bool = False
     up: float | None = None
+    billed_at: float = 0.0
     start_s: float = 0.0
     cold: bool = False
     bundles: int = 0
@@ -46,12 +57,13 @@ class _Stage:
     read_s: float = 0.0
     compute_s: float = 0.0
     write_s: float = 0.0
-    reserved_s: float = 0.0
+    queued_s: float = 0.0
     cost_usd: float = 0.0
     bytes_in: int = 0
     bytes_out: int = 0
     peak_mb: float = 0.0
     cold: bool = False
+    billed_usd: Decimal = Decimal()
     now_leased: int = 0
     most_leased: int = 0
     size: Size = field(default_factory=lambda: Size(1, 1024))
@@ -63,10 +75,24 @@ class Measure:
     Args:
         prices: What reserved time costs.
         heard: Called with each invocation as it ends.
+        prices_of: Price lists of pools that have their own.
+        machine: All that this machine has: a run never reserves more of it at once.
+        planned: Stages whose size was chosen. A worker of another one has no memory of its own and reserves what its
+            vCPUs bring of the machine's.
     """
 
-    def __init__(self, prices: PriceList, heard: Callable[[Invocation], None] | None = None) -> None:
-        self._prices, self._heard = prices, heard
+    def __init__(
+        self,
+        prices: PriceList,
+        heard: Callable[[Invocation], None] | None = None,
+        prices_of: Mapping[str, PriceList] = MappingProxyType({}),
+        *,
+        machine: Size,
+        planned: Container[str] = (),
+    ) -> None:
+        self._prices, self._prices_of, self._heard = prices, prices_of, heard
+        self._machine, self._planned = machine, planned
+        self._meter = _Meter(machine.vcpus)
         self._leases: dict[int, _Lease] = {}
         self._stages: dict[str, _Stage] = {}
         self._started_at = (time.time(), time.monotonic())
@@ -79,8 +105,11 @@ class Measure:
         if seen.first_ready is None and ready is not None:
             seen.first_ready = ready
 
-    def leased(self, lease: int, stage: str, size: Size, now: float) -> None:
-        self._leases[lease] = _Lease(stage, size, now)
+    def leased(self, lease: int, stage: str, pool: str, size: Size, now: float, *, metered: bool = False) -> None:
+        if stage not in self._planned and pool in LOCAL:
+            share = min(size.vcpus / self._machine.vcpus, 1.0)
+            size = replace(size, memory_mb=max(int(share * self._machine.memory_mb), 1))
+        self._leases[lease] = _Lease(stage, pool, size, now, metered)
         self._stages[stage].size = size
 
     def opened(self, report: protocol.Opened) -> None:
@@ -88,7 +117,11 @@ class Measure:
         if lease is None:
             return
         lease.up, lease.cold, lease.start_s = time.monotonic(), report.cold, report.start_s
+        if lease.pool in LOCAL and not lease.metered:
+            lease.billed_at = self._meter.begin(lease.size.vcpus, lease.up)
         seen = self._stages[lease.stage]
+        if seen.first_ready is not None:
+            seen.queued_s += max(lease.asked + report.wait_s - max(lease.asked, seen.first_ready), 0.0)
         seen.cold |= report.cold
         seen.now_leased += 1
         seen.most_leased = max(seen.most_leased, seen.now_leased)
@@ -132,6 +165,8 @@ class Measure:
         seen.bytes_in += report.bytes_in
         seen.bytes_out += report.bytes_out
         seen.peak_mb = max(seen.peak_mb, report.peak_mb)
+        seen.cold |= report.init_s > 0
+        self._bill(seen, report.billed_usd)
         if self._heard is not None:
             self._heard(
                 Invocation(
@@ -141,7 +176,7 @@ class Measure:
                     failed=lease.failed,
                     dispatched=lease.dispatched,
                     queue_s=max(lease.dispatched - lease.first_ready, 0.0),
-                    init_s=lease.start_s if lease.bundles == 0 else 0.0,
+                    init_s=report.init_s + (lease.start_s if lease.bundles == 0 else 0.0),
                     read_s=lease.read_s,
                     compute_s=lease.compute_s,
                     write_s=lease.write_s,
@@ -149,7 +184,7 @@ class Measure:
                     peak_memory_mb=report.peak_mb,
                     bytes_in=report.bytes_in,
                     bytes_out=report.bytes_out,
-                    cold=lease.cold and lease.bundles == 0,
+                    cold=report.init_s > 0 or (lease.cold and lease.bundles == 0),
                 )
             )
         lease.bundles += 1
@@ -158,8 +193,10 @@ class Measure:
     def lost(self, report: protocol.Lost) -> None:
         lease = self._leases.get(report.lease)
         if lease is not None:
-            self._stages[lease.stage].failed += 1
-            self._stages[lease.stage].peak_mb = max(self._stages[lease.stage].peak_mb, report.peak_mb)
+            seen = self._stages[lease.stage]
+            seen.failed += 1
+            seen.peak_mb = max(seen.peak_mb, report.peak_mb)
+            self._bill(seen, report.billed_usd)
         self.released(report.lease, time.monotonic())
 
     def released(self, lease: int, now: float) -> None:
@@ -168,12 +205,18 @@ class Measure:
             return
         seen = self._stages[held.stage]
         seen.now_leased -= 1
-        seen.reserved_s += now - held.up
+        if held.metered:
+            return
         size = held.size
-        seen.cost_usd += (now - held.up) * self._prices.rate(size.vcpus, size.memory_mb, size.gpu, size.hardware)
+        billed_s = self._meter.end(size.vcpus, now) - held.billed_at if held.pool in LOCAL else now - held.up
+        prices = self._prices_of.get(held.pool, self._prices)
+        seen.cost_usd += billed_s * prices.rate(size.vcpus, size.memory_mb, size.gpu, size.hardware)
 
     def failed(self, stage: str) -> None:
-        self._stages[stage].failed += 1
+        seen = self._stages[stage]
+        seen.failed += 1
+        if not seen.done:
+            seen.last_end = max(seen.last_end, time.monotonic())
 
     def came_from_cache(self, stage: str) -> None:
         self._stages[stage].cached += 1
@@ -195,18 +238,23 @@ class Measure:
         seen = self._stages.get(stage)
         return seen.cached if seen is not None else 0
 
-    @property
-    def clean(self) -> bool:
-        """Whether every item of every stage ended well, in its worker."""
-        return all(seen.failed == 0 and seen.done == seen.submitted for seen in self._stages.values())
+    def failed_items(self, stage: str) -> int:
+        """Items of a stage that did not end well, or lost a worker: its row says nothing of its work."""
+        seen = self._stages.get(stage)
+        return max(seen.failed, seen.submitted - seen.done) if seen is not None else 0
 
     @property
     def cost_usd(self) -> float:
         """Cost of all stages so far, of leases given back."""
-        return sum(seen.cost_usd for seen in self._stages.values())
+        return sum(map(_cost, self._stages.values()))
+
+    @property
+    def billed_usd(self) -> Decimal:
+        """Of that, what metered backends are billed, to the last digit."""
+        return sum((seen.billed_usd for seen in self._stages.values()), Decimal())
 
     def stage_runs(self, run_id: str, planned: Callable[[str], int | None]) -> tuple[StageRun, ...]:
-        """One row per stage that ran to its end.
+        """One row per stage that ran, whether or not all of it ended well.
 
         Args:
             run_id: Name of the run.
@@ -215,13 +263,19 @@ class Measure:
         return tuple(
             self._row(run_id, name, seen, planned(name))
             for name, seen in self._stages.items()
-            if seen.done == seen.submitted and seen.done and not seen.failed and seen.first_ready is not None
+            if (seen.done or seen.failed) and seen.first_ready is not None
         )
+
+    @staticmethod
+    def _bill(seen: _Stage, billed_usd: Decimal | None) -> None:
+        if billed_usd is not None:
+            seen.billed_usd += billed_usd
 
     def _row(self, run_id: str, name: str, seen: _Stage, planned: int | None) -> StageRun:
         workers = planned or max(seen.most_leased, 1)
         assert seen.first_ready is not None
-        wall_s = max(seen.last_end - seen.first_ready, 1e-6)
+        took_s, queue_s, busy_s = seen.last_end - seen.first_ready, seen.queued_s / workers, seen.busy_s / workers
+        wall_s = max(took_s - queue_s, min(took_s, busy_s), 1e-6)
         unix, monotonic = self._started_at
         return StageRun(
             run_id=run_id,
@@ -230,7 +284,7 @@ class Measure:
             memory_mb=seen.size.memory_mb,
             vcpus=seen.size.vcpus,
             wall_s=wall_s,
-            overhead_s=max(wall_s - seen.busy_s / workers, 0.0),
+            overhead_s=max(wall_s - busy_s, 0.0),
             read_s=seen.read_s / workers,
             compute_s=seen.compute_s / workers,
             write_s=seen.write_s / workers,
@@ -239,8 +293,41 @@ class Measure:
             bytes_in=seen.bytes_in,
             bytes_out=seen.bytes_out,
             cold=seen.cold,
-            cost_usd=seen.cost_usd,
+            cost_usd=_cost(seen),
             peak_memory_mb=seen.peak_mb or NAN,
             hardware=seen.size.hardware,
             started_at=unix + seen.first_ready - monotonic,
+            queue_s=queue_s,
         )
+
+
+def _cost(seen: _Stage) -> float:
+    """What a stage has cost: what was billed where that is metered, and the time that other leases were held."""
+    return float(seen.billed_usd) + seen.cost_usd
+
+
+class _Meter:
+    """Time as it is billed: slower while more is reserved than the machine has, as n threads on fewer cores do.
+
+    With ``r(t)`` vCPUs reserved of a machine of ``m``, a lease from ``a`` to ``b`` is billed ``∫ min(1, m / r(t)) dt``.
+    """
+
+    def __init__(self, vcpus: float) -> None:
+        self._vcpus, self._reserved, self._billed_s, self._at = vcpus, 0.0, 0.0, 0.0
+
+    def begin(self, vcpus: float, now: float) -> float:
+        """A lease of so many vCPUs begins; returns the billed time so far."""
+        billed_s = self._advance(now)
+        self._reserved += vcpus
+        return billed_s
+
+    def end(self, vcpus: float, now: float) -> float:
+        """It ends; returns the billed time so far."""
+        billed_s = self._advance(now)
+        self._reserved -= vcpus
+        return billed_s
+
+    def _advance(self, now: float) -> float:
+        passed_s, self._at = max(now - self._at, 0.0), max(now, self._at)
+        self._billed_s += passed_s * min(1.0, self._vcpus / max(self._reserved, self._vcpus))
+        return self._billed_s

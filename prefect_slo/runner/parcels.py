@@ -14,8 +14,12 @@ from prefect.utilities.collections import StopVisiting, visit_collection
 
 from prefect_slo.plan import Record
 from prefect_slo.runner import program
+from prefect_slo.runner.backends.protocol import HostedProgram
 from prefect_slo.runner.calls import Call, Payload
+from prefect_slo.runner.futures import RaisedFuture
+from prefect_slo.runner.hosted import FunctionProgram
 from prefect_slo.runner.payloads import importable_by_workers
+from prefect_slo.runner.variants import Variant
 
 
 class Parcels:
@@ -28,24 +32,34 @@ class Parcels:
 
     def __init__(self, run_key: str, context: Context) -> None:
         self._run_key, self._context = run_key, context
-        self._programs: dict[str, bytes] = {}
+        self._hosted: dict[int, HostedProgram] = {}
         self._flow_context: bytes | None = None
 
-    def program(self, stage: str, call: Call, *, isolated: bool, inline: bool) -> Any:
-        """What a worker opens for the calls of a stage.
+    def program(self, variant: Variant, *, isolated: bool, inline: bool) -> Any:
+        """What a worker opens for the calls of a variant.
 
         Raises:
             Exception: Whatever pickling the task, the flow or its parameters raises.
         """
         if not isolated:
             return program.ThreadProgram(inline=inline)
-        if stage not in self._programs:
-            importable_by_workers(call.task.fn)
+        if variant.program is None:
+            importable_by_workers(variant.task.fn)
             if self._flow_context is None:
                 self._flow_context = self._context.copy().run(program.dump_context)
-            opened = program.ProcessProgram(self._run_key, self._flow_context, cloudpickle.dumps(call.task))
-            self._programs[stage] = bytes(cloudpickle.dumps(opened))
-        return self._programs[stage]
+            opened = program.ProcessProgram(self._run_key, self._flow_context, cloudpickle.dumps(variant.task))
+            variant.program = bytes(cloudpickle.dumps(opened))
+        return variant.program
+
+    def hosted(self, variant: Variant) -> HostedProgram:
+        """What a backend whose workers have no Prefect hosts for the calls of a variant.
+
+        Raises:
+            Exception: Whatever pickling the function raises.
+        """
+        if variant.ordinal not in self._hosted:
+            self._hosted[variant.ordinal] = FunctionProgram.of(variant.task)
+        return self._hosted[variant.ordinal]
 
     def payload(self, calls: list[Call], record: Record, *, isolated: bool) -> Any:
         """Calls that run as one, as a worker takes them.
@@ -53,23 +67,23 @@ class Parcels:
         Raises:
             Exception: Whatever pickling the arguments raises.
         """
-        ready = [_ready(call) for call in calls]
+        ready = [_ready(call, isolated=isolated) for call in calls]
         if isolated:
             return program.dump(ready, record)
         return calls[0].context, (calls[0].task, ready, record)
 
 
-def _ready(call: Call) -> Payload:
-    """A call whose futures, all done, are states.
+def _ready(call: Call, *, isolated: bool) -> Payload:
+    """A call whose futures, all done, are states; those that hold an exception stay futures, for the engine to raise.
 
     On threads too: asked for its state, a future asks the API, which may still believe that it runs, and the engine
     would take it for this call's parent.
     """
     parameters, wait_for = call.parameters, call.wait_for
     if call.has_inputs:
-        parameters = {name: futures_to_states(value) for name, value in parameters.items()}
-        wait_for = [futures_to_states(value) for value in wait_for] if wait_for else None
-    return Payload(call.task_run_id, parameters, wait_for, call.dependencies, call.tags, call.has_inputs)
+        parameters = {name: futures_to_states(value, isolated=isolated) for name, value in parameters.items()}
+        wait_for = [futures_to_states(value, isolated=isolated) for value in wait_for] if wait_for else None
+    return Payload(call.task_run_id, parameters, wait_for, call.dependencies, call.tags, call.has_inputs, call.late)
 
 
 def pending(call: Call) -> list[PrefectFuture[Any]]:
@@ -86,14 +100,17 @@ def pending(call: Call) -> list[PrefectFuture[Any]]:
     return list(found.values())
 
 
-def futures_to_states(value: Any) -> Any:
+def futures_to_states(value: Any, *, isolated: bool) -> Any:
     """A parameter with futures (all done) replaced by their final states, annotations kept."""
 
     def replace(found: Any, context: dict[str, Any]) -> Any:
         if isinstance(context.get("annotation"), quote):
             raise StopVisiting
         if isinstance(found, PrefectFuture):
-            found.wait()
+            try:
+                found.wait()
+            except BaseException as error:
+                return RaisedFuture(found.task_run_id, program.portable(error)) if isolated else found
             return found.state
         return found
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from contextvars import Context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cloudpickle
@@ -25,7 +25,7 @@ from prefect.context import FlowRunContext, SyncClientContext, hydrated_context,
 from prefect_slo.plan import Record
 from prefect_slo.runner import batches, engine, relay, worker_state
 from prefect_slo.runner.backends.protocol import Outcome, RunItem
-from prefect_slo.runner.calls import Payload, Raised, Returned, Several
+from prefect_slo.runner.calls import ATOMS, Payload, Raised, Returned, Several
 
 Result = State[Any] | Returned | Raised | Several
 
@@ -54,7 +54,7 @@ class ThreadProgram:
 
     def _execute(self, task: Task[Any, Any], calls: list[Payload], record: Record) -> Result:
         with worker_state.inline() if self.inline else nullcontext():
-            return _run_calls(task, calls, record)
+            return run_calls(task, calls, record)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,10 @@ def dump(calls: list[Payload], record: Record) -> bytes:
         Exception: Whatever pickling the arguments raises.
     """
     plain = all(not call.resolve and _PLAIN.issuperset(map(type, call.parameters.values())) for call in calls)
-    content = [(c.task_run_id, c.parameters, c.wait_for, c.dependencies, c.tags, c.resolve) for c in calls], record
+    content = (
+        [(c.task_run_id, c.parameters, c.wait_for, c.dependencies, c.tags, c.resolve, c.cancelled) for c in calls],
+        record,
+    )
     return pickle.dumps(content) if plain else bytes(cloudpickle.dumps(content))
 
 
@@ -116,7 +119,7 @@ def load_result(payload: bytes) -> Result:
     return result
 
 
-_PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
+_PLAIN = frozenset(ATOMS)
 """Arguments that need nothing of cloudpickle, which takes ten times as long to set up."""
 
 
@@ -149,9 +152,8 @@ class _Hydrated:
 _HYDRATED = _Hydrated()
 
 
-def _run_calls(
-    task: Task[Any, Any], calls: list[Payload], record: Record, loop: asyncio.Runner | None = None
-) -> Result:
+def run_calls(task: Task[Any, Any], calls: list[Payload], record: Record, loop: asyncio.Runner | None = None) -> Result:
+    """Run a call, or some that make a batch, at a record level."""
     if len(calls) > 1:
         return Several(batches.run(task, calls, loop))
     if record == "full":
@@ -168,7 +170,7 @@ def _run_pickled(task: Task[Any, Any], payload: bytes, loop: asyncio.Runner) -> 
         return Outcome(b"", failed=True, unpicklable=f"{type(error).__name__}: {error}")
     read = time.perf_counter()
     with engine.under_tags(calls[0].tags):
-        result = _run_calls(task, calls, record, loop)
+        result = run_calls(task, calls, record, loop)
     _forget_results()
     ran = time.perf_counter()
     failed = is_failure(result)
@@ -190,12 +192,21 @@ def is_failure(result: Any) -> bool:
     return isinstance(result, Raised) or (isinstance(result, State) and not result.is_completed())
 
 
+def portable(error: BaseException) -> BaseException:
+    """An exception that travels between processes: itself, or a plain one of the same words."""
+    try:
+        pickle.loads(cloudpickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
 def _portable(result: Result) -> Result:
     """A result whose exceptions can't travel, with plain ones of the same words in their place."""
     if isinstance(result, Several):
         return Several([_portable(one) if is_failure(one) else one for one in result.results])  # type: ignore[misc]
     if isinstance(result, Raised):
-        return Raised(RuntimeError(f"{type(result.error).__name__}: {result.error}"))
+        return replace(result, error=portable(result.error))
     assert isinstance(result, State)
     error = RuntimeError(result.message or "the task failed with an exception that cannot be pickled")
     return result.model_copy(update={"data": error, "timestamp": result.timestamp})

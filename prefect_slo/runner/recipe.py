@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from prefect_slo.declaration import Declaration
-from prefect_slo.observation import Invocation, StageRun
 from prefect_slo.plan import Plan, Record
 from prefect_slo.pricing import PriceList, price_list
 from prefect_slo.resources import Size
 from prefect_slo.workflow import Workflow
+
+if TYPE_CHECKING:
+    from prefect_slo.observation import Invocation, StageRun
+    from prefect_slo.telemetry.records import Status
 
 Isolation = Literal["auto", "process", "thread"]
 """Where a stage's items run: worker processes, threads, or processes as long as everything pickles."""
@@ -57,6 +60,7 @@ class StageSeen:
         pickles: Whether its arguments and results travel between processes; ``None`` where it was not tried.
         pool: Pool that it ran on at the end.
         cached: How many of its results came from a cache: its row says nothing of its work.
+        failed: How many of its items did not end well, or lost a worker: likewise.
     """
 
     key: str
@@ -64,6 +68,7 @@ class StageSeen:
     pickles: bool | None
     pool: str
     cached: int = 0
+    failed: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,11 +81,11 @@ class ObservedRun:
         recipe: How it was run.
         workflow: Its stage graph, with empty menus; ``None`` where it submitted nothing.
         stages: By stage name.
-        stage_runs: One row per stage that ran to its end.
+        stage_runs: One row per stage that ran; those of stages with cached or failed items never train a model.
         invocations: One per bundle.
         latency_s: Flow function entry to return; ``nan`` where the flow wasn't timed.
         cost_usd: Reserved vCPU-seconds and GB-seconds at the price list.
-        clean: Whether everything ended well: other runs never train a model.
+        status: How the flow itself ended, by its own final state: a flow may do without a task that failed.
         started_at: Unix time.
         parameters: The flow's parameters.
         declarations: What was declared of the tasks, by stage name.
@@ -95,15 +100,25 @@ class ObservedRun:
     invocations: tuple[Invocation, ...]
     latency_s: float
     cost_usd: float
-    clean: bool
+    status: Status
     started_at: float
     parameters: Mapping[str, Any]
     declarations: Mapping[str, Declaration] = field(default_factory=dict)
 
     @property
+    def completed(self) -> bool:
+        """Whether the flow completed: other runs never train a model."""
+        return self.status == "completed"
+
+    @property
     def cached(self) -> bool:
         """Whether any result came from a cache."""
         return any(seen.cached for seen in self.stages.values())
+
+    @property
+    def queue_s(self) -> float:
+        """How long its stages waited for capacity that other runs held, summed over them."""
+        return sum(row.queue_s for row in self.stage_runs if row.queue_s > 0)
 
 
 class Director(Protocol):

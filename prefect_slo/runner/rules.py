@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from prefect import Task
@@ -10,14 +12,11 @@ from prefect.transactions import get_transaction
 
 from prefect_slo.control import StageRule
 from prefect_slo.declaration import Declaration, batched_names
-from prefect_slo.errors import InvalidValue, SloError
+from prefect_slo.errors import SloError
 from prefect_slo.resources import Size
 from prefect_slo.runner.local.limits import machine_memory_mb, machine_vcpus
+from prefect_slo.runner.pools import PROCESS, THREAD, Pools, resolved
 from prefect_slo.runner.recipe import Recipe
-
-PROCESS, THREAD = "process", "thread"
-POOLS = {"default": PROCESS, PROCESS: PROCESS, THREAD: THREAD}
-"""Backends by pool name; ``default`` is what a menu has that names no pools."""
 
 RETRIES_WHEN_IDEMPOTENT = 2
 
@@ -29,6 +28,7 @@ def stage_rule(
     declaration: Declaration,
     *,
     processes: bool,
+    pools: Pools = MappingProxyType({}),
     priority: float = 0.0,
 ) -> StageRule:
     """The rule of a stage at its first call.
@@ -39,21 +39,22 @@ def stage_rule(
         recipe: How the run is run.
         declaration: What the user declared of the task.
         processes: Whether this machine has the process backend.
+        pools: The flow's pools beyond this machine's.
         priority: Served before stages with a lower one.
 
     Raises:
-        InvalidValue: A pool that there isn't.
+        UnknownPool: A pool that there isn't.
         SloError: The stage is pinned to processes inside a transaction that spans tasks.
     """
     planned = recipe.plan.stages.get(stage) if recipe.plan is not None else None
     isolation = declaration.isolation if declaration.isolation != "auto" else recipe.isolation
-    pool = POOLS.get(planned.pool, planned.pool) if planned is not None else PROCESS
-    if declaration.pool is not None:
-        pool = POOLS.get(declaration.pool, declaration.pool)
-    if pool not in (PROCESS, THREAD):
-        raise InvalidValue("pool", pool, f"one of {', '.join(POOLS)} for stage {stage!r}")
+    named = [resolved(name, pools, stage=stage) for name in declaration.pools]
+    pool = resolved(planned.pool, pools, stage=stage) if planned is not None else PROCESS
+    if named and (planned is None or pool not in named):
+        planned = planned if {pool, named[0]} <= {PROCESS, THREAD} else None
+        pool = named[0]
     pinned = isolation == PROCESS
-    if isolation == THREAD or stage in recipe.on_threads or not processes:
+    if isolation == THREAD or stage in recipe.on_threads or (pool == PROCESS and not processes):
         pool = THREAD
     if get_transaction() is not None:
         if pinned:
@@ -62,12 +63,19 @@ def stage_rule(
                 "spans only the flow's own process. Set its isolation to 'auto' or 'thread'."
             )
         pool = THREAD
-    size = planned.size if planned is not None else Size(min(1.0, machine_vcpus()), int(machine_memory_mb()))
+    if planned is not None:
+        size = planned.size
+    elif pool in pools:
+        size = _least(pools[pool].pool.sizes, declaration.memory_mb or 0)
+    else:
+        size = Size(min(1.0, machine_vcpus()), int(machine_memory_mb()))
     if pool == THREAD:  # threads share the interpreter: their times are no measure of a worker process
         size = replace(size, hardware=THREAD)
     workers = planned.workers if planned is not None else recipe.workers
     if workers is None and pool == PROCESS:
         workers = max(int(machine_vcpus()), 1)
+    elif workers is None and pool in pools:
+        workers = max(pools[pool].pool.workers, default=None)
     if declaration.concurrency is not None:
         workers = min(workers or declaration.concurrency, declaration.concurrency)
     return StageRule(
@@ -79,9 +87,17 @@ def stage_rule(
         priority=priority,
         loss_retries=loss_retries(task, declaration),
         ladder=recipe.ladders.get(stage, ()),
-        fallback=THREAD if pool == PROCESS and not pinned else None,
+        fallback=THREAD if pool != THREAD and not pinned else None,
         rerun_unpicklable=declaration.idempotent is not False,
+        task=task.task_key,
+        together=declaration.concurrency,
     )
+
+
+def _least(sizes: Sequence[Size], memory_mb: int) -> Size:
+    """The smallest size with that much memory, or the largest."""
+    enough = [size for size in sizes if size.memory_mb >= memory_mb]
+    return min(enough) if enough else max(sizes)
 
 
 def loss_retries(task: Task[Any, Any], declaration: Declaration) -> int:

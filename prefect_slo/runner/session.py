@@ -6,32 +6,36 @@ scheduler sees one event at a time.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from contextvars import Context
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import groupby
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from prefect.futures import PrefectFuture
 from prefect.logging import get_logger
-from prefect.states import Crashed
 
 from prefect_slo.control import Scheduler, StageRule
 from prefect_slo.control import events as control
 from prefect_slo.plan import Record
+from prefect_slo.resources import Capacity
 from prefect_slo.runner import endings, parcels, relay
 from prefect_slo.runner.backends import protocol
 from prefect_slo.runner.backends.protocol import Backend, Bundle
-from prefect_slo.runner.calls import Call
+from prefect_slo.runner.calls import OVER, Call
 from prefect_slo.runner.endings import Endings
+from prefect_slo.runner.futures import Callbacks
 from prefect_slo.runner.measure import Measure
 from prefect_slo.runner.parcels import Parcels
 from prefect_slo.runner.write_behind import WriteBehind
 
-GRACE_S = 1.0
-"""A task's own timeout has this long to take effect inside the worker before the worker is killed."""
+GRACE_S = 30.0
+"""What an attempt has at least beyond its task's own timeout, which counts the function alone: arguments have to be
+unpickled, inputs resolved, results written. Only what hangs for longer has its worker killed."""
 
 
 class Session:
@@ -43,7 +47,8 @@ class Session:
         context: The flow's context, in which futures are completed and events sent.
         measure: Hears what was measured.
         notice: Tells the user something, once each; with a stage where that has moved to threads.
-        level: Record level of a stage's next bundle, given its stage, its measured item time and its items so far.
+        level: Record level of the bundle that a call is in.
+        capacity: By pool, what the run's leases may hold together.
     """
 
     def __init__(
@@ -54,8 +59,8 @@ class Session:
         context: Context,
         measure: Measure,
         notice: Callable[[str, str | None], None],
-        level: Callable[[str], Record],
-        capacity: Mapping[str, float | None],
+        level: Callable[[Call], Record],
+        capacity: Mapping[str, Capacity],
     ) -> None:
         self._run_key, self._backends, self._context = run_key, backends, context
         self._measure, self._notice, self._level = measure, notice, level
@@ -64,8 +69,7 @@ class Session:
         self._calls: dict[int, Call] = {}
         self._reports: dict[int, protocol.ItemReport] = {}
         self._records: dict[int, Record] = {}
-        self._batches: dict[int, tuple[int, ...]] = {}  # items that run as one, by the first of them
-        self._sent: dict[int, control.Dispatch] = {}
+        self._sent: dict[int, _Sent] = {}
         self._writer = WriteBehind(context.copy())
         self._endings = Endings(context, measure, self._writer)
         self._parcels = Parcels(run_key, context)
@@ -77,33 +81,44 @@ class Session:
         self._timer_at: float | None = None
         self._broken: BaseException | None = None
         self._gate = threading.Lock()
+        self.callbacks = Callbacks(idle=lambda: self._inbox.put(None))
         self._drained = threading.Event()
-        self._closing = False
+        self._closing: control.Closed | None = None
+        self._over = False
         self._thread = threading.Thread(target=self._run, name="prefect-slo-session", daemon=True)
         self._thread.start()
 
     def submit(self, stage: str, rule: StageRule | None, calls: list[Call]) -> None:
         """Take calls of one stage; ``rule`` comes before the first or with it. Returns at once."""
         with self._gate:
+            if self._over:
+                raise RuntimeError(OVER)
             if self._broken is None:
                 self._inbox.put((stage, rule, calls))
                 return
-        self._crash(calls, self._broken)
+        for call in calls:
+            self._endings.broken(call, self._broken)
 
     def close(self, *, at_once: bool) -> None:
-        """Submit nothing more; wait for what runs, or with ``at_once`` end it. Idempotent."""
-        if not self._thread.is_alive():
-            return
-        self._inbox.put(control.Closed(now=at_once))
-        self._drained.wait()
-        self._thread.join(timeout=5)
-        self._writer.close()
+        """Wait for everything that was submitted, or with ``at_once`` end it. Idempotent."""
+        try:
+            if self._thread.is_alive():
+                self._inbox.put(control.Closed(now=at_once))
+                self._drained.wait()
+        except BaseException:  # Ctrl-C, once more
+            self._inbox.put(control.Closed(now=True))
+            raise
+        finally:
+            try:
+                self._thread.join(timeout=5)
+            finally:
+                self._writer.close()
 
     # ---- the loop ---------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
-            while not (self._closing and not self._scheduler.unsettled and not self._scheduler.leased):
+            while not self._finished():
                 message = self._next()
                 for event in self._events(message):
                     for action in self._scheduler.handle(event, time.monotonic()):
@@ -113,6 +128,16 @@ class Session:
             self._abandon(error)
         finally:
             self._drained.set()
+
+    def _finished(self) -> bool:
+        """Whether nothing is left to do; from then on nothing is taken either."""
+        if self._closing is None or self._scheduler.unsettled or self._scheduler.leased:
+            return False
+        if self.callbacks.outstanding and not self._closing.now:
+            return False
+        with self._gate:
+            self._over = self._inbox.empty()
+        return self._over
 
     def _next(self) -> Any:
         if self._timer_at is None:
@@ -141,20 +166,38 @@ class Session:
                 self._measure.lost(message)
                 return (control.LeaseLost(lease, reason, self._loss.untouched),)
             case protocol.Chatter(payload=payload):
-                self._events_of_run.receive(payload)
+                self._pass_on(payload)
                 return ()
             case control.Closed():
-                self._closing = True
+                if self._closing is None or message.now:
+                    self._closing = message
                 return (message,)
+            case control.Ready(items) if self._closing is not None:
+                for item in items:
+                    self._calls[item].late = True
+                return (message,)
+            case None:  # the last callback has ended
+                return ()
             case _:
                 return (message,)
+
+    def _pass_on(self, payload: bytes) -> None:
+        try:
+            self._events_of_run.receive(payload)
+        except Exception:
+            get_logger("slo").warning("An event or log of a worker is lost.", exc_info=True)
 
     def _whole(self, lost: protocol.Lost) -> protocol.Lost:
         """A loss that also speaks of the bundle that was on its way when the worker was already gone."""
         sent = self._sent.pop(lost.lease, None)
-        if sent is not None and sent.bundle != lost.bundle:
+        if sent is None:
+            return lost
+        if lost.reason == "start" and self._capabilities(self._pool_of[lost.lease]).hosted:
+            stage = self._calls[sent.items[0]].stage
+            self._notice(f"A worker of stage {stage!r} did not start: {lost.detail}.", None)
+        if sent.bundle != lost.bundle:
             return replace(lost, running=None, untouched=sent.items)
-        return replace(lost, untouched=tuple(item for first in lost.untouched for item in self._batches[first]))
+        return replace(lost, untouched=tuple(item for first in lost.untouched for item in sent.together(first)))
 
     def _submitted(self, stage: str, rule: StageRule | None, calls: list[Call]) -> list[control.Event]:
         events: list[control.Event] = []
@@ -162,23 +205,32 @@ class Session:
             self._rules[stage] = rule
             events.append(control.PlanChanged(stage, rule))
         now = time.monotonic()
-        ready, waiting = [], []
-        for call in calls:
-            self._calls[call.item] = call
-            if call.has_inputs and (upstream := parcels.pending(call)):
-                waiting.append(call.item)
-                self._await(call, upstream)
-            else:
-                call.ready = now
-                ready.append(call.item)
-        if ready:
-            events.append(control.Submitted(stage, tuple(ready)))
-        if waiting:
-            events.append(control.Submitted(stage, tuple(waiting), ready=False))
-        self._measure.submitted(stage, len(calls), now if ready else None)
+        any_ready = False
+        for kind, alike in groupby(calls, lambda call: call.kind):
+            ready, waiting = [], []
+            for call in alike:
+                try:
+                    awaited = call.has_inputs and self._await(call)
+                except BaseException as error:  # a future or an argument of somebody else's making
+                    self._endings.broken(call, error)
+                    continue
+                self._calls[call.item] = call
+                if awaited:
+                    waiting.append(call.item)
+                else:
+                    call.ready = now
+                    ready.append(call.item)
+            if ready:
+                any_ready = True
+                events.append(control.Submitted(stage, tuple(ready), kind=kind))
+            if waiting:
+                events.append(control.Submitted(stage, tuple(waiting), ready=False, kind=kind))
+        self._measure.submitted(stage, len(calls), now if any_ready else None)
         return events
 
-    def _await(self, call: Call, upstream: list[PrefectFuture[Any]]) -> None:
+    def _await(self, call: Call) -> bool:
+        """Hear of the moment when a call's upstream is done; ``False`` where it is already."""
+        upstream = parcels.pending(call)
         remaining = [len(upstream)]
         lock = threading.Lock()
 
@@ -191,12 +243,15 @@ class Session:
                 self._inbox.put(control.Ready((call.item,)))
 
         for future in upstream:
-            future.add_done_callback(one_done)
+            wrapped = getattr(future, "wrapped_future", None)  # its own callbacks may wait for each other
+            (wrapped if isinstance(wrapped, Future) else future).add_done_callback(one_done)
+        return bool(upstream)
 
     def _progressed(self, lease: int, reports: tuple[protocol.ItemReport, ...]) -> list[control.Event]:
         done, stuck = [], []
+        sent = self._sent.get(lease)
         for whole in reports:
-            together = self._batches.pop(whole.item, (whole.item,))
+            together = sent.together(whole.item) if sent is not None else (whole.item,)
             for report in endings.shares(whole, together):
                 call = self._calls.get(report.item)
                 if call is None:
@@ -225,7 +280,8 @@ class Session:
                 self._dispatch(action)
             case control.OpenLease(lease, stage, pool, size):
                 self._pool_of[lease] = pool
-                self._measure.leased(lease, stage, size, time.monotonic())
+                metered = self._capabilities(pool).metered
+                self._measure.leased(lease, stage, pool, size, time.monotonic(), metered=metered)
                 self._backends[pool].open(lease, size, self._inbox.put)
             case control.CloseLease(lease):
                 self._sent.pop(lease, None)
@@ -241,19 +297,22 @@ class Session:
     def _dispatch(self, action: control.Dispatch) -> None:
         pool = self._pool_of[action.lease]
         backend, can = self._backends[pool], self._capabilities(pool)
-        isolated = can.isolated
-        record = self._level(action.stage)
+        isolated = can.isolated and not can.hosted
         calls = [self._calls[item] for item in action.items]
+        record = self._level(calls[0])
+        variant, rule = calls[0].variant, calls[0].kind or self._rules[action.stage]
         items: list[tuple[int, Any]] = []
+        batches: dict[int, tuple[int, ...]] = {}
         rejected: list[int] = []
         begun = time.monotonic()
-        batch = self._rules[action.stage].batch if record != "full" else 1
+        batch = rule.batch if record != "full" else 1
         for first in range(0, len(calls), batch):
             together = calls[first : first + batch]
             try:
                 items.append((together[0].item, self._parcels.payload(together, record, isolated=isolated)))
-                self._batches[together[0].item] = tuple(call.item for call in together)
-            except Exception as error:
+                if len(together) > 1:
+                    batches[together[0].item] = tuple(call.item for call in together)
+            except BaseException as error:
                 for call in together:
                     self._reports[call.item] = _stuck(call.item, error)
                     rejected.append(call.item)
@@ -261,8 +320,11 @@ class Session:
         if items:
             try:
                 inline = self._rules[action.stage].workers is not None
-                opened = self._parcels.program(action.stage, calls[0], isolated=isolated, inline=inline)
-            except Exception as error:
+                if can.hosted:
+                    opened = self._parcels.hosted(variant)
+                else:
+                    opened = self._parcels.program(variant, isolated=isolated, inline=inline)
+            except BaseException as error:
                 for item in action.items:
                     self._reports[item] = _stuck(item, error)
                 rejected, items = list(action.items), []
@@ -273,13 +335,13 @@ class Session:
             return
         bundle = Bundle(
             action.bundle,
-            f"{self._run_key}/{action.stage}",
+            f"{self._run_key}/{variant.ordinal if isolated or can.hosted else action.stage}",
             opened,
             tuple(items),
-            timeout_s=_hard_limit(calls) if can.hard_timeouts else None,
+            timeout_s=_hard_limit(calls) if can.hard_timeouts and not can.hosted else None,
         )
         self._records.update(dict.fromkeys(action.items, record))
-        self._sent[action.lease] = action
+        self._sent[action.lease] = _Sent(action.bundle, action.items, batches)
         self._measure.dispatched(action.lease, action.bundle, begun, min(call.ready for call in calls))
         backend.submit(action.lease, bundle)
 
@@ -302,9 +364,23 @@ class Session:
             return
         report = self._reports.pop(item, None)
         record = self._records.pop(item, None)
+        try:
+            self._end(call, ending, attempts, report, record)
+        except BaseException as error:
+            get_logger("slo").exception("The end of a call of stage %r could not be told.", call.stage)
+            self._endings.broken(call, error)
+
+    def _end(
+        self,
+        call: Call,
+        ending: control.Ending,
+        attempts: int,
+        report: protocol.ItemReport | None,
+        record: Record | None,
+    ) -> None:
         if ending == "done" and report is not None:
             self._endings.done(call, report, record)
-        elif ending == "cancelled" and (self._loss is None or item in self._loss.untouched):
+        elif ending == "cancelled" and (self._loss is None or call.item in self._loss.untouched):
             self._endings.dropped(call)
         else:
             self._endings.lost(call, ending, attempts, loss=self._loss, report=report)
@@ -315,20 +391,35 @@ class Session:
         while not self._inbox.empty():
             match self._inbox.get():
                 case (str(), _, list(calls)):
-                    self._crash(calls, error)
-        self._crash(list(self._calls.values()), error)
-        self._calls.clear()
+                    self._calls.update((call.item, call) for call in calls)
         for lease, pool in self._pool_of.items():
-            self._backends[pool].cancel(lease)
-
-    @staticmethod
-    def _crash(calls: list[Call], error: BaseException) -> None:
-        for call in calls:
-            if not call.future.done():
-                call.future.set_result(Crashed(message=f"The SLO runner failed: {error}", data=error))
+            with contextlib.suppress(Exception):
+                self._backends[pool].cancel(lease)
+        for call in self._calls.values():
+            self._endings.broken(call, error)
+        self._calls.clear()
 
 
-def _stuck(item: int, error: Exception) -> protocol.ItemReport:
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """What a lease was sent last.
+
+    Attributes:
+        bundle: Its id.
+        items: In order.
+        batches: Items that run as one, by the first of them.
+    """
+
+    bundle: int
+    items: tuple[int, ...]
+    batches: dict[int, tuple[int, ...]]
+
+    def together(self, first: int) -> tuple[int, ...]:
+        """Items that run as one with this."""
+        return self.batches.get(first, (first,))
+
+
+def _stuck(item: int, error: BaseException) -> protocol.ItemReport:
     """Stands for the report of an item that never left."""
     return protocol.ItemReport(item, protocol.Outcome(b"", True, f"{type(error).__name__}: {error}"), 0.0, 0.0)
 
@@ -344,4 +435,5 @@ def _hard_limit(calls: list[Call]) -> float | None:
     delays = task.retry_delay_seconds
     each = delays if isinstance(delays, list) else [delays or 0.0]
     waits = sum(float(each[min(i, len(each) - 1)]) for i in range(task.retries)) if each else 0.0
-    return (task.retries + 1) * (task.timeout_seconds + GRACE_S) + waits * (1 + (task.retry_jitter_factor or 0.0))
+    grace_s = max(GRACE_S, task.timeout_seconds)
+    return (task.retries + 1) * (task.timeout_seconds + grace_s) + waits * (1 + (task.retry_jitter_factor or 0.0))

@@ -5,37 +5,45 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import copy_context
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
+from uuid import UUID
 
 from prefect import Task
-from prefect.client.schemas.objects import FlowRun, RunInput, State
-from prefect.context import FlowRunContext, TagsContext
+from prefect.client.schemas.objects import FlowRun, RunInput, State, StateType
+from prefect.context import FlowRunContext, TagsContext, TaskRunContext
 from prefect.futures import PrefectConcurrentFuture, PrefectFuture, PrefectFutureList
 from prefect.logging import get_run_logger
-from prefect.results import get_default_persist_setting_for_tasks, should_persist_result
 from prefect.task_runners import TaskRunner
+from prefect.transactions import get_transaction
 
-from prefect_slo.declaration import Declaration, declared
+from prefect_slo.control.events import Kind
+from prefect_slo.declaration import Declaration, batched_names, declared
 from prefect_slo.errors import InvalidValue
 from prefect_slo.granularity import record_level
-from prefect_slo.observation import Invocation
 from prefect_slo.plan import Plan, Record
+from prefect_slo.pricing import price_list
+from prefect_slo.resources import Capacity, Size
 from prefect_slo.runner import engine, worker_state
-from prefect_slo.runner.backends.local import LocalBackends, usable_vcpus
-from prefect_slo.runner.calls import Call, Payload, Raised
+from prefect_slo.runner.backends.local import FlowBackends, usable_memory_mb, usable_vcpus
+from prefect_slo.runner.calls import OVER, Call, Payload, Raised
+from prefect_slo.runner.futures import CallFuture
 from prefect_slo.runner.graph import StageGraph
 from prefect_slo.runner.ids import uuid7
 from prefect_slo.runner.inputs import find_inputs, run_ids
-from prefect_slo.runner.measure import Measure
+from prefect_slo.runner.pools import PROCESS, THREAD, PoolDefinition, Pools, by_name
 from prefect_slo.runner.recipe import Director, Isolation, ObservedRun, Recipe, StageSeen
-from prefect_slo.runner.rules import PROCESS, THREAD, stage_rule
-from prefect_slo.runner.session import Session
-from prefect_slo.settings import SLOSettings
+from prefect_slo.runner.rules import loss_retries, stage_rule
+from prefect_slo.runner.variants import Variant, Variants
+from prefect_slo.settings import valid_settings
+
+if TYPE_CHECKING:
+    from prefect_slo.observation import Invocation
+    from prefect_slo.telemetry.records import Status
 
 FLUSH = 256
 """Items of a ``.map`` handed over at a time: enough to bundle, soon enough to start."""
@@ -56,6 +64,7 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
         bundle: Items per dispatch; by default bundles grow from measured item times.
         stages: Declarations by task name, as ``slo_task`` makes them.
         director: Decides about each run in place of the arguments above, and hears how it went.
+        pools: Pools beyond worker processes and threads, which plans and declarations may then name.
 
     Raises:
         InvalidValue: A value that an argument may not hold.
@@ -85,6 +94,7 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
         bundle: int | None = None,
         stages: Mapping[str, Declaration | Mapping[str, Any]] | None = None,
         director: Director | None = None,
+        pools: Sequence[PoolDefinition] = (),
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         if isolation not in ("auto", "process", "thread"):
@@ -97,17 +107,21 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
         self.recipe = Recipe(plan, isolation, max_workers, record, bundle)
         self.stages = {name: Declaration.of(value) for name, value in (stages or {}).items()}
         self.director = director
+        self.pools: Pools = by_name(pools)
         self.stock: TaskRunner[Any] | None = None
         self.clock = FlowClock()
         self._run: _Run | None = None
+        self._leaving = False
         self._lock = threading.Lock()
 
     def duplicate(self) -> Self:
-        """A runner for one flow run; where the package is switched off, the one that the flow had before."""
-        if self.stock is not None and not SLOSettings().enabled:
-            return self.stock.duplicate()  # type: ignore[return-value]
+        """A runner for one flow run; the one that the flow had before where the package is off or wrongly set."""
+        if self.stock is not None:
+            settings = valid_settings()
+            if settings is None or not settings.enabled:
+                return self.stock.duplicate()  # type: ignore[return-value]
         copy = type(self)(stages=self.stages, director=self.director)
-        copy.recipe, copy.stock = self.recipe, self.stock
+        copy.recipe, copy.stock, copy.pools = self.recipe, self.stock, self.pools
         return copy
 
     def submit(
@@ -145,37 +159,50 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
 
     def __enter__(self) -> Self:
         super().__enter__()
+        self._leaving = False
         self.clock.entered = time.monotonic()
         return self
 
     def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
-        run, self._run = self._run, None
+        with self._lock:
+            run, self._leaving = self._run, True
         try:
             if run is not None:
-                interrupted = exc_type is not None and not issubclass(exc_type, Exception)
-                run.close(at_once=interrupted)
-                run.report(self.clock, failed=exc_type is not None or self.clock.raised)
+                self._end(run, exc_type)
         finally:
+            self._run = None
             super().__exit__(exc_type, exc_value, traceback)
+
+    def _end(self, run: _Run, exc_type: type[BaseException] | None) -> None:
+        interrupted = exc_type is not None and not issubclass(exc_type, Exception)
+        cut_short = True
+        try:
+            run.close(at_once=interrupted)
+            cut_short = interrupted
+        finally:
+            run.report(self.clock, failed=exc_type is not None or self.clock.raised, cut_short=cut_short)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, SLOTaskRunner):
             return NotImplemented
-        return (self.recipe, self.stages, self.director) == (other.recipe, other.stages, other.director)
+        mine, others = ((r.recipe, r.stages, r.director, r.pools) for r in (self, other))
+        return mine == others
 
     def __hash__(self) -> int:
         return id(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"recipe": self.recipe, "stages": self.stages, "director": self.director, "stock": self.stock}
+        return {name: getattr(self, name) for name in ("recipe", "stages", "director", "stock", "pools")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(stages=state["stages"], director=state["director"])  # type: ignore[misc]
-        self.recipe, self.stock = state["recipe"], state["stock"]
+        self.recipe, self.stock, self.pools = state["recipe"], state["stock"], state["pools"]
 
     def _running(self) -> _Run:
         with self._lock:
             if self._run is None:
+                if self._leaving:
+                    raise RuntimeError(OVER)
                 self._run = _Run(self)
             return self._run
 
@@ -201,28 +228,41 @@ class _Run:
     """What a runner holds while its flow run submits."""
 
     def __init__(self, runner: SLOTaskRunner) -> None:
+        from prefect_slo.runner.measure import Measure
+        from prefect_slo.runner.session import Session
+
         context = FlowRunContext.get()
         self.flow_name = context.flow.name if context is not None and context.flow is not None else "flow"
-        flow_run = context.flow_run if context is not None else None
-        self.run_id = _name_of_run(flow_run) if flow_run is not None else str(uuid7())
+        self._flow_run = context.flow_run if context is not None else None
+        self.run_id = _name_of_run(self._flow_run) if self._flow_run is not None else str(uuid7())
         self.parameters = dict(context.parameters or {}) if context is not None else {}
         self.started_at = time.time()
-        self._director, self._stages = runner.director, runner.stages
+        self._director, self._stages, self._elsewhere = runner.director, runner.stages, runner.pools
         self._said: set[str] = set()
         self._flow_context = copy_context()
         self.recipe = self._ask_director() or runner.recipe
         self._graph = StageGraph()
+        self._variants = Variants()
+        self._ruled: dict[str, Variant] = {}  # the variant that a stage's rule was made for
         self._items = count(1)
         self._lock = threading.Lock()
         self._gathered = threading.local()
         self._ineligible: set[str] = set()
-        self._batched: set[str] = set()
+        self._batch: dict[str, int] = {}
         self._declared: dict[str, Declaration] = {}
         self._pools: dict[str, str] = {}
         self._fallen: set[str] = set()
         self._invocations: list[Invocation] = []
-        self.backends = LocalBackends(context.client if context is not None else None)
-        self.measure = Measure(self.recipe.prices, self._heard)
+        self.backends = FlowBackends(context.client if context is not None else None, self._elsewhere)
+        offers = {name: definition.pool for name, definition in self._elsewhere.items()}
+        own = {name: price_list(pool.prices) for name, pool in offers.items() if pool.prices is not None}
+        self.measure = Measure(
+            self.recipe.prices,
+            self._heard,
+            own,
+            machine=Size(usable_vcpus(), usable_memory_mb()),
+            planned=frozenset(self.recipe.plan.stages) if self.recipe.plan is not None else (),
+        )
         self.session = Session(
             self.run_id,
             self.backends,
@@ -230,7 +270,10 @@ class _Run:
             measure=self.measure,
             notice=self._notice,
             level=self._level,
-            capacity={PROCESS: usable_vcpus()},
+            capacity={
+                PROCESS: Capacity(usable_vcpus()),
+                **{name: definition.capacity for name, definition in self._elsewhere.items()},
+            },
         )
 
     def submit(
@@ -245,15 +288,23 @@ class _Run:
         tags = frozenset(TagsContext.get().current_tags)
         with self._lock:
             stage = self._graph.place(task, task_run_id, run_ids(inputs, wait_for))
-            if stage not in self._pools:  # before any of its calls, whichever thread hands those over first
+            variant = self._variants.of(task)
+            if stage not in self._ruled:  # before any of its calls, whichever thread hands those over first
                 self.session.submit(stage, self._first_call(stage, task), [])
-        if tags:
+                self._ruled[stage] = variant
+            kind = None if self._ruled[stage] is variant else self._kind(stage, variant)
+        parent = _parent()
+        if tags or parent is not None:
             self._ineligible.add(stage)
+        if parent is not None and (submits := self._graph.stage_of(parent)) is not None:
+            self._ineligible.add(submits)  # from now on: nobody knows that a task submits before it does
         parameters = self._with_knobs(stage, parameters)
         call = Call(
             item=next(self._items),
             stage=stage,
             task=task,
+            variant=variant,
+            kind=kind,
             task_run_id=task_run_id,
             parameters=parameters,
             wait_for=wait_for,
@@ -270,17 +321,19 @@ class _Run:
             buffer.append(call)
             if len(buffer) >= FLUSH:
                 self._flush(buffer)
-        return PrefectConcurrentFuture(task_run_id=task_run_id, wrapped_future=call.future)
+        return CallFuture(task_run_id, call.future, self.session.callbacks)
 
     def gathering(self) -> _Gathering:
         """While inside, calls of this thread are handed over together."""
         return _Gathering(self)
 
     def close(self, *, at_once: bool) -> None:
-        self.session.close(at_once=at_once)
-        self.backends.close()
+        try:
+            self.session.close(at_once=at_once)
+        finally:
+            self.backends.close()
 
-    def report(self, clock: FlowClock, *, failed: bool) -> None:
+    def report(self, clock: FlowClock, *, failed: bool, cut_short: bool) -> None:
         """Tell the director how it went."""
         if self._director is None:
             return
@@ -297,7 +350,7 @@ class _Run:
             invocations=tuple(self._invocations),
             latency_s=clock.latency_s,
             cost_usd=self.measure.cost_usd,
-            clean=not failed and self.measure.clean,
+            status=_status(self._flow_run, failed=failed, cut_short=cut_short),
             started_at=self.started_at,
             parameters=self.parameters,
             declarations=dict(self._declared),
@@ -316,7 +369,7 @@ class _Run:
             return self._director.recipe(self.flow_name, self.run_id, self.parameters)
         except Exception as error:
             self._notice(f"No plan for this run ({type(error).__name__}: {error}); it runs by the default.")
-            return Recipe(isolation="thread", record="full")
+            return None
 
     def _with_knobs(self, stage: str, parameters: dict[str, Any]) -> dict[str, Any]:
         """The arguments with the plan's choices for those that were declared as knobs."""
@@ -326,29 +379,37 @@ class _Run:
         return {**parameters, **{name: value for name, value in planned.knobs if name in parameters}}
 
     def _first_call(self, stage: str, task: Task[Any, Any]) -> Any:
-        declaration = self._stages.get(task.name, declared(task))
-        self._declared[stage] = declaration
+        declaration = self._declared[stage] = self._declaration(task)
         rule = stage_rule(
             stage,
             task,
             self.recipe,
             declaration,
             processes=self.backends.processes_available(),
+            pools=self._elsewhere,
             priority=self._graph.depth_first().get(stage, 0.0),
         )
-        persisted = task.persist_result
-        if persisted is None:
-            persisted = should_persist_result() or get_default_persist_setting_for_tasks()
-        if not engine.eligible(task, persisted=persisted, tagged=False):
-            self._ineligible.add(stage)
-        if rule.batch > 1:
-            self._batched.add(stage)
+        free = THREAD not in (self.recipe.isolation, declaration.isolation)
+        if free and get_transaction() is not None and TaskRunContext.get() is None:  # a task run has one of its own
+            self._notice(f"Stage {stage!r} runs on threads: it is submitted inside a transaction.")
+        self._batch[stage] = rule.batch
         self._pools[stage] = rule.pool
         return rule
 
-    def _level(self, stage: str) -> Record:
-        eligible = stage not in self._ineligible
-        wanted: Record | Literal["auto"] | None = self._declared[stage].record
+    def _kind(self, stage: str, variant: Variant) -> Kind:
+        """How calls of a variant differ from those of the one that its stage's rule was made for."""
+        task, declaration = variant.task, self._declaration(variant.task)
+        planned = self.recipe.plan.stages.get(stage) if self.recipe.plan is not None else None
+        batch = planned.batch if planned is not None and batched_names(task) else 1
+        return Kind(variant.ordinal, batch, loss_retries(task, declaration), declaration.idempotent is not False)
+
+    def _declaration(self, task: Task[Any, Any]) -> Declaration:
+        return self._stages.get(task.name, declared(task))
+
+    def _level(self, call: Call) -> Record:
+        stage = call.stage
+        eligible = call.variant.eligible and stage not in self._ineligible
+        wanted: Record | Literal["auto"] | None = self._declaration(call.task).record
         if wanted is None:
             planned = self.recipe.plan.stages.get(stage) if self.recipe.plan is not None else None
             wanted = planned.record if planned is not None else self.recipe.record
@@ -356,16 +417,17 @@ class _Run:
             return record_level(self.measure.submitted_items(stage), self.measure.mean_item_s(stage), eligible=eligible)
         if not eligible:
             return "full"
-        return "summary" if wanted == "full" and stage in self._batched else wanted
+        batch = call.kind.batch if call.kind is not None else self._batch[stage]
+        return "summary" if wanted == "full" and batch > 1 else wanted
 
     def _seen(self, stage: str) -> StageSeen:
         key, source = self._graph.key_of(stage)
         pool = self._pools[stage]
-        cached = self.measure.cached_items(stage)
+        spoilt = (self.measure.cached_items(stage), self.measure.failed_items(stage))
         if pool == THREAD:
-            return StageSeen(key, source, None, THREAD, cached)
+            return StageSeen(key, source, None, THREAD, *spoilt)
         fallen = stage in self._fallen
-        return StageSeen(key, source, not fallen, THREAD if fallen else pool, cached)
+        return StageSeen(key, source, not fallen, THREAD if fallen else pool, *spoilt)
 
     def _heard(self, invocation: Invocation) -> None:
         self._invocations.append(invocation)
@@ -432,6 +494,14 @@ def _run_in_place(
     return PrefectConcurrentFuture(task_run_id=task_run_id, wrapped_future=future)
 
 
+def _parent() -> UUID | None:
+    """The task run of this flow run that this code is part of."""
+    flow, task = FlowRunContext.get(), TaskRunContext.get()
+    if flow is None or flow.flow_run is None or task is None or task.task_run.flow_run_id != flow.flow_run.id:
+        return None  # in a flow that a task has called, say
+    return task.task_run.id
+
+
 def _loop_is_running() -> bool:
     try:
         asyncio.get_running_loop()
@@ -443,6 +513,30 @@ def _loop_is_running() -> bool:
 def _name_of_run(flow_run: FlowRun) -> str:
     """The flow run's id; a flow's own retries are runs of their own, with ``#2``, ``#3``, … behind it."""
     return str(flow_run.id) if flow_run.run_count <= 1 else f"{flow_run.id}#{flow_run.run_count}"
+
+
+def _status(flow_run: FlowRun | None, *, failed: bool, cut_short: bool) -> Status:
+    """How the flow ended: by the state that Prefect's engine has given it by the time that the runner ends.
+
+    An attempt that will be retried has no final state; it has failed. A flow whose tasks were cut short has crashed,
+    even where its function had returned before.
+    """
+    if cut_short:
+        return "crashed"
+    state = flow_run.state if flow_run is not None else None
+    if state is None or not state.is_final():
+        return "failed" if failed else "completed"
+    if state.name == "TimedOut":
+        return "timed_out"
+    return _ENDINGS[state.type]
+
+
+_ENDINGS: Mapping[StateType, Status] = {
+    StateType.COMPLETED: "completed",
+    StateType.FAILED: "failed",
+    StateType.CRASHED: "crashed",
+    StateType.CANCELLED: "cancelled",
+}
 
 
 def _log(message: str) -> None:

@@ -1,4 +1,4 @@
-"""From invocations to stage runs, and from run records to the table that models are fitted to."""
+"""From run records to the table that models are fitted to."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefect_slo.errors import InvalidObservation
-from prefect_slo.observation import Invocation, StageRun, StageRuns
-from prefect_slo.resources import Size
+from prefect_slo.observation import StageRuns
 from prefect_slo.telemetry.records import RunRecord, StageKey, StageRecord
 
 
@@ -52,66 +50,6 @@ def table(stages: Sequence[StageRecord]) -> StageRuns:
     extras = [{**stage.features, **stage.knobs} for stage in stages]
     names = sorted({name for extra in extras for name in extra})
     return StageRuns(runs.columns, {name: _column([extra.get(name) for extra in extras]) for name in names})
-
-
-def summarise(
-    invocations: Sequence[Invocation],
-    *,
-    run_id: str,
-    workers: int,
-    size: Size,
-    wall_s: float,
-    batch: int = 1,
-    cost_usd: float = math.nan,
-    started_at: float = math.nan,
-) -> StageRun:
-    """The stage run that the invocations of one stage add up to.
-
-    With busy time ``b_w`` = read + compute + write of worker ``w`` of ``d`` workers:
-    ``overhead_s = wall_s − (Σ_w b_w) / d``, what the workers of the stage spent waiting for work, for one another and
-    for their start. Invocations whose worker was lost or whose items failed count with the time that they took.
-
-    Args:
-        invocations: All of one stage, at least one.
-        run_id: Name of the run.
-        workers: Workers that were held for it.
-        size: Size of each.
-        wall_s: First item ready to last item done.
-        batch: Items in one call.
-        cost_usd: What the workers cost, lease start to release.
-        started_at: Unix time of its first item.
-
-    Raises:
-        InvalidObservation: No invocation, or invocations of several stages.
-    """
-    stages = {invocation.stage for invocation in invocations}
-    if len(stages) != 1:
-        raise InvalidObservation("invocations", sorted(stages), "the invocations of exactly one stage")
-    read, compute, write = (
-        sum(getattr(invocation, name) for invocation in invocations) / workers
-        for name in ("read_s", "compute_s", "write_s")
-    )
-    return StageRun(
-        run_id=run_id,
-        stage=stages.pop(),
-        workers=workers,
-        memory_mb=size.memory_mb,
-        vcpus=size.vcpus,
-        wall_s=wall_s,
-        overhead_s=max(0.0, wall_s - read - compute - write),
-        read_s=read,
-        compute_s=compute,
-        write_s=write,
-        items=sum(invocation.items for invocation in invocations),
-        batch=batch,
-        bytes_in=float(sum(invocation.bytes_in for invocation in invocations)),
-        bytes_out=float(sum(invocation.bytes_out for invocation in invocations)),
-        cold=any(invocation.cold for invocation in invocations),
-        cost_usd=cost_usd,
-        peak_memory_mb=max(invocation.peak_memory_mb for invocation in invocations),
-        hardware=size.hardware,
-        started_at=started_at,
-    )
 
 
 def _column(values: list[Any]) -> NDArray[Any]:

@@ -14,6 +14,8 @@ from prefect_slo.telemetry.records import StageRecord
 from prefect_slo.workflow import Workflow
 
 ENOUGH_SETTINGS = 4
+QUEUED_SHARE = 0.02
+"""A run that waited for other runs' capacity for more than 2 % of its latency says nothing of its own latency."""
 
 
 @dataclass(frozen=True)
@@ -60,17 +62,22 @@ def observations_of(ledger: Ledger, workflow: Workflow) -> Observations:
 
     A stage takes rows of the same code under another name, too (a stage was put before it, or the rows come from
     another flow); as long as these have fewer than ``ENOUGH_SETTINGS`` settings, those of its other places as well.
-    Latencies are of the runs that have a row for each stage that they ran; of others, the time outside their stages
-    would come out too long.
+    Latencies are of the runs that have a row for each stage that they ran and did not wait for other runs' capacity; of
+    others, the time outside their stages would come out too long.
     """
     rows = [record for stage in workflow.stages for record in training_rows(ledger, stage.name, workflow)]
     kept: dict[str, set[str]] = {}
+    queued_s: dict[str, float] = {}
     for record in rows:
-        kept.setdefault(record.row.run_id, set()).add(record.row.stage)
+        run_id, waited_s = record.row.run_id, record.row.queue_s
+        kept.setdefault(run_id, set()).add(record.row.stage)
+        queued_s[run_id] = queued_s.get(run_id, 0.0) + (0.0 if math.isnan(waited_s) else waited_s)
     latencies = {
         run.order.run_id: run.latency_s
         for run in ledger.completed()
-        if math.isfinite(run.latency_s) and {s for s in run.ran if s in workflow} == kept.get(run.order.run_id)
+        if math.isfinite(run.latency_s)
+        and {s for s in run.ran if s in workflow} == kept.get(run.order.run_id)
+        and queued_s[run.order.run_id] <= QUEUED_SHARE * run.latency_s
     }
     return Observations(table(rows), tuple(record.key for record in rows), latencies)
 

@@ -86,14 +86,6 @@ class Moments:
         """exp of the mean logarithm: the median where the noise is log-normal."""
         return math.exp(self.wall / self.rows / LOG_SCALE)
 
-    @property
-    def spread(self) -> float:
-        """Standard deviation of ln(wall time): the relative run-to-run noise; 0 for a single row."""
-        if self.rows < 2:
-            return 0.0
-        variance = (self.wall_squared - self.wall**2 / self.rows) / (self.rows - 1)
-        return math.sqrt(max(0.0, variance)) / LOG_SCALE
-
 
 @dataclass(frozen=True)
 class Measured:
@@ -111,7 +103,7 @@ class RunSummary:
         order: When it started, and its id.
         status: How it ended.
         latency_s: ``nan`` where unknown.
-        ran: Stages that ran (or came from a cache), sorted.
+        ran: Stages that ran (or came from a cache), whether or not all of their items ended well, sorted.
         facts: Short facts that its log noted: mode, bound, predicted percentile, …
     """
 
@@ -184,8 +176,12 @@ class Ledger:
 
     def completed(self) -> tuple[RunSummary, ...]:
         """Completed runs among those kept, oldest first."""
-        done = (run for run in self.runs.values() if run.status == "completed")
-        return tuple(sorted(done, key=lambda run: run.order))
+        return tuple(run for run in self.counted() if run.status == "completed")
+
+    def counted(self) -> tuple[RunSummary, ...]:
+        """Runs that the bound is kept or missed by, oldest first: those that completed or timed out."""
+        ended = (run for run in self.runs.values() if run.status in ("completed", "timed_out"))
+        return tuple(sorted(ended, key=lambda run: run.order))
 
     def newest(self, code: Code) -> Order:
         """Order of the newest row of a code."""
@@ -248,7 +244,7 @@ def _order(record: RunRecord) -> Order:
 
 
 def _summary(record: RunRecord, order: Order) -> RunSummary:
-    ran = {stage.row.stage for stage in record.stages if stage.status in ("completed", "cached")}
+    ran = {stage.row.stage for stage in record.stages if stage.status in ("completed", "cached", "failed")}
     short = {
         name: _significant(value)
         for name, value in record.facts.items()
@@ -281,6 +277,7 @@ def _setting(stage: StageRecord) -> Setting:
 
 FLOATS = (
     "wall_s", "overhead_s", "read_s", "compute_s", "write_s", "bytes_in", "bytes_out", "cost_usd", "peak_memory_mb",
+    "queue_s",
 )  # fmt: skip
 """Columns of a row that are stored to five significant digits, far below run-to-run noise (2 % and more)."""
 

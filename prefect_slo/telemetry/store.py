@@ -83,6 +83,14 @@ def slug(flow_name: str) -> str:
     return f"{plain[:60]}-{hashlib.blake2b(flow_name.encode(), digest_size=3).hexdigest()}".strip("-")
 
 
+def flow_run_of(run_id: str) -> UUID | None:
+    """The flow run of a run (later attempts of one carry ``#2``, ``#3``, … behind its id); ``None`` for other names."""
+    try:
+        return UUID(run_id.partition("#")[0])
+    except ValueError:
+        return None
+
+
 def artifact_key(flow_name: str) -> str:
     """Key of the artifacts that hold the flow's runs."""
     return f"{TYPE}-{slug(flow_name)}"
@@ -101,7 +109,7 @@ def publish(flow_name: str, records: Sequence[RunRecord], client: SyncPrefectCli
         type=TYPE,
         description=f"Observations of {len(records)} run(s) of {flow_name} ({statuses}).",
         data={"runs": documents},
-        flow_run_id=_flow_run_of(records[0]) if len(records) == 1 else None,
+        flow_run_id=flow_run_of(records[0].run_id) if len(records) == 1 else None,
     )
     with ExitStack() as stack:
         api = client or stack.enter_context(get_client(sync_client=True))
@@ -219,7 +227,7 @@ def _entries(data: object) -> list[dict[str, object]]:
 
 def _is_stored(record: RunRecord, api: SyncPrefectClient) -> bool:
     """Whether an earlier attempt to publish did arrive, though its answer didn't."""
-    flow_run_id = _flow_run_of(record)
+    flow_run_id = flow_run_of(record.run_id)
     if flow_run_id is None:
         return any(
             record.run_id == other.run_id for stored in read_runs(record.flow, client=api) for other in stored.records
@@ -230,13 +238,6 @@ def _is_stored(record: RunRecord, api: SyncPrefectClient) -> bool:
     )
     found = api.read_artifacts(artifact_filter=wanted, sort=ArtifactSort.CREATED_DESC, limit=PAGE)
     return any(entry.get("run_id") == record.run_id for artifact in found for entry in _entries(artifact.data))
-
-
-def _flow_run_of(record: RunRecord) -> UUID | None:
-    try:
-        return UUID(record.run_id.partition("#")[0])
-    except ValueError:
-        return None
 
 
 def _thinned(record: RunRecord) -> RunRecord:

@@ -17,7 +17,7 @@ from prefect_slo.attainment import Attainment
 from prefect_slo.blocks import SLOProfile
 from prefect_slo.decorators import director_of
 from prefect_slo.errors import InfeasibleSlo, InvalidValue, NotEnoughObservations
-from prefect_slo.loop.knowledge import Knowledge
+from prefect_slo.loop.knowledge import Fitted, Knowledge
 from prefect_slo.loop.planning import fits, replan
 from prefect_slo.loop.policy import PastRun
 from prefect_slo.models import WorkflowModel
@@ -127,7 +127,7 @@ def store_profile(flow: Flow[Any, Any] | str, path: str | Path) -> Path:
 
 def _known(flow: Flow[Any, Any], profile: SLOProfile | WorkflowModel | str | Path | None) -> Knowledge:
     if isinstance(profile, WorkflowModel):
-        return Knowledge(flow.name, profile.workflow, profile)
+        return Knowledge(flow.name, profile.workflow, Fitted.of(profile))
     if isinstance(profile, (str, Path)):
         profile = _read(Path(profile))
     if profile is None:

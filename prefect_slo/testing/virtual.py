@@ -14,6 +14,7 @@ from prefect_slo.control import Scheduler, StageRule
 from prefect_slo.control import events as control
 from prefect_slo.models import WorkflowModel, makespan
 from prefect_slo.plan import Plan
+from prefect_slo.resources import Capacity
 from prefect_slo.runner.backends import protocol
 from prefect_slo.runner.backends.protocol import Bundle
 from prefect_slo.simulate import simulate
@@ -84,7 +85,7 @@ class _Run:
         self._clock = FakeClock()
         self._backend = FakeBackend(self._clock)
         pools = {plan[name].pool for name in workflow.order}
-        self._scheduler = Scheduler(dict.fromkeys(pools, workflow.capacity.vcpus))
+        self._scheduler = Scheduler({pool: _room(workflow.capacity, pool) for pool in pools})
         self._inbox: deque[control.Event] = deque()
         self._items: dict[str, tuple[int, ...]] = {}
         self._stage_of: dict[int, str] = {}
@@ -190,3 +191,8 @@ def _depths(workflow: Workflow) -> dict[str, float]:
     for name in workflow.order:
         depth[name] = 1 + max((depth[parent] for parent in workflow[name].parents), default=0.0)
     return depth
+
+
+def _room(capacity: Capacity, pool: str) -> Capacity:
+    """What the runner's own scheduler counts: vCPUs of this machine, everything of a pool with its own capacity."""
+    return capacity.pools.get(pool, Capacity(capacity.vcpus))

@@ -13,6 +13,7 @@ from prefect.context import get_run_context
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from prefect_slo.artifacts import RunActual, StageForecast, publish_attainment, publish_plan, publishing
+from prefect_slo.artifacts.publishing import key
 from prefect_slo.attainment import Attainment
 from prefect_slo.plan import Plan
 from prefect_slo.workflow import Workflow
@@ -38,7 +39,7 @@ def test_a_plan_and_its_run_become_versioned_artifacts_of_the_flow_run(
     run_id, ids = publish()
     table, graph, attainment = _read(ids)
     assert [a["key"] for a in (table, graph, attainment)] == [
-        "slo-plan-my-flow", "slo-graph-my-flow", "slo-attainment-my-flow",
+        key("plan", "My Flow"), key("graph", "My Flow"), key("attainment", "My Flow"),
     ]  # fmt: skip
     assert [a["type"] for a in (table, graph, attainment)] == ["table", "markdown", "markdown"]
     assert {a["flow_run_id"] for a in (table, graph, attainment)} == {str(run_id)}
@@ -68,3 +69,10 @@ def test_a_server_that_is_away_is_logged_once(
 @pytest.mark.parametrize(("name", "key"), [("ML pipeline", "slo-plan-ml-pipeline"), ("--é--", "slo-plan-flow")])
 def test_keys_hold_only_what_the_api_takes(name: str, key: str) -> None:
     assert publishing.key("plan", name) == key
+
+
+def test_flows_of_different_names_never_share_an_artifact() -> None:
+    names = ["my-flow", "My Flow", "my_flow", "Übersicht", "übersicht", "集計", "検索", "!"]
+    assert len({key("plan", name) for name in names}) == len(names)
+    assert all(key("plan", name).replace("-", "").isascii() for name in names)
+    assert key("plan", "my-flow") == "slo-plan-my-flow"

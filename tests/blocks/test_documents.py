@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from prefect_slo.blocks import MenuBlock, PriceListBlock
-from prefect_slo.errors import SloError
-from prefect_slo.pricing import price_list
+from prefect_slo.errors import InvalidValue, SloError
+from prefect_slo.pricing import PriceList, price_list
 from prefect_slo.resources import Size
 
 
@@ -35,3 +35,14 @@ def test_blocks_come_back_from_the_server(prefect_server):
     PriceListBlock.of(price_list("local")).save("local", overwrite=True)
     assert MenuBlock.load("three").menu.workers == (3,)
     assert PriceListBlock.load("local").prices == price_list("local")
+
+
+def test_a_price_list_is_written_to_a_file_that_menus_can_name(tmp_path):
+    prices = PriceList(
+        "ours", vcpu_second=9e-06, gb_second=1e-06, granularity_s=0.001, as_of="2026-11-01", source='our "contract"',
+        hardware={"t4 large": {"gpu_second": 1e-4}},
+    )  # fmt: skip
+    path = PriceListBlock.of(prices).write(tmp_path / "ours.toml")
+    assert price_list(str(path)) == prices
+    with pytest.raises(InvalidValue, match="toml"):
+        PriceListBlock.of(prices).write(tmp_path / "ours")

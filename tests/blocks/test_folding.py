@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 from prefect.client.orchestration import get_client
 
-from prefect_slo.blocks import SLOProfile, fold_in, plan_from_history, put_in_force, rebuild_profile, update_profile
+from prefect_slo.blocks import (
+    SLOProfile,
+    elsewhere,
+    fold_in,
+    plan_from_history,
+    put_in_force,
+    rebuild_profile,
+    update_profile,
+)
 from prefect_slo.blocks import profile as profile_module
 from prefect_slo.errors import InvalidPlan, NotEnoughObservations
 from prefect_slo.plan import Plan, StagePlan
@@ -23,12 +31,11 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 
 def test_the_first_fold_makes_a_profile_that_loads_as_it_was_saved(make_run, fit_sums):
     publish("first", [make_run("first", 1)])
-    profile = fold_in("first", fit=fit_sums, objective={"latency_s": 30.0}, menu={"workers": [1, 2, 4]})
+    profile = fold_in("first", fit=fit_sums, objective={"latency_s": 30.0})
     loaded = SLOProfile.of_flow("first")
     assert all(getattr(loaded, name) == getattr(profile, name) for name in SLOProfile.model_fields)
     assert loaded.revision == 1
     assert loaded.objective == {"latency_s": 30.0}
-    assert loaded.workflow()["train"].menu.workers == (1, 2, 4)
     assert loaded.model_document()["latency_s"] == [["first-1", 5.0]]
     assert loaded.stages == ["load: 1 rows at 1 settings", "train: 1 rows at 1 settings"]
 
@@ -240,3 +247,14 @@ async def test_folding_works_inside_a_running_event_loop(make_run, fit_sums):
     publish("looped", [make_run("looped", 1)])
     assert fold_in("looped", fit=fit_sums).revision == 1
     assert SLOProfile.of_flow("looped").revision == 1
+
+
+def test_rows_of_a_task_are_found_in_any_number_of_other_profiles(make_run, fit_sums, monkeypatch):
+    monkeypatch.setattr(elsewhere, "PAGE", 2)
+    lenders = [f"lender {number}" for number in range(5)]
+    for lender in lenders:
+        publish(lender, [make_run(lender, 1, ("fetch",), version="lent")])
+        fold_in(lender, fit=fit_sums)
+    with get_client(sync_client=True) as client:
+        found = elsewhere.known_elsewhere("borrower", {("fetch", "lent")}, client)
+    assert {record.source for record in found} == {f"flow:{lender}" for lender in lenders}

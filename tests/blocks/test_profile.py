@@ -9,7 +9,7 @@ from prefect.testing.standard_test_suites import BlockStandardTestSuite
 
 from prefect_slo.blocks import MenuBlock, PriceListBlock, SLOProfile
 from prefect_slo.blocks import profile as profile_module
-from prefect_slo.blocks.folding import _fitted, _within_size
+from prefect_slo.blocks.folding import OUTGROWN, _fitted, within_size
 from prefect_slo.blocks.profile import MAX_BYTES
 from prefect_slo.observation import StageRun
 from prefect_slo.plan import Plan, StagePlan
@@ -60,7 +60,7 @@ def test_an_empty_profile_knows_nothing():
 
 def large_run(rng: np.random.Generator, number: int) -> RunRecord:
     """A run of 30 stages, every column measured, with a menu of 27 sizes and 4 worker counts."""
-    run_id, started = str(uuid4()), 1_760_000_000.0 + 97 * number
+    run_id, started = str(uuid4()), 1_740_000_000.0 + 97 * number
     menu = {
         "workers": [1, 2, 4, 8],
         "sizes": [{"vcpus": v, "memory_mb": m} for v in (1, 2, 4) for m in range(512, 5120, 512)],
@@ -88,24 +88,43 @@ def test_thirty_stages_stay_below_the_size_of_a_block_whatever_the_model_weighs(
     runs = [large_run(rng, number) for number in range(300)]
     profile = SLOProfile(flow_name="large", plan=plan.to_document()).absorbed(stored(*runs))
 
-    small = _within_size(_fitted(profile, lambda workflow, rows, latency_s: {"theta": rng.normal(size=300).tolist()}))
+    def fit_of(n):
+        return lambda workflow, rows, latency_s: {"theta": rng.normal(size=n).tolist()}
+
+    small = within_size(_fitted(profile, fit_of(300)), fit_of(300))
     assert small.size_bytes <= MAX_BYTES
     assert len(small.model_document()["theta"]) == 300
     assert len(small.training().stage_runs) >= 600
 
-    large = _within_size(
-        _fitted(profile, lambda workflow, rows, latency_s: {"theta": rng.normal(size=30_000).tolist()})
-    )
+    large = within_size(_fitted(profile, fit_of(30_000)), fit_of(30_000))
     assert large.size_bytes <= MAX_BYTES
-    assert (large.model_document(), large.fit_note) == (None, "too large to store: fit it to the rows")
+    assert (large.model_document(), large.fit_note) == (None, OUTGROWN)
     assert large.observations == small.observations
+
+
+def test_rows_give_way_before_the_model_does(monkeypatch):
+    """A model that holds the rows it is fitted to, as the package's own does."""
+    rng = np.random.default_rng(5)
+    monkeypatch.setattr("prefect_slo.blocks.folding.MAX_BYTES", 40_000)
+    profile = SLOProfile(flow_name="large").absorbed(stored(*(large_run(rng, number) for number in range(60))))
+
+    def fit(workflow, rows, latency_s):
+        return {"rows": rows["wall_s"].tolist()}
+
+    whole = _fitted(profile, fit)
+    assert whole.size_bytes > 40_000
+    small = within_size(whole, fit)
+    assert small.size_bytes <= 40_000
+    kept = small.training().stage_runs
+    assert 0 < len(kept) < len(whole.training().stage_runs)
+    assert small.model_document() == {"rows": kept["wall_s"].tolist()}, "fitted to the rows that stay"
 
 
 def test_rows_give_way_when_everything_else_is_too_large(monkeypatch):
     rng = np.random.default_rng(4)
     monkeypatch.setattr("prefect_slo.blocks.folding.MAX_BYTES", 40_000)
     profile = SLOProfile(flow_name="large").absorbed(stored(*(large_run(rng, number) for number in range(60))))
-    small = _within_size(profile)
+    small = within_size(profile)
     assert small.size_bytes <= 40_000
     assert 0 < len(small.training().stage_runs) < len(profile.training().stage_runs)
     assert min(known.rows for known in small.coverage().values()) >= 1

@@ -30,10 +30,12 @@ from prefect_slo.runner.backends.protocol import (
 )
 from prefect_slo.runner.backends.threads import ThreadBackend
 from prefect_slo.runner.local.ledger import FileBook, Ledger
+from prefect_slo.testing.aws import LocalAws, local_aws
 
-BACKENDS: dict[str, Callable[[Path], Backend]] = {
-    "thread": lambda folder: ThreadBackend(),
-    "process": lambda folder: ProcessBackend(ledger=Ledger(FileBook(folder / "vcpus.json"), vcpus=4)),
+BACKENDS: dict[str, Callable[[pytest.FixtureRequest, Path], Backend]] = {
+    "thread": lambda request, folder: ThreadBackend(),
+    "process": lambda request, folder: ProcessBackend(ledger=Ledger(FileBook(folder / "vcpus.json"), vcpus=4)),
+    "lambda": lambda request, folder: request.getfixturevalue("account").pool(memory_mb=(512,)).backend(None),
 }
 SIZE = Size(1, 512)
 PATIENCE_S = 60.0
@@ -126,9 +128,16 @@ class Desk:
         return self.results(self.submit(lease, fn, values))
 
 
+@pytest.fixture(scope="module")
+def account() -> Iterator[LocalAws]:
+    """Functions that really run and see what is installed here: the programs of these tests are of this package."""
+    with local_aws(packages=None) as account:
+        yield account
+
+
 @pytest.fixture(params=BACKENDS)
 def desk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Desk]:
-    backend = BACKENDS[request.param](tmp_path)
+    backend = BACKENDS[request.param](request, tmp_path)
     yield Desk(backend)
     backend.shutdown()
 
@@ -251,7 +260,8 @@ def test_cancelling_loses_the_lease_and_says_what_was_not_started(desk, tmp_path
     lost = desk.wait(Lost, lease=lease)
     assert (lost.reason, lost.bundle) == ("cancelled", bundle)
     assert lost.running == 100 * bundle
-    assert lost.untouched == (100 * bundle + 1, 100 * bundle + 2)
+    # where nobody hears of single items, none may be said not to have started
+    assert lost.untouched == ((100 * bundle + 1, 100 * bundle + 2) if desk.can.streams else ())
     other = desk.open()
     assert desk.run(other, lambda x: x, [1]) == [1]
 
@@ -277,7 +287,11 @@ def test_a_dead_worker_is_reported_with_the_item_that_it_ran(desk):
     lease = desk.open()
     bundle = desk.submit(lease, die, [0, 1, 2])
     lost = desk.wait(Lost, lease=lease)
-    assert (lost.reason, lost.running, lost.untouched) == ("died", 100 * bundle + 1, (100 * bundle + 2,))
+    assert lost.reason == "died"
+    if desk.can.streams:
+        assert (lost.running, lost.untouched) == (100 * bundle + 1, (100 * bundle + 2,))
+    else:
+        assert (lost.running, lost.untouched) == (None, ()), "nobody knows: none may be said not to have started"
     assert "9" in lost.detail
     assert desk.run(desk.open(), lambda x: x, [5]) == [5]
 
@@ -290,7 +304,7 @@ def test_an_item_that_overruns_ends_with_its_worker(desk):
         time.sleep(30 if x else 0)
 
     lease = desk.open()
-    bundle = desk.submit(lease, overrun, [0, 1, 2], timeout_s=0.3)
+    bundle = desk.submit(lease, overrun, [0, 1, 2], timeout_s=1.5)
     lost = desk.wait(Lost, lease=lease)
     assert (lost.reason, lost.running) == ("timeout", 100 * bundle + 1)
 

@@ -7,12 +7,16 @@ tags, run counts and logs, as the API has them afterwards.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from contextvars import copy_context
 from typing import Any
 
 import pytest
 from prefect import Flow, allow_failure, flow, get_run_logger, tags, task, unmapped
 from prefect.cache_policies import INPUTS
+from prefect.client.orchestration import get_client
+from prefect.context import get_run_context
 from prefect.futures import as_completed, wait
 from prefect.states import Completed, Failed
 from prefect.transactions import transaction
@@ -396,6 +400,124 @@ def flatten(parts: dict[str, Any]) -> int:
 @documented
 def several_failures():
     return [fail.submit("one"), double.submit(1)]
+
+
+def adder(n: int) -> Any:
+    @task
+    def add_it(x: int) -> int:
+        return x + n
+
+    return add_it
+
+
+@documented
+def closures_of_one_function():
+    one, two = adder(1), adder(2)
+    return one.submit(1).result(), two.submit(1).result(), [f.result() for f in (one.submit(5), two.submit(5))]
+
+
+@task
+def fails_once(path: str) -> str:
+    with open(path, "a") as file:
+        file.write("x")
+    with open(path) as file:
+        if len(file.read()) < 2:
+            raise RuntimeError("once")
+    return "at last"
+
+
+@documented
+def options_of_their_own():
+    bad = fails_once.submit(scratch_file())
+    good = fails_once.with_options(name="patient", retries=1, retry_delay_seconds=0, tags={"own"})
+    wait([bad, later := good.submit(scratch_file())])
+    return bad.state.name, later.result()
+
+
+@task
+def nap(x: int) -> int:
+    time.sleep(0.1)
+    return x
+
+
+@documented
+def nobody_waits_for_many():
+    nap.map(range(20))
+    for x in range(20, 25):
+        nap.submit(x)
+
+
+@task
+def outlast(x: int) -> int:
+    """Ends a while after the flow has returned."""
+    flow_run_id = get_run_context().task_run.flow_run_id
+    with get_client(sync_client=True) as client:
+        while not client.read_flow_run(flow_run_id).state.is_final():
+            time.sleep(0.1)
+    time.sleep(1.0)
+    return x
+
+
+@documented
+def nobody_waits_for_a_chain():
+    last = outlast.submit(1)
+    for _ in range(3):
+        last = double.submit(last)
+    double.submit(2, wait_for=[last])
+
+
+@documented
+def nobody_waits_for_a_failure():
+    double.submit(double.submit(fail.submit())).wait()
+    double.submit(outlast.submit(1), wait_for=[allow_failure(fail.submit())])
+
+
+@documented
+def fails_before_anything_has_run():
+    double.submit(nap.submit(1))
+    raise RuntimeError("the flow itself")
+
+
+@task
+def quits() -> None:
+    raise SystemExit(3)
+
+
+def how_it_ends(future: Any) -> str:
+    try:
+        future.wait()
+    except BaseException as error:
+        return repr(error)
+    return str(future.state.name)
+
+
+@documented
+def upstream_that_quits():
+    gone = quits.submit()
+    futures = [
+        gone,
+        double.submit(gone),
+        double.submit(1, wait_for=[gone]),
+        describe.submit([allow_failure(gone)]),
+        nap.submit(1),
+    ]
+    return [how_it_ends(future) for future in futures]
+
+
+@documented
+def callbacks_that_submit_and_wait():
+    context, found, over = copy_context(), [], threading.Event()
+
+    def follow(future: Any) -> None:
+        future.wait()
+        found.append(double.submit(future).result())
+        if len(found) == 3:
+            over.set()
+
+    for x in (1, 1, 1):
+        nap.submit(x).add_done_callback(lambda future: context.copy().run(follow, future))
+    over.wait(60)
+    return found
 
 
 # ---- the comparison -------------------------------------------------------------------------------------------------

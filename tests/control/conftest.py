@@ -9,6 +9,7 @@ import pytest
 
 from prefect_slo.control import Scheduler, StageRule
 from prefect_slo.control import events as e
+from prefect_slo.resources import Capacity
 
 
 @dataclass
@@ -22,6 +23,7 @@ class Held:
     bundle: list[int] = field(default_factory=list)
     busy: bool = False
     cancelled: bool = False
+    task: str = ""
 
 
 class World:
@@ -33,20 +35,29 @@ class World:
 
     def __init__(self, capacity: dict[str, float] | None = None) -> None:
         self.capacity = capacity or {}
-        self.scheduler = Scheduler(self.capacity)
+        self.scheduler = self.another_scheduler()
         self.now = 0.0
         self.log: list[tuple[e.Event, float]] = []
         self.actions: list[e.Action] = []
         self.leases: dict[int, Held] = {}
         self.submitted: dict[int, str] = {}
+        self.rules: dict[str, StageRule] = {}
+        self.kinds: dict[int, e.Kind | None] = {}
         self.settled: dict[int, e.Settle] = {}
         self.runs: Counter[int] = Counter()
         self.timer_at: float | None = None
 
+    def another_scheduler(self) -> Scheduler:
+        """One that has seen nothing yet."""
+        return Scheduler({pool: Capacity(vcpus) for pool, vcpus in self.capacity.items()})
+
     def tell(self, event: e.Event) -> list[e.Action]:
         """Hand an event over and obey."""
+        if isinstance(event, e.PlanChanged):
+            self.rules[event.stage] = event.rule
         if isinstance(event, e.Submitted):
             self.submitted.update(dict.fromkeys(event.items, event.stage))
+            self.kinds.update(dict.fromkeys(event.items, event.kind))
         self.log.append((event, self.now))
         actions = self.scheduler.handle(event, self.now)
         for action in actions:
@@ -58,8 +69,11 @@ class World:
         match action:
             case e.OpenLease(lease, stage, pool, size):
                 assert lease not in self.leases
-                self.leases[lease] = Held(stage, pool, size.vcpus)
+                rule = self.rules[stage]
+                self.leases[lease] = Held(stage, pool, size.vcpus, task=rule.task)
                 self.check_capacity(pool)
+                held = sum(other.task == rule.task for other in self.leases.values())
+                assert rule.together is None or held <= rule.together, f"{held} leases of one task"
             case e.CloseLease(lease):
                 assert not self.leases.pop(lease).busy, "a lease was closed while it ran something"
             case e.Dispatch(_, lease, stage, items):
@@ -69,6 +83,7 @@ class World:
                 assert held.stage == stage
                 assert items
                 assert len(set(items)) == len(items)
+                assert len({self.kinds[item] for item in items}) == 1, "a bundle of several kinds"
                 for item in items:
                     assert item in self.submitted
                     assert item not in self.settled, "an item ran after it was settled"

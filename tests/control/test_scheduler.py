@@ -118,6 +118,33 @@ def test_a_wide_urgent_lease_is_not_starved_by_narrow_ones(make_world):
     assert [a.stage for a in of(e.OpenLease, world.finish(2))] == ["wide"]
 
 
+def test_stages_of_one_task_share_its_limit_and_others_do_not(world):
+    limited = replace(RULE, workers=2, bundle=1, task="limited", together=2)
+    world.start(limited, 10, "here")
+    assert len(of(e.OpenLease, world.actions)) == 2
+    assert not of(e.OpenLease, world.start(replace(limited, priority=1.0), 2, "there"))
+    assert len(of(e.OpenLease, world.start(replace(RULE, task="free"), 2, "elsewhere"))) == 2
+    assert [a.stage for a in of(e.OpenLease, world.up(1))] == ["there"], "the more urgent stage has the first one"
+    world.run_dry()
+    assert set(world.endings().values()) == {"done"}
+    assert len(world.settled) == 14
+
+
+def test_no_worker_is_given_back_where_that_would_not_be_enough(make_world):
+    world = make_world({"process": 1.0})
+    limited = StageRule("thread", workers=1, task="limited", together=1)
+    world.start(limited, 1, "holds the limit")
+    world.up(1)
+    world.start(replace(RULE, bundle=1), 9, "low")
+    world.up(2)
+    world.start(replace(limited, pool="process", priority=1.0), 1, "wants both")
+    actions = world.finish(2)
+    assert [d.stage for d in of(e.Dispatch, actions)] == ["low"]
+    assert not of(e.CloseLease, actions)
+    world.run_dry()
+    assert len(world.settled) == 11
+
+
 @pytest.mark.parametrize(("retries", "runs", "ending"), [(0, 1, "died"), (2, 3, "died")])
 def test_an_item_runs_again_as_often_as_its_rule_allows(world, retries, runs, ending):
     world.start(replace(RULE, workers=1, loss_retries=retries), 1)
@@ -288,38 +315,59 @@ def test_a_bundle_whose_items_are_all_cancelled_is_ended(world):
     assert world.endings() == {0: "cancelled", 1: "cancelled", 2: "done"}
 
 
-def test_closing_lets_running_items_end_and_cancels_the_rest(world):
+def test_what_was_submitted_before_closing_runs_to_its_end(world):
     world.start(replace(RULE, workers=1, bundle=1), 3)
     world.up(1)
+    world.tell(e.Submitted("work", (3,), ready=False))
     world.tell(e.Closed())
-    assert world.endings() == {1: "cancelled", 2: "cancelled"}
     world.run_dry()
-    assert world.endings()[0] == "done"
+    assert world.endings() == {0: "done", 1: "done", 2: "done"}
+    world.tell(e.Ready((3,)))
+    world.run_dry()
+    assert world.endings()[3] == "done"
     assert not world.scheduler.leased
 
 
-def test_closing_does_not_wait_for_workers_that_are_not_there_yet(world):
-    world.start(RULE, 5)
+def test_after_closing_workers_that_are_not_there_yet_are_not_waited_for(world):
+    world.start(RULE, 2)
+    world.up(1)
+    assert of(e.OpenLease, world.tell(e.Submitted("work", (2,), ready=False))) == []
+    world.finish(1)
+    world.finish(1)
     world.tell(e.Closed())
-    assert not world.scheduler.leased
-    assert set(world.endings().values()) == {"cancelled"}
+    assert world.opening() == []
+    assert world.leases.keys() == {1}
 
 
-def test_closing_at_once_ends_what_runs(world):
-    world.start(replace(RULE, workers=1, loss_retries=9), 2)
+def test_after_closing_the_last_idle_worker_is_given_back_at_once(world):
+    world.start(replace(RULE, workers=1), 1)
     world.up(1)
     world.tell(e.Closed())
+    world.finish(1)
+    assert not world.scheduler.leased
+
+
+def test_closing_at_once_ends_what_runs_and_cancels_the_rest(world):
+    world.start(replace(RULE, workers=1, loss_retries=9, bundle=1), 2)
+    world.up(1)
+    world.tell(e.Closed())
+    assert world.endings() == {}
     assert of(e.CancelBundle, world.tell(e.Closed(now=True)))
+    assert world.endings() == {1: "cancelled"}
     world.lose(1, "cancelled")
     assert set(world.endings().values()) == {"cancelled"}
     assert not world.scheduler.leased
 
 
-def test_what_is_submitted_after_closing_is_cancelled(world):
+def test_what_is_submitted_after_closing_runs_unless_everything_was_ended(world):
     world.start(RULE, 1)
     world.tell(e.Closed())
     world.tell(e.Submitted("work", (7, 8)))
-    assert world.endings()[7] == world.endings()[8] == "cancelled"
+    world.run_dry()
+    assert world.endings()[7] == world.endings()[8] == "done"
+    world.tell(e.Closed(now=True))
+    world.tell(e.Submitted("work", (9,)))
+    assert world.endings()[9] == "cancelled"
 
 
 def test_reports_of_leases_that_are_over_are_ignored(world):
@@ -329,3 +377,36 @@ def test_reports_of_leases_that_are_over_are_ignored(world):
     for event in (e.LeaseUp(1), e.ItemDone(1, (0,)), e.BundleDone(1, 1.0), e.Rejected(1, (0,), True)):
         assert not world.tell(event)
     assert not world.tell(e.LeaseLost(1, "died"))
+
+
+TIMID = e.Kind(7, batch=1, loss_retries=0, rerun_unpicklable=False)
+
+
+def test_a_bundle_holds_items_of_one_kind(world):
+    world.tell(e.PlanChanged("work", replace(RULE, workers=1, bundle=4)))
+    for first, kind in ((0, None), (3, TIMID), (6, None)):
+        world.tell(e.Submitted("work", tuple(range(first, first + 3)), kind=kind))
+    world.run_dry()
+    assert [d.items for d in of(e.Dispatch, world.actions)] == [(0, 1, 2), (3, 4, 5), (6, 7, 8)]
+
+
+def test_every_kind_is_retried_by_its_own_word(world):
+    world.tell(e.PlanChanged("work", replace(RULE, workers=1, bundle=1, loss_retries=1)))
+    world.tell(e.Submitted("work", (0,)))
+    world.tell(e.Submitted("work", (1,), kind=TIMID))
+    for lease in (1, 2, 3):
+        world.up(lease)
+        world.lose(lease)
+    assert {item: settle.attempts for item, settle in world.settled.items()} == {0: 2, 1: 1}
+
+
+def test_of_results_that_do_not_pickle_only_those_that_may_are_made_again(world):
+    world.tell(e.PlanChanged("work", replace(RULE, workers=2, bundle=1, fallback="thread")))
+    world.tell(e.Submitted("work", (0,)))
+    world.tell(e.Submitted("work", (1,), kind=TIMID))
+    world.up(1)
+    world.up(2)
+    world.reject(1, ran=True)
+    world.reject(2, ran=True)
+    world.run_dry()
+    assert world.endings() == {0: "done", 1: "unpicklable"}

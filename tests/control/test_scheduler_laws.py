@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from prefect_slo.control import Scheduler, StageRule
+from prefect_slo.control import StageRule
 from prefect_slo.control import events as e
 from prefect_slo.resources import Size
 
@@ -24,7 +24,10 @@ RULES = st.builds(
     ladder=st.sampled_from([(), (LARGER,)]),
     fallback=st.none() | st.just("thread"),
     rerun_unpicklable=st.booleans(),
+    task=st.sampled_from(["one", "other"]),
+    together=st.none() | st.integers(1, 3),
 )
+KINDS = st.sampled_from([None, None, e.Kind(1), e.Kind(2, batch=3, loss_retries=1, rerun_unpicklable=False)])
 STAGES = st.sampled_from(["a", "b", "c"])
 PICK = st.integers(0, 10**6)
 LOSSES = st.sampled_from(["died", "memory", "timeout"])
@@ -45,11 +48,11 @@ def machine(make_world):
         def one_of(self, leases: list[int], pick: int) -> int:
             return sorted(leases)[pick % len(leases)]
 
-        @rule(stage=STAGES, n=st.integers(1, 12), ready=st.booleans())
-        def submit(self, stage, n, ready):
+        @rule(stage=STAGES, n=st.integers(1, 12), ready=st.booleans(), kind=KINDS)
+        def submit(self, stage, n, ready, kind):
             first = len(self.world.submitted)
             items = tuple(range(first, first + n))
-            self.world.tell(e.Submitted(stage, items, ready))
+            self.world.tell(e.Submitted(stage, items, ready, kind))
             if not ready:
                 self.waiting += items
 
@@ -135,7 +138,7 @@ def machine(make_world):
             self.replay()
 
         def replay(self):
-            twin = Scheduler(self.world.capacity)
+            twin = self.world.another_scheduler()
             again = [action for event, now in self.world.log for action in twin.handle(event, now)]
             assert again == self.world.actions, "the same events gave other actions"
 

@@ -40,10 +40,7 @@ def test_it_learns_to_read_digits_under_the_stock_task_runner(example: ModuleTyp
     assert example.stock(scale=0.1) > 0.9
 
 
-def test_the_decorator_changes_neither_the_result_nor_the_flow(
-    example: ModuleType, prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PREFECT_INTEGRATIONS_SLO_DIRECTORY", str(tmp_path))
+def test_the_decorator_changes_neither_the_result_nor_the_flow(example: ModuleType, prefect_server: str) -> None:
     assert example.ml_pipeline(scale=0.1) == example.stock(scale=0.1)
     assert example.ml_pipeline.name == example.stock.name == "ml-pipeline"
 

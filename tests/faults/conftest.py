@@ -24,7 +24,7 @@ from prefect.client.schemas.objects import State
 
 from prefect_slo.runner.task_runner import SLOTaskRunner
 
-SETTLE_S = 45.0
+SETTLE_S = 120.0
 Recorded = Callable[[UUID, int], "Counter[tuple[str, str]]"]
 
 

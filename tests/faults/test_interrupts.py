@@ -56,7 +56,7 @@ def state_of(run_id: UUID) -> str:
 
 def test_ctrl_c_ends_the_flow_within_seconds_and_leaves_nothing_running(running, recorded, tmp_path):
     os.kill(running.process.pid, signal.SIGINT)
-    assert running.end(timeout_s=30) < 15
+    assert running.end(timeout_s=60) < 30
     assert running.process.returncode != 0
     assert not running.orphans()
     run_id = flow_run_id(tmp_path)
@@ -69,7 +69,7 @@ def test_ctrl_c_twice_ends_the_flow_too(running):
     os.kill(running.process.pid, signal.SIGINT)
     time.sleep(0.2)
     os.kill(running.process.pid, signal.SIGINT)
-    assert running.end(timeout_s=30) < 15
+    assert running.end(timeout_s=60) < 30
     assert not running.orphans()
 
 

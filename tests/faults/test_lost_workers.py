@@ -16,6 +16,7 @@ from prefect_slo.declaration import slo_task
 from prefect_slo.errors import OutOfMemory, TaskTimedOut, WorkerLost
 from prefect_slo.plan import Plan, StagePlan
 from prefect_slo.resources import Size
+from prefect_slo.runner import session
 from prefect_slo.runner.task_runner import SLOTaskRunner
 
 
@@ -132,7 +133,8 @@ def hangs():
     return (hung.name, hung.type.value, hung.data), futures[1].result()
 
 
-def test_a_task_that_hangs_in_c_code_is_timed_out(run_isolated, recorded):
+def test_a_task_that_hangs_in_c_code_is_timed_out(run_isolated, recorded, monkeypatch):
+    monkeypatch.setattr(session, "GRACE_S", 1.0)
     began = time.monotonic()
     state = run_isolated(hangs)
     (name, kind, error), other = state.result()
@@ -142,6 +144,32 @@ def test_a_task_that_hangs_in_c_code_is_timed_out(run_isolated, recorded):
         ("hangs_in_c", "TimedOut"): 1,
         ("hangs_in_c", "Completed"): 1,
     }
+
+
+def arrive(seconds: float) -> str:
+    time.sleep(seconds)
+    return "late"
+
+
+class Slow:
+    """An argument that takes its time to unpickle."""
+
+    def __reduce__(self):
+        return arrive, (2.5,)
+
+
+@task(timeout_seconds=0.5)
+def quick(value) -> str:
+    return value
+
+
+@flow
+def takes_a_slow_argument():
+    return quick.submit(Slow()).result()
+
+
+def test_the_time_that_an_argument_takes_to_arrive_is_not_the_tasks(run_isolated):
+    assert run_isolated(takes_a_slow_argument).result() == "late"
 
 
 @task(timeout_seconds=1, retries=2, retry_delay_seconds=0)

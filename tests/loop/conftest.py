@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from prefect_slo.loop.knowledge import Knowledge
+from prefect_slo.loop.knowledge import Fitted, Knowledge
 from prefect_slo.models import WorkflowModel
 from prefect_slo.observation import StageRun, StageRuns
 from prefect_slo.resources import Capacity, Menu, Pool, Size
@@ -61,6 +61,6 @@ def know(workflow: Workflow, rows: Callable[..., StageRuns]) -> Callable[..., Kn
 
     def build(*, slower: float = 1.0, **fields: object) -> Knowledge:
         model = WorkflowModel(workflow).fit(rows(slower=slower))
-        return Knowledge("letters", workflow, model, **fields)
+        return Knowledge("letters", workflow, Fitted.of(model), **fields)
 
     return build

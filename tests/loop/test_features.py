@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from prefect_slo.loop.knowledge import Knowledge
+from prefect_slo.loop.knowledge import Fitted, Knowledge
 from prefect_slo.loop.planning import Decision, decide
 from prefect_slo.models import WorkflowModel
 from prefect_slo.objective import Latency, Slo
@@ -28,7 +28,7 @@ def known() -> Knowledge:
         rows.append((f"r{run}", "resize", workers, 1.0, 1024, busy + 0.4, 0.4, 16, pages))
     names = ("run_id", "stage", "workers", "vcpus", "memory_mb", "wall_s", "overhead_s", "items", "pages")
     table = {name: [row[i] for row in rows] for i, name in enumerate(names)}
-    return Knowledge("resize", WORKFLOW, WorkflowModel(WORKFLOW, features=("pages",)).fit(table))
+    return Knowledge("resize", WORKFLOW, Fitted.of(WorkflowModel(WORKFLOW, features=("pages",)).fit(table)))
 
 
 def decided(known: Knowledge, **features: float) -> Decision:

@@ -22,20 +22,19 @@ from prefect import Flow, Task, flow, task
 from prefect.artifacts import Artifact
 from prefect.client.orchestration import SyncPrefectClient
 
-from prefect_slo import slo, slo_task
+from prefect_slo import planner, slo, slo_task
 from prefect_slo.artifacts.publishing import key
 from prefect_slo.blocks import SLOProfile, fold_in, folding, lease, plans, rebuild_profile
 from prefect_slo.blocks import profile as profiles
 from prefect_slo.errors import InvalidValue
+from prefect_slo.loop import background, knowledge, learning, saying
 from prefect_slo.loop import director as directors
-from prefect_slo.loop import knowledge, learning, planning, saying
 from prefect_slo.loop.director import LoopDirector
 from prefect_slo.loop.profiling import Measurement, SweepReport, profile
 from prefect_slo.runner.recipe import ObservedRun
 from prefect_slo.telemetry import store
 from prefect_slo.telemetry.store import read_runs
 
-pytestmark = pytest.mark.timeout(240)
 MENU = {"workers": (1, 2), "vcpus": 1}
 SHOWN = 1  # runs that show the graph; what they show of a setting on the menu is measured, too
 PER_STAGE = 4  # two settings, each twice
@@ -70,7 +69,14 @@ def check(shards: list[int]) -> int:
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: str) -> Path:
-    """Logs of runs under way lie here; nothing has been said or read yet."""
+    """Logs of runs under way lie here; nothing has been said or read yet, and flows return when all is learned."""
+
+    def soon(job: Callable[[], None]) -> None:
+        behind.soon(job)
+        assert behind.settle(200)
+
+    behind = background.Background()
+    monkeypatch.setattr(background, "soon", soon)
     monkeypatch.setenv("PREFECT_INTEGRATIONS_SLO_HOME", str(tmp_path))
     monkeypatch.setattr(saying, "_said", set())
     monkeypatch.setattr(knowledge, "_REMEMBERED", knowledge._Remembered())
@@ -157,6 +163,90 @@ def test_the_first_run_observes_and_says_so_once(seen: list[ObservedRun], said: 
     assert len(ledger_runs("first-seen")) == 3
     assert SLOProfile.of_flow("first-seen").workflow().order == ("load", "train")
     assert list(Path(learning.SLOSettings().telemetry_directory).iterdir()) == [], "published runs leave no file"
+
+
+def test_without_telemetry_nothing_is_learned(seen: list[ObservedRun], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_SLO_TELEMETRY", "false")
+    assert letters("untold")() == 6
+    assert seen[-1].completed
+    assert SLOProfile.of_flow("untold") is None
+
+
+def test_a_flow_that_does_without_a_failed_item_learns_all_the_same(said: Callable[[str], int]) -> None:
+    own = unshared(train)
+
+    @task
+    def picky(shard: int) -> int:
+        if shard == 2:
+            raise ValueError(shard)
+        return shard
+
+    @slo(latency=20, menu=MENU)
+    @flow(name="tolerant")
+    def body() -> int:
+        good = sum(own.map(range(4)).result())
+        return good + sum(state.is_completed() for state in picky.map(range(4), return_state=True))
+
+    assert [body(), body()] == [9, 9]
+    ledger = SLOProfile.of_flow("tolerant").ledger()
+    assert [(run.status, len(run.ran)) for run in ledger.runs.values()] == [("completed", 2)] * 2
+    assert len(rows_of("tolerant", "train")) == 2, "the stage that all went well in is learned from"
+    assert rows_of("tolerant", "picky") == [], "the other one isn't"
+    assert said("1 items of stage 'picky' failed or lost their worker") == 1
+
+
+def test_a_run_that_timed_out_has_missed_its_bound(said: Callable[[str], int]) -> None:
+    own = unshared(train)
+
+    @slo(latency=20, menu=MENU)
+    @flow(name="overdue")
+    def body(hang: bool = False) -> int:
+        found = own.submit(1).result()
+        threading.Event().wait(60 if hang else 0)
+        return found
+
+    body()
+    body.timeout_seconds = 3
+    assert body(True, return_state=True).name == "TimedOut"
+    known = knowledge.knowledge("overdue")
+    assert [run.timed_out for run in known.past] == [False, True]
+    assert [run.met(body.task_runner.director.slo) for run in known.past] == [True, False]
+    assert len(rows_of("overdue", "train")) == 1, "it counts, and does not train"
+    assert said("a run that ended timed out teaches nothing") == 1
+
+
+def test_what_the_menus_cannot_say_costs_no_rows(
+    said: Callable[[str], int], seen: list[ObservedRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        raise InvalidValue("menu.workers", 0, "a whole number of at least 1")
+
+    monkeypatch.setattr(learning, "with_menus", broken)
+    assert letters("menuless")() == 6
+    [stored] = read_runs("menuless")
+    assert [(r.status, len(r.stages)) for r in stored.records] == [("completed", 2)]
+    assert said("its stages' menus are unknown") == 1
+
+
+def test_a_flow_returns_before_its_run_is_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    behind = background.Background()
+    monkeypatch.setattr(background, "soon", behind.soon)
+    returned, learned = threading.Event(), []
+    learn = learning.learn
+
+    def late(flow_name: str, *args: Any, **options: Any) -> knowledge.Knowledge:
+        assert returned.wait(60)
+        learned.append(flow_name)
+        return learn(flow_name, *args, **options)
+
+    monkeypatch.setattr(learning, "learn", late)
+    assert letters("unhurried")() == 6
+    assert learned == []
+    assert SLOProfile.of_flow("unhurried") is None
+    assert [record.status for stored in read_runs("unhurried") for record in stored.records] == ["completed"]
+    returned.set()
+    assert behind.settle(60)
+    assert (learned, len(ledger_runs("unhurried"))) == (["unhurried"], 1)
 
 
 # ---- profile --------------------------------------------------------------------------------------------------------
@@ -393,6 +483,25 @@ def test_the_way_back_leads_over_plans_that_are_kept(profiled: tuple[Flow[..., i
     assert list(learning.earlier_plans(known)) == [other, plan], "newest first, without the one in force"
 
 
+def test_a_plan_by_older_observations_does_not_replace_one_by_newer_ones(
+    profiled: tuple[Flow[..., int], SweepReport],
+) -> None:
+    sized, _ = profiled
+    slo_ = sized.task_runner.director.slo
+    known = knowledge.knowledge("profiled")
+    plan = known.plan
+    other = plan.with_stage("train", workers=3 - plan["train"].workers)
+    plans.put_in_force("profiled", other, "by another run, which has seen more")
+    try:
+        late = knowledge.replace(known, plan=None)
+        found, reason = learning._planned_again(late, slo_, 0, 60.0)
+        assert reason == learning.SUPERSEDED
+        assert found.plan == other == SLOProfile.of_flow("profiled").plan_in_force()
+    finally:
+        plans.put_in_force("profiled", plan, "as it was")
+        knowledge.forget("profiled")
+
+
 # ---- what is shared -------------------------------------------------------------------------------------------------
 
 
@@ -517,9 +626,10 @@ def test_an_api_that_only_we_cannot_reach_costs_a_notice(
     with unreachable():
         assert [sized(), sized()] == [6, 6]
     assert said("runs as it is: there is no plan") == 1
-    assert said("nothing was learned from this run yet") == 1
-    assert len(list((home / "telemetry").glob("*.slolog"))) == 2, "kept on disk"
-    learning.sweep_orphans(home / "telemetry")
+    assert said("is kept in") == 2
+    assert said("nothing was learned from this run yet") == 0, "it isn't even tried"
+    assert len(list(home.rglob("*.slolog"))) == 2, "kept on disk"
+    learning.sweep_orphans(learning.SLOSettings().telemetry_directory)
     fold_in("out-of-reach")
     assert set(ledger_runs("out-of-reach")) == {run.run_id for run in seen}, "and published once the API answers"
 
@@ -543,7 +653,7 @@ def test_a_planner_that_raises_costs_a_notice(
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise ZeroDivisionError("a defect in the planner")
 
-    monkeypatch.setattr(planning, "make_plan", broken)
+    monkeypatch.setattr(planner, "make_plan", broken)
     hurried = letters("profiled", shared=True, latency=7)  # there is no plan for this bound yet
     assert [hurried(), hurried()] == [6, 6]
     assert [run.recipe.plan for run in seen] == [None, None]

@@ -12,7 +12,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import TaskRun
 
-SETTLE_S = 45.0
+SETTLE_S = 120.0
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from prefect.client.schemas.actions import ArtifactCreate
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from prefect_slo.observation import Invocation, StageRun
+from prefect_slo.settings import SLOSettings
 from prefect_slo.telemetry import RunLog, StageKey
 from prefect_slo.telemetry import store as store_module
 from prefect_slo.telemetry.store import (
@@ -103,6 +104,16 @@ def test_orphans_of_a_killed_process_are_published_as_crashed(tmp_path):
     assert subprocess.run([sys.executable, "-c", script, str(tmp_path), run_id], check=False).returncode == -9
     assert sweep_orphans(tmp_path).published == (run_id,)
     assert [(record.run_id, record.status) for record in runs_of("killed")] == [(run_id, "crashed")]
+
+
+def test_what_is_left_behind_under_one_api_is_published_to_no_other(tmp_path, monkeypatch):
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_SLO_HOME", str(tmp_path))
+    with temporary_settings({PREFECT_API_URL: "https://production.example/api"}):
+        log = RunLog("left in production", str(uuid4()), SLOSettings().telemetry_directory)
+    log.close()
+    assert sweep_orphans(SLOSettings().telemetry_directory).published == ()
+    assert runs_of("left in production") == []
+    assert log.path.exists(), "it waits for its own"
 
 
 def test_an_empty_log_is_removed(tmp_path):

@@ -80,21 +80,34 @@ def profile(
 
 
 @app.command
-def import_history(flow_name: str, *, limit: int = 50, json: AsJson = False) -> None:
+def import_history(
+    flow_name: str,
+    *,
+    limit: int = 50,
+    hardware: str | None = None,
+    vcpus: float = 1.0,
+    memory_mb: int = 1024,
+    json: AsJson = False,
+) -> None:
     """Learn from the timings of runs that Prefect has recorded, of decorated flows or not, with no re-run.
 
     Args:
         flow_name: Name of the flow.
         limit: Newest completed runs to read at most.
+        hardware: What its workers ran on, which Prefect doesn't record: thread for the default task runner, cpu for
+            processes, or a name of the menu. Without it the rows show how long stages take, and no plan comes of them.
+        vcpus: vCPUs of each worker.
+        memory_mb: Memory of each worker, in MB.
     """
     from prefect_slo.blocks import fold_in
     from prefect_slo.history import import_history as read_history
+    from prefect_slo.history.importing import UNKNOWN
     from prefect_slo.loop.reporting import report
     from prefect_slo.telemetry.store import publish, read_runs
 
     _quiet()
     with working("Reading Prefect's records"):
-        found = read_history(flow_name, limit)
+        found = read_history(flow_name, limit, hardware=hardware or UNKNOWN, vcpus=vcpus, memory_mb=memory_mb)
         stored = {record.run_id for entry in read_runs(flow_name) for record in entry.records}
         fresh = [record for record in found.records if record.run_id not in stored]
         for start in range(0, len(fresh), 50):
@@ -105,9 +118,12 @@ def import_history(flow_name: str, *, limit: int = 50, json: AsJson = False) -> 
         counts = {"task_runs": found.task_runs, "left_out": found.left_out}
         print_json({"flow": flow_name, "runs": len(found.records), "new": len(fresh), **counts, **_stages(known)})
         return
+    size = f"They count as workers of {vcpus:g} vCPU on {hardware!r}."
+    if hardware is None:
+        size = "What workers ran on isn't recorded: say it by --hardware and --vcpus, or profile the flow for a plan."
     print_line(
         f"Read {len(found.records)} runs of {flow_name} with {found.task_runs} task runs; {len(fresh)} are new, and "
-        f"{found.left_out} task runs say nothing about time. Sizes of workers aren't recorded: a plan takes a profile."
+        f"{found.left_out} task runs say nothing about time. {size}"
     )
     _print_stages(known)
 

@@ -1,34 +1,38 @@
-"""The backends that need nothing else: worker processes shared by the whole process, threads per flow run."""
+"""The backends of one flow run by pool name: worker processes that the whole process shares, threads, other pools."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
 from contextvars import copy_context
+from types import MappingProxyType
 from typing import Any
 
 from prefect.settings import get_current_settings
 
-from prefect_slo.runner.backends.processes import ProcessBackend
 from prefect_slo.runner.backends.protocol import Backend
 from prefect_slo.runner.backends.threads import ThreadBackend
+from prefect_slo.runner.local.keeping import PATIENCE_S
 from prefect_slo.runner.local.limits import machine_memory_mb, machine_vcpus
-from prefect_slo.runner.rules import PROCESS, THREAD
-from prefect_slo.settings import SLOSettings
+from prefect_slo.runner.pools import PROCESS, THREAD, Pools
+from prefect_slo.settings import valid_settings
 
 PRELOAD = ("prefect", "prefect.main", "prefect.task_engine", "prefect_slo.runner.program")
 """Modules that every worker has imported before it is asked for: importing Prefect takes most of a second."""
 
 
-class LocalBackends(Mapping[str, Backend]):
-    """``process`` and ``thread``, made when first asked for; settings are those in force where this is made.
+class FlowBackends(Mapping[str, Backend]):
+    """``process``, ``thread`` and the flow's own pools, made when first asked for.
+
+    Settings are those in force where this is made.
 
     Args:
         client: The flow run's API client: workers are told its address, else each would start a server of its own.
+        pools: The flow's pools beyond this machine's.
     """
 
-    def __init__(self, client: Any = None) -> None:
-        self._client, self._context = client, copy_context()
+    def __init__(self, client: Any = None, pools: Pools = MappingProxyType({})) -> None:
+        self._client, self._pools, self._context = client, pools, copy_context()
         self._made: dict[str, Backend] = {}
 
     def __getitem__(self, pool: str) -> Backend:
@@ -37,13 +41,15 @@ class LocalBackends(Mapping[str, Backend]):
         return self._made[pool]
 
     def __iter__(self) -> Iterator[str]:
-        return iter((PROCESS, THREAD))
+        return iter((PROCESS, THREAD, *self._pools))
 
     def __len__(self) -> int:
-        return 2
+        return 2 + len(self._pools)
 
     def processes_available(self) -> bool:
         """Whether this machine can have worker processes."""
+        from prefect_slo.runner.backends.processes import ProcessBackend
+
         return ProcessBackend.available()
 
     def close(self) -> None:
@@ -56,9 +62,13 @@ class LocalBackends(Mapping[str, Backend]):
         if pool == THREAD:
             return ThreadBackend()
         if pool == PROCESS:
+            from prefect_slo.runner.backends.processes import ProcessBackend
+
             env = self._context.run(worker_environment, self._client)
-            return ProcessBackend.shared(env=env, preload=PRELOAD)
-        raise KeyError(pool)
+            settings = self._context.run(valid_settings)
+            patience_s = settings.ledger_patience_s if settings is not None else PATIENCE_S
+            return ProcessBackend.shared(env=env, preload=PRELOAD, patience_s=patience_s)
+        return self._context.copy().run(self._pools[pool].backend, self._client)
 
 
 def worker_environment(client: Any) -> dict[str, str]:
@@ -73,9 +83,11 @@ def worker_environment(client: Any) -> dict[str, str]:
 
 def usable_vcpus() -> float:
     """vCPUs that runs of this process may use: the machine's, its control group's, or what the settings allow."""
-    return min(machine_vcpus(), SLOSettings().capacity_vcpus or math.inf)
+    settings = valid_settings()
+    return min(machine_vcpus(), (settings.capacity_vcpus if settings is not None else None) or math.inf)
 
 
 def usable_memory_mb() -> int:
     """Memory that they may use, in MB; likewise."""
-    return int(min(machine_memory_mb(), SLOSettings().capacity_memory_mb or math.inf))
+    settings = valid_settings()
+    return int(min(machine_memory_mb(), (settings.capacity_memory_mb if settings is not None else None) or math.inf))

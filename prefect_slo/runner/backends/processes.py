@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from prefect_slo.errors import InvalidValue
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.protocol import Bundle, Capabilities, Sink
-from prefect_slo.runner.local.keeping import PoolConfig
+from prefect_slo.runner.local.keeping import PATIENCE_S, PoolConfig
 from prefect_slo.runner.local.launch import StartMethod
 from prefect_slo.runner.local.ledger import Ledger
 from prefect_slo.runner.local.limits import HAS_AFFINITY, machine_memory_mb
@@ -44,6 +44,7 @@ class ProcessBackend:
         max_idle: Workers kept warm at once; by default twice the vCPUs, at least 4.
         grace_s: How long workers may take to end when told to.
         start: How workers start; see ``PoolConfig``.
+        patience_s: How long a lease waits for its share of the machine before it goes without one.
         ledger: The machine's vCPUs; by default the user's ledger of this machine.
 
     ``ProcessBackend.shared(...)`` takes the same arguments and shares workers with every other backend of this process
@@ -59,12 +60,13 @@ class ProcessBackend:
         max_idle: int | None = None,
         grace_s: float = 5.0,
         start: StartMethod = "auto",
+        patience_s: float = PATIENCE_S,
         ledger: Ledger | None = None,
         _pool: WorkerPool | None = None,
     ) -> None:
         if _pool is None:
             ledger = ledger or Ledger()
-            _pool = _new_pool(_config(env, preload, idle_s, max_idle, grace_s, start, ledger), ledger)
+            _pool = _new_pool(_config(env, preload, idle_s, max_idle, grace_s, start, patience_s, ledger), ledger)
             self._private = True
         else:
             self._private = False
@@ -82,11 +84,12 @@ class ProcessBackend:
         max_idle: int | None = None,
         grace_s: float = 5.0,
         start: StartMethod = "auto",
+        patience_s: float = PATIENCE_S,
     ) -> ProcessBackend:
         """A backend on the process' own workers: they stay warm after its ``shutdown``, for ``idle_s``."""
         with _pools_lock:
             ledger = Ledger()
-            config = _config(env, preload, idle_s, max_idle, grace_s, start, ledger)
+            config = _config(env, preload, idle_s, max_idle, grace_s, start, patience_s, ledger)
             pool = _shared.get(config)
             if pool is None:
                 pool = _shared[config] = WorkerPool(config, ledger)
@@ -175,6 +178,7 @@ def _config(
     max_idle: int | None,
     grace_s: float,
     start: StartMethod,
+    patience_s: float,
     ledger: Ledger,
 ) -> PoolConfig:
     if max_idle is None:
@@ -186,6 +190,7 @@ def _config(
         idle_s=idle_s,
         max_idle=max_idle,
         grace_s=grace_s,
+        patience_s=patience_s,
     )
 
 

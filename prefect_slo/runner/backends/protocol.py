@@ -10,13 +10,13 @@ reports are posted from the backend's own threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from decimal import Decimal
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from prefect_slo.control.events import LossReason
 from prefect_slo.resources import Size
-
-LossReason = Literal["died", "memory", "timeout", "start", "cancelled"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,61 @@ class Program(Protocol):
     def open(self, emit: Callable[[bytes], None]) -> RunItem: ...
 
 
+class Carried(NamedTuple):
+    """How a function that was sent out ended, for one set of arguments.
+
+    Attributes:
+        value: What it returned, or the exception that it raised.
+        failed: Whether it raised.
+        unpicklable: Why its result cannot travel, where it cannot.
+        read_s: Seconds spent unpickling its arguments, there.
+        write_s: Seconds spent pickling its result, there.
+        started: When it started (monotonic, on this machine's clock as well as that can be known).
+        ended: When it ended.
+    """
+
+    value: Any
+    failed: bool
+    unpicklable: str
+    read_s: float
+    write_s: float
+    started: float
+    ended: float
+
+
+class Carry(Protocol):
+    """Sends a pickled function out with pickled ``(args, kwargs)`` of some items, in one go.
+
+    Raises ``NotSent`` where they are too large to travel, ``Overran`` where an item ran longer than ``limit_s``, and
+    ``WorkerGone`` where the worker was lost: let that pass, it ends the bundle. An ``SloError`` refuses the work.
+    """
+
+    def __call__(
+        self, function: bytes, arguments: Sequence[tuple[int, bytes]], *, limit_s: float | None = None
+    ) -> list[Carried]: ...
+
+
+class NotSent(Exception):
+    """Arguments or a function that cannot travel; nothing has run."""
+
+
+class WorkerGone(BaseException):
+    """What a backend raises through ``carry`` where the worker was lost: it ends the bundle, past all code between."""
+
+
+class Overran(Exception):
+    """An item ran longer than its limit, and was ended."""
+
+
+@runtime_checkable
+class HostedProgram(Protocol):
+    """A program that stays in the flow's process and sends out only the work: see ``Capabilities.hosted``."""
+
+    def host(self, items: Sequence[tuple[int, Any]], carry: Carry, report: Callable[[ItemReport], None]) -> None:
+        """Run items in order, with ``carry`` for the work, and report each."""
+        ...
+
+
 @dataclass(frozen=True)
 class Bundle:
     """Items for one worker, run one after another in order.
@@ -58,7 +113,7 @@ class Bundle:
     Attributes:
         id: Chosen by the runner.
         program_key: Names ``program``; a worker that has it already isn't sent it again.
-        program: A ``Program``, pickled where the backend is isolated.
+        program: A ``Program``, pickled where the backend is isolated; or a ``HostedProgram`` where it hosts.
         items: ``(item id, payload)`` pairs.
         timeout_s: A single item that runs longer than this has its worker killed; ``None`` for no limit.
     """
@@ -103,6 +158,7 @@ class Lost:
         limit_mb: Memory it was allowed, in MB.
         bundle: The bundle it had when it was lost. One that was submitted to the lease after that is untouched: no
             further report speaks of it.
+        billed_usd: What it is billed all the same, where it is metered.
     """
 
     lease: int
@@ -113,6 +169,7 @@ class Lost:
     peak_mb: float = 0.0
     limit_mb: float = 0.0
     bundle: int | None = None
+    billed_usd: Decimal | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +205,8 @@ class Finished:
         peak_mb: High-water mark of its resident memory over the bundle, in MB.
         bytes_in: Bytes of payloads.
         bytes_out: Bytes of outcomes.
+        init_s: Seconds spent starting workers for it, where the backend starts them with the work.
+        billed_usd: What it is billed, where that is metered; ``None`` where leases are paid for while they are held.
     """
 
     lease: int
@@ -159,6 +218,8 @@ class Finished:
     peak_mb: float = 0.0
     bytes_in: int = 0
     bytes_out: int = 0
+    init_s: float = 0.0
+    billed_usd: Decimal | None = None
 
 
 @dataclass(frozen=True)
@@ -186,6 +247,10 @@ class Capabilities:
         vcpus: vCPUs that it has for all leases together.
         memory_mb: Memory that it has for all leases together.
         hardware: Kinds of machine it has.
+        hosted: Takes a ``HostedProgram`` too: workers without Prefect, whose engine stays in the flow's process.
+        streams: Reports items as they end; what ran is known when a worker is lost. Elsewhere a bundle is heard of when
+            it is over.
+        metered: Work is billed by what it took: its reports say how much.
     """
 
     isolated: bool
@@ -195,6 +260,9 @@ class Capabilities:
     vcpus: float
     memory_mb: float
     hardware: tuple[str, ...] = field(default=("cpu",))
+    hosted: bool = False
+    streams: bool = True
+    metered: bool = False
 
 
 class Backend(Protocol):

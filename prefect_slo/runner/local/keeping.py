@@ -10,6 +10,8 @@ from prefect_slo.resources import Size
 from prefect_slo.runner.local.launch import StartMethod
 from prefect_slo.runner.local.member import Fate, Worker
 
+PATIENCE_S = 300.0
+
 
 @dataclass(frozen=True)
 class PoolConfig:
@@ -24,6 +26,7 @@ class PoolConfig:
         max_idle: Workers kept warm at once; the one used least recently goes first.
         grace_s: How long workers may take to end when told to.
         start_timeout_s: How long they may take to start.
+        patience_s: How long the first lease in line waits for its share of the machine before it goes without one.
     """
 
     env: tuple[tuple[str, str], ...] = ()
@@ -33,6 +36,7 @@ class PoolConfig:
     max_idle: int = 16
     grace_s: float = 5.0
     start_timeout_s: float = 60.0
+    patience_s: float = PATIENCE_S
 
     @property
     def overrides(self) -> dict[str, str]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from prefect_slo.runner.local.limits import thread_environment
-from prefect_slo.runner.local.setup import Surroundings
+from prefect_slo.runner.local.setup import Surroundings, end
 
 StartMethod = Literal["auto", "zygote", "spawn"]
 _END_S = 5.0
@@ -105,7 +105,7 @@ class Spawner:
     def kill(self, token: int) -> Notice | None:
         with self._lock:
             if (process := self._processes.get(token)) is not None and process.returncode is None:
-                _end(process.pid)
+                end(process.pid)
         return None
 
     def fileno(self) -> int:
@@ -259,9 +259,3 @@ def _close(request: tuple[int, int, int]) -> None:
 
 def _wait_status(returncode: int) -> int:
     return -returncode if returncode < 0 else returncode << 8
-
-
-def _end(pid: int) -> None:
-    for end in (os.killpg, os.kill):
-        with contextlib.suppress(OSError):
-            end(pid, signal.SIGKILL)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import sys
@@ -27,6 +28,8 @@ from prefect_slo.units import positive
 
 if sys.platform != "win32":
     import fcntl
+
+logger = logging.getLogger(__name__)
 
 _SLACK = 1e-9
 _PROC = os.path.exists("/proc/self/stat")
@@ -94,13 +97,10 @@ class FileBook:
 
     Args:
         path: The file; made where it doesn't exist.
-
-    Attributes:
-        damaged: How often the file could not be read and was begun anew.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self.damaged = path, 0
+        self._path = path
         with self.edit():
             pass
 
@@ -126,7 +126,7 @@ class FileBook:
         try:
             return Entries(*json.loads(text.split(b"\n", 1)[0]))
         except (ValueError, TypeError):
-            self.damaged += 1
+            logger.warning("The vCPU ledger %s could not be read; it is begun anew.", self._path)
             return Entries()
 
 
@@ -148,11 +148,6 @@ class Ledger:
             raise InvalidValue("ledger.cores", self._cores, "at least one core")
         limit = machine_vcpus() if vcpus is None else positive(vcpus, "ledger.vcpus")
         self.capacity = min(limit, float(len(self._cores)))
-
-    @property
-    def machine_wide(self) -> bool:
-        """Whether other processes are accounted for."""
-        return isinstance(self._book, FileBook)
 
     def claim(self, vcpus: float) -> Claim:
         """Ask for ``vcpus``: granted at once when nobody waits and they are free, else queued.

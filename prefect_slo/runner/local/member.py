@@ -9,19 +9,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from prefect_slo.control.events import LossReason
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.protocol import (
     Bundle,
     Chatter,
     Finished,
     ItemReport,
-    LossReason,
     Lost,
     Outcome,
     Progress,
     Report,
     Sink,
 )
+from prefect_slo.runner.local.cgroup import MemoryGroup
 from prefect_slo.runner.local.ledger import Claim
 from prefect_slo.runner.local.page import Page, Reading
 from prefect_slo.runner.local.setup import Surroundings
@@ -90,6 +91,7 @@ class Worker:
         born_mb: Its memory when it reported first.
         resident_mb: Its memory when it reported last.
         limit_mb: Memory it may hold.
+        group: Has the kernel hold it to that, where it can be had.
         lease: Who has it.
         bundle: What it runs.
         serial: Number of its bundle.
@@ -112,6 +114,7 @@ class Worker:
     born_mb: float = 0.0
     resident_mb: float = 0.0
     limit_mb: float = 0.0
+    group: MemoryGroup | None = None
     lease: Lease | None = None
     bundle: Bundle | None = None
     serial: int = 0
@@ -139,6 +142,8 @@ class Worker:
         """Be of another size from now on: its memory limit, at least what it held at birth and some room."""
         self.size = size
         self.limit_mb = max(float(size.memory_mb), self.born_mb + headroom_mb)
+        if self.group is not None:
+            self.group.cap(self.limit_mb)
 
     @property
     def engaged(self) -> bool:
@@ -210,6 +215,8 @@ class Worker:
             ended = Fate(
                 "start", f"its process ended before it reported ({describe(status)}); its error output says why"
             )
+        if self.group is not None and self.group.has_killed:
+            ended = Fate("memory", f"out of memory: ended by the kernel beyond {self.limit_mb:.0f} MB")
         fate = self.fate or ended
         peak_mb = max(self.peak_mb, self.resident_mb)
         in_time = Fate("died", "ended for the timeout of an item that finished at that very moment")
@@ -226,6 +233,8 @@ class Worker:
     def close(self) -> None:
         self.sock.close()
         self.page.close()
+        if self.group is not None:
+            self.group.close()
 
 
 def describe(status: int | None) -> str:

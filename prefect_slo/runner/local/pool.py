@@ -16,10 +16,12 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
+from prefect_slo.control.events import LossReason
 from prefect_slo.errors import InvalidValue
 from prefect_slo.resources import Size
-from prefect_slo.runner.backends.protocol import Bundle, LossReason, Lost, Opened, Report, Sink
+from prefect_slo.runner.backends.protocol import Bundle, Lost, Opened, Report, Sink
 from prefect_slo.runner.local import keeping
+from prefect_slo.runner.local.cgroup import MemoryGroup
 from prefect_slo.runner.local.keeping import PoolConfig
 from prefect_slo.runner.local.launch import Ended, Notice, Unstarted
 from prefect_slo.runner.local.ledger import Claim, Ledger
@@ -29,6 +31,7 @@ from prefect_slo.runner.local.member import Fate, Lease, Worker
 from prefect_slo.runner.local.memory import MemoryWatch
 from prefect_slo.runner.local.nursery import Nursery
 from prefect_slo.runner.local.page import Page
+from prefect_slo.runner.local.patience import Patience
 from prefect_slo.runner.local.setup import Birth
 
 logger = logging.getLogger(__name__)
@@ -63,15 +66,11 @@ class WorkerPool:
     Args:
         config: How it keeps them.
         ledger: The machine's vCPUs.
-
-    Attributes:
-        sink_errors: Reports whose sink raised.
-        ledger_errors: How often the ledger could not be asked, and a lease went without a share.
     """
 
     def __init__(self, config: PoolConfig, ledger: Ledger) -> None:
         self.config, self.ledger = config, ledger
-        self.sink_errors = self.ledger_errors = 0
+        self._patience = Patience(config.patience_s)
         self._lock = threading.RLock()
         self._settled = threading.Condition(self._lock)
         self._session: Session | None = None
@@ -260,10 +259,11 @@ class WorkerPool:
                 if lease.done:  # cancelled meanwhile; giving a share back twice is harmless
                     self._freed.append(claim)
                     continue
-                if not claim.granted:
+                if not claim.granted and not self._go_without(lease, claim):
                     return time.monotonic() + _POLL_S
                 self._opening.popleft()
                 lease.granted = time.monotonic()
+                self._patience.served(lease.granted)
                 self._place(session, lease)
 
     def _keep_time(self) -> float:
@@ -317,10 +317,28 @@ class WorkerPool:
             else:
                 self.ledger.retry(lease.claim)
         except OSError as error:
-            self.ledger_errors += 1
             logger.warning("The vCPU ledger could not be asked (%s); a lease goes without a share.", error)
             lease.claim = Claim.unaccounted(lease.size.vcpus)
         return lease.claim
+
+    def _go_without(self, lease: Lease, claim: Claim) -> bool:
+        """Whether a lease has waited for its share for so long that it goes without one."""
+        verdict = self._patience.look(lease.asked, time.monotonic())
+        if verdict == "wait":
+            return False
+        waits = (
+            f"A worker of {lease.size.vcpus:g} vCPUs waits for its share of this machine, all of which other workers "
+            f"hold (capacity: {self.ledger.capacity:g} vCPUs)."
+        )
+        if verdict == "say":
+            logger.warning("%s It goes without one after %g s.", waits, self.config.patience_s)
+            return False
+        logger.warning(
+            "%s It goes without one now, after %g s: more runs than was planned for.", waits, self.config.patience_s
+        )
+        self._freed.append(claim)
+        lease.claim = Claim.unaccounted(lease.size.vcpus)
+        return True
 
     def _place(self, session: Session, lease: Lease) -> None:
         """Give a lease a warm worker, one of its size if there is one, or start one."""
@@ -404,6 +422,9 @@ class WorkerPool:
 
     def _welcome(self, worker: Worker, pid: int, resident_mb: float) -> None:
         worker.pid, worker.born_mb, worker.resident_mb = pid, resident_mb, resident_mb
+        worker.group = MemoryGroup.make(worker.token)
+        if worker.group is not None:
+            worker.group.add(pid)
         worker.resized(worker.size, _HEADROOM_MB)
         lease, now = worker.lease, time.monotonic()
         if lease is not None and not lease.done:
@@ -499,7 +520,6 @@ class WorkerPool:
             try:
                 self.ledger.release(claim)
             except OSError as error:
-                self.ledger_errors += 1
                 logger.warning("A share of the vCPU ledger could not be given back (%s).", error)
 
     def _unsettled(self, lease: Lease) -> bool:
@@ -536,7 +556,6 @@ class WorkerPool:
             try:
                 sink(report)
             except Exception:
-                self.sink_errors += 1
                 logger.exception("A sink raised on %s; the report is lost.", type(report).__name__)
 
     def _wake(self) -> None:

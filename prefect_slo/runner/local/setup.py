@@ -54,6 +54,13 @@ class Surroundings:
             os.chdir(self.cwd)
 
 
+def end(pid: int) -> None:
+    """End a process group, and its leader also when it hasn't made the group yet."""
+    for how in (os.killpg, os.kill):
+        with contextlib.suppress(OSError):
+            how(pid, signal.SIGKILL)
+
+
 @dataclass(frozen=True)
 class Birth:
     """First message to a worker.

@@ -21,7 +21,7 @@ import socket
 import threading
 
 from prefect_slo.runner.local import worker
-from prefect_slo.runner.local.setup import die_with, preload
+from prefect_slo.runner.local.setup import die_with, end, preload
 
 _LARGEST = 64 * 1024
 
@@ -77,7 +77,7 @@ class Zygote:
             elif ready - {wake}:
                 break
         for pid in self._tokens:
-            _end(pid)
+            end(pid)
 
     def _request(self) -> bool:
         """Obey one request; ``False`` at the end of the stream."""
@@ -93,7 +93,7 @@ class Zygote:
             case ("kill", token):
                 for pid, known in self._tokens.items():
                     if known == token:
-                        _end(pid)
+                        end(pid)
         return True
 
     def _fork(self, token: int, socket_fd: int, page_fd: int) -> None:
@@ -123,7 +123,7 @@ class Zygote:
     def _reap(self) -> None:
         """Reap what has ended; a group is ended while its leader's id is still taken."""
         while self._tokens and (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
-            _end(ended.si_pid)
+            end(ended.si_pid)
             _, status = os.waitpid(ended.si_pid, 0)
             if (token := self._tokens.pop(ended.si_pid, None)) is not None:
                 self._answer("exit", token, status)
@@ -141,10 +141,3 @@ def unsafe_to_fork() -> str:
     if (native := len(os.listdir("/proc/self/task"))) > 1:
         return f"a preloaded module started {native - 1} native threads"
     return ""
-
-
-def _end(pid: int) -> None:
-    """End a process group, and its leader also when it hasn't made the group yet."""
-    for end in (os.killpg, os.kill):
-        with contextlib.suppress(OSError):
-            end(pid, signal.SIGKILL)

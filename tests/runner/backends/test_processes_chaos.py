@@ -127,7 +127,7 @@ def test_every_lease_ends_once_and_every_item_is_accounted_for(ledger, seed, by_
 
     def send(backend, lease, bundle, payloads):
         items = tuple((item, dumps(payload)) for item, payload in enumerate(payloads))
-        backend.submit(lease, Bundle(bundle, "step", step, items, timeout_s=0.5))
+        backend.submit(lease, Bundle(bundle, "step", step, items, timeout_s=1.5))
 
     runs = [Run(backend, f"{seed} {n}") for n in range(3)]
     fronts = [ProcessBackend(_pool=backend._pool) for _ in runs]

@@ -15,7 +15,7 @@ import pytest
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.processes import ProcessBackend
 from prefect_slo.runner.backends.protocol import Opened
-from prefect_slo.runner.local.ledger import Ledger
+from prefect_slo.runner.local.ledger import Ledger, MemoryBook
 
 PARENT = """
     import cloudpickle, os, pathlib, queue, signal, subprocess, sys, time
@@ -308,12 +308,22 @@ class FailingBook:
         raise self.error
 
 
-def test_a_ledger_that_cannot_be_asked_is_counted_and_the_work_goes_on(desk_on, caplog):
+def test_a_ledger_that_cannot_be_asked_is_said_and_the_work_goes_on(desk_on, caplog):
     backend = ProcessBackend(ledger=Ledger(FailingBook(OSError("no space left")), cores=(0,)), start="zygote")
     desk = desk_on(backend)
     assert desk.run(desk.open(), lambda payload: payload, [1]) == [1]
-    assert backend._pool.ledger_errors == 1
     assert "no space left" in caplog.text
+
+
+def test_a_lease_goes_without_its_share_where_whoever_holds_the_machine_never_lets_go(desk_on, caplog):
+    ledger = Ledger(MemoryBook(), cores=(0,), vcpus=1)
+    held = ledger.claim(1)
+    desk = desk_on(ProcessBackend(ledger=ledger, start="zygote", patience_s=0.2))
+    assert desk.run(desk.open(), lambda payload: payload, [1]) == [1]
+    assert "It goes without one now" in caplog.text
+    assert ledger.used() == 1
+    ledger.release(held)
+    assert ledger.claim(1).granted, "what went without no longer stands in line"
 
 
 def test_when_the_pool_itself_fails_its_leases_are_lost_and_nothing_hangs(desk_on, caplog):

@@ -1,0 +1,176 @@
+"""Work for a worker function and what it sends back: in the request and the reply where they fit, else over S3."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import pickle
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from prefect_slo.aws.invoke import Answer, Failed
+from prefect_slo.aws.s3 import S3Prefix
+from prefect_slo.aws.spending import Caller
+
+INLINE_BYTES = 4_500_000
+"""Function and arguments that fit into a request of 6 MB once they are written as base64."""
+
+INLINE_FUNCTION_BYTES = 64 * 1024
+"""A larger function is stored once instead of travelling with every request."""
+
+Kind = Literal["function", "program"]
+
+
+class Item(NamedTuple):
+    """How one item ended, as the worker says it; instants are seconds since it got the event."""
+
+    item: int
+    payload: bytes
+    failed: bool
+    unpicklable: str
+    read_s: float
+    write_s: float
+    started: float
+    ended: float
+
+
+@dataclass(frozen=True)
+class Returned:
+    """What an invocation sent back.
+
+    Attributes:
+        items: Of those that ended, in order.
+        chatter: What the program emitted beside.
+        overran: The item that took longer than it may.
+        telemetry: The worker's own measurements.
+        answer: The invocation.
+    """
+
+    items: tuple[Item, ...]
+    chatter: tuple[bytes, ...]
+    overran: int | None
+    telemetry: dict[str, Any]
+    answer: Answer
+
+
+class TooLarge(Exception):
+    """Something that fits into no request, where there is no bucket for it."""
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Sends work to worker functions.
+
+    Attributes:
+        invoker: Calls them.
+        store: Where large things go; ``None`` where there is no bucket.
+        once: Whether every run is claimed on S3, so that one whose reply was lost never runs twice.
+    """
+
+    invoker: Caller
+    store: S3Prefix | None = None
+    once: bool = False
+
+    def run(
+        self,
+        function: str,
+        kind: Kind,
+        code: bytes,
+        items: Sequence[tuple[int, bytes]],
+        *,
+        key: tuple[str, ...],
+        limit_s: float | None,
+        cancelled: threading.Event,
+    ) -> Returned:
+        """Have a worker run items.
+
+        Args:
+            function: Name of the Lambda function.
+            kind: What ``code`` is: a pickled function, or a pickled ``Program``.
+            code: Its bytes.
+            items: Ids and pickled arguments.
+            key: Names this work: whatever is sent for it again is the same work.
+            limit_s: An item that runs longer has overrun.
+            cancelled: Set when nobody waits any more.
+
+        Raises:
+            TooLarge: There is no bucket, and it takes one.
+            Failed: The invocation gave no result.
+        """
+        event = self.event(kind, code, items, key=key, limit_s=limit_s)
+        answer = self.invoker.call(function, event, again=self.once, cancelled=cancelled)
+        return self.received(answer)
+
+    def event(
+        self,
+        kind: Kind,
+        code: bytes,
+        items: Sequence[tuple[int, bytes]],
+        *,
+        key: tuple[str, ...],
+        limit_s: float | None,
+    ) -> dict[str, Any]:
+        """The request, with what doesn't fit stored."""
+        arguments = pickle.dumps(list(items), protocol=pickle.HIGHEST_PROTOCOL)
+        sha = hashlib.sha256(code).hexdigest()
+        apart = self.store is not None and len(code) > INLINE_FUNCTION_BYTES
+        left = INLINE_BYTES - (0 if apart else len(code))
+        event: dict[str, Any] = {
+            "v": 1,
+            "py": list(sys.version_info[:2]),
+            "kind": kind,
+            "fn": {"sha": sha, **self._place(code, ("code", sha), inline=not apart, again=True)},
+            "args": self._place(arguments, (*key, "args"), inline=len(arguments) <= left),
+            "limit_s": limit_s,
+        }
+        if self.store is not None:
+            out = {"bucket": self.store.bucket, "key": self.store.key(*key), "encryption": self.store.encryption}
+            event.update(out=out, once=self.once)
+        return event
+
+    def received(self, answer: Answer) -> Returned:
+        """What a reply says, its result fetched.
+
+        Raises:
+            TooLarge: The result fits into no reply, and there is no bucket.
+            Failed: The worker could not do its work.
+        """
+        reply = answer.reply
+        error = reply.get("error") or {}
+        kind = error.get("kind", "")
+        if kind == "result" and "does not fit" in error["message"]:
+            raise TooLarge(error["message"])
+        if not reply.get("ok") and kind != "overrun":
+            why: Any = {"claimed": "unknown", "result": "died", "handler": "died"}.get(kind, "start")
+            raise Failed(why, str(error.get("message", "a reply that says nothing")), billed=answer.billed)
+        place = reply["result"]
+        if "b64" in place:
+            content = base64.b64decode(place["b64"])
+        else:
+            assert self.store is not None
+            content = self.store.get(place["key"], place["size"])
+        outcomes, chatter = pickle.loads(content)
+        return Returned(
+            tuple(Item(*outcome) for outcome in outcomes),
+            tuple(chatter),
+            error.get("item") if kind == "overrun" else None,
+            reply.get("telemetry", {}),
+            answer,
+        )
+
+    def _place(self, content: bytes, names: tuple[str, ...], *, inline: bool, again: bool = False) -> dict[str, str]:
+        if inline:
+            return {"b64": base64.b64encode(content).decode()}
+        if self.store is None:
+            raise TooLarge(
+                f"{len(content)} bytes do not fit into a request to Lambda of {INLINE_BYTES}; give the pool a bucket"
+            )
+        key = self.store.key(*names)
+        if again:
+            self.store.put_once(key, content)
+        else:
+            self.store.put(key, content)
+        return {"bucket": self.store.bucket, "key": key}

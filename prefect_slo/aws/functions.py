@@ -1,0 +1,267 @@
+"""Worker functions of an account: one per memory size, deployed, compared and removed.
+
+A function's name holds a hash of its code and settings, so a new version is another function beside the old one: runs
+under way keep theirs, and nothing that is warm is thrown away. ``UpdateFunctionConfiguration`` is never called.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from prefect_slo.aws import limits
+from prefect_slo.aws.clients import client
+from prefect_slo.aws.packaging import HANDLER, content_hash, worker_zip
+from prefect_slo.aws.s3 import S3Prefix
+from prefect_slo.errors import InvalidValue
+from prefect_slo.units import text, whole
+
+Architecture = Literal["x86_64", "arm64"]
+State = Literal["deployed", "missing", "changed", "old"]
+TAG = "prefect-slo"
+_CONTROL_S = 60.0
+
+
+@dataclass(frozen=True)
+class WorkerFunctions:
+    """How worker functions are deployed.
+
+    Attributes:
+        prefix: Their names begin with it.
+        role: ARN of the role that they run under; needed to deploy.
+        timeout_s: Limit of one invocation.
+        architecture: ``x86_64`` or ``arm64``.
+        layers: ARNs of layers that bring the packages that tasks import.
+        image: URI of a container image that brings them, in place of zip and layers; its handler is the worker's.
+        storage_mb: Temporary disk.
+        environment: Variables of the worker.
+        reserved: Concurrency that is set aside for each function, and that it never exceeds.
+        region: ``None`` as boto3 finds it.
+        endpoint: ``None`` for AWS.
+
+    Raises:
+        InvalidValue: A setting that Lambda does not have.
+    """
+
+    prefix: str = "prefect-slo"
+    role: str | None = None
+    timeout_s: int = 900
+    architecture: Architecture = "x86_64"
+    layers: tuple[str, ...] = ()
+    image: str | None = None
+    storage_mb: int = 512
+    environment: dict[str, str] = field(default_factory=dict)
+    reserved: int | None = None
+    region: str | None = None
+    endpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        if not text(self.prefix, "lambda.prefix").replace("-", "").replace("_", "").isalnum() or len(self.prefix) > 40:
+            raise InvalidValue("lambda.prefix", self.prefix, "at most 40 letters, digits, dashes and underscores")
+        limits.timeout_s(self.timeout_s)
+        limits.storage_mb(self.storage_mb)
+        if self.architecture not in ("x86_64", "arm64"):
+            raise InvalidValue("lambda.architecture", self.architecture, "'x86_64' or 'arm64'")
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if len(self.layers) > limits.LAYERS:
+            raise InvalidValue("lambda.layers", len(self.layers), f"at most {limits.LAYERS} layers")
+        if self.image is not None and self.layers:
+            raise InvalidValue("lambda.layers", self.layers, "none where an image brings the packages")
+        if sum(len(name) + len(value) for name, value in self.environment.items()) > limits.ENVIRONMENT_BYTES:
+            raise InvalidValue("lambda.environment", "...", f"at most {limits.ENVIRONMENT_BYTES} bytes in all")
+        if self.reserved is not None:
+            whole(self.reserved, "lambda.reserved")
+
+    @property
+    def version(self) -> str:
+        """Names the code and the settings."""
+        return content_hash(
+            sys.version_info[:2], self.timeout_s, self.architecture, self.layers, self.image, self.storage_mb,
+            sorted(self.environment.items()), self.role,
+        )  # fmt: skip
+
+    def name(self, memory_mb: int) -> str:
+        """The function of a memory size."""
+        return f"{self.prefix}-{self.version}-{memory_mb}"
+
+    def deploy(self, memory_mb: Iterable[int]) -> list[str]:
+        """Create the functions that there aren't, and wait until they can be called; returns their names.
+
+        Raises:
+            InvalidValue: No role was given, or AWS refuses the settings.
+        """
+        if not self.role:
+            raise InvalidValue(
+                "lambda.role", self.role, "the ARN of a role for Lambda; 'prefect-slo aws policy' prints one's policy"
+            )
+        made = []
+        for memory in memory_mb:
+            name = self.name(limits.memory_mb(memory))
+            if self._configuration(name) is None:
+                self._create(name, memory)
+            self._lambda.get_waiter("function_active_v2").wait(
+                FunctionName=name, WaiterConfig={"Delay": 1, "MaxAttempts": 120}
+            )
+            if self.reserved is not None:
+                self._lambda.put_function_concurrency(FunctionName=name, ReservedConcurrentExecutions=self.reserved)
+            made.append(name)
+        return made
+
+    def status(self, memory_mb: Iterable[int]) -> list[FunctionStatus]:
+        """Every worker function under the prefix, and those of these sizes that are missing."""
+        expected = {self.name(memory): memory for memory in memory_mb}
+        found = {c["FunctionName"]: c for c in self._listed()}
+        rows = []
+        for name in sorted({*expected, *found}):
+            if name not in found:
+                rows.append(FunctionStatus(name, expected[name], "missing"))
+                continue
+            memory = int(found[name]["MemorySize"])
+            state: State = (
+                "old" if name not in expected else "deployed" if self._agrees(found[name], memory) else "changed"
+            )
+            rows.append(FunctionStatus(name, memory, state, found[name].get("LastModified", "")))
+        return rows
+
+    def destroy(self, *, only_old: bool = False, memory_mb: Iterable[int] = ()) -> list[str]:
+        """Delete worker functions under the prefix, all or those of earlier versions; returns their names."""
+        keep = {self.name(memory) for memory in memory_mb} if only_old else set()
+        gone = [name for found in self._listed() if (name := found["FunctionName"]) not in keep]
+        for name in gone:
+            self._lambda.delete_function(FunctionName=name)
+        return gone
+
+    def _create(self, name: str, memory_mb: int) -> None:
+        from botocore.exceptions import ClientError
+
+        code: dict[str, Any] = {
+            "PackageType": "Zip",
+            "Runtime": f"python{sys.version_info.major}.{sys.version_info.minor}",
+            "Handler": HANDLER,
+            "Code": {"ZipFile": worker_zip()},
+            "Layers": list(self.layers),
+        }
+        if self.image is not None:
+            code = {
+                "PackageType": "Image",
+                "Code": {"ImageUri": self.image},
+                "ImageConfig": {"Command": [HANDLER]},
+            }
+        try:
+            self._lambda.create_function(
+                FunctionName=name,
+                Role=self.role,
+                MemorySize=memory_mb,
+                Timeout=self.timeout_s,
+                Architectures=[self.architecture],
+                EphemeralStorage={"Size": self.storage_mb},
+                Environment={"Variables": dict(self.environment)},
+                Tags={TAG: self.version},
+                **code,
+            )
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "ResourceConflictException":  # somebody else was faster
+                raise InvalidValue("lambda.function", name, f"settings that AWS accepts ({error})") from error
+
+    def _agrees(self, found: dict[str, Any], memory_mb: int) -> bool:
+        wanted = {
+            "MemorySize": memory_mb,
+            "Timeout": self.timeout_s,
+            "Architectures": [self.architecture],
+            "Role": self.role or found.get("Role"),
+        }
+        variables = found.get("Environment", {}).get("Variables", {})
+        return (
+            found["FunctionName"].endswith(f"-{memory_mb}")
+            and variables == self.environment
+            and all(found.get(name) == value for name, value in wanted.items())
+        )
+
+    def _configuration(self, name: str) -> dict[str, Any] | None:
+        from botocore.exceptions import ClientError
+
+        try:
+            found: dict[str, Any] = self._lambda.get_function_configuration(FunctionName=name)
+        except ClientError as error:
+            if error.response["Error"]["Code"] == "ResourceNotFoundException":
+                return None
+            raise
+        return found
+
+    def _listed(self) -> list[dict[str, Any]]:
+        pages = self._lambda.get_paginator("list_functions").paginate()
+        every = (found for page in pages for found in page["Functions"])
+        return [found for found in every if self._is_mine(found["FunctionName"])]
+
+    def _is_mine(self, name: str) -> bool:
+        version, _, memory = name.removeprefix(f"{self.prefix}-").partition("-")
+        return name.startswith(f"{self.prefix}-") and len(version) == 10 and memory.isdigit()
+
+    @property
+    def _lambda(self) -> Any:
+        return client(
+            "lambda", region=self.region, endpoint=self.endpoint, read_s=_CONTROL_S, connections=4, attempts=5
+        )
+
+
+@dataclass(frozen=True)
+class FunctionStatus:
+    """A worker function as the account has it.
+
+    Attributes:
+        name: Its name.
+        memory_mb: Its memory.
+        state: ``deployed``; ``missing``: deploy it; ``changed``: not as it was deployed, destroy and deploy it;
+            ``old``: of another version or size, nothing here calls it.
+        changed: When it was changed last.
+    """
+
+    name: str
+    memory_mb: int
+    state: State
+    changed: str = ""
+
+
+def policy(functions: WorkerFunctions, store: S3Prefix | None) -> dict[str, Any]:
+    """The least that the caller and the role of the functions need, as IAM policy documents by who needs them."""
+    region = functions.region or "*"
+    mine = f"arn:aws:lambda:{region}:*:function:{functions.prefix}-*"
+    caller = [_allow(["lambda:InvokeFunction"], mine)]
+    worker = [
+        _allow(["logs:CreateLogGroup", "logs:CreateLogStream", "logs:PutLogEvents"], f"arn:aws:logs:{region}:*:*"),
+    ]
+    deployer = [
+        _allow(
+            [
+                f"lambda:{action}"
+                for action in (
+                    "CreateFunction", "DeleteFunction", "GetFunction", "GetFunctionConfiguration", "TagResource",
+                    "PutFunctionConcurrency",
+                )
+            ],
+            mine,
+        ),
+        _allow(["lambda:ListFunctions"], "*"),
+        _allow(["iam:PassRole"], functions.role or "arn:aws:iam::*:role/<role of the functions>"),
+    ]  # fmt: skip
+    if store is not None:
+        objects = f"arn:aws:s3:::{store.bucket}/{store.prefix.strip('/')}/*"
+        caller.append(_allow(["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"], objects))
+        caller.append(_allow(["s3:ListBucket"], f"arn:aws:s3:::{store.bucket}"))
+        worker.append(_allow(["s3:GetObject", "s3:PutObject"], objects))
+        deployer.append(
+            _allow(["s3:GetLifecycleConfiguration", "s3:PutLifecycleConfiguration"], f"arn:aws:s3:::{store.bucket}")
+        )
+        if store.kms_key:
+            for statements in (caller, worker):
+                statements.append(_allow(["kms:Decrypt", "kms:GenerateDataKey"], store.kms_key))
+    return {
+        who: {"Version": "2012-10-17", "Statement": statements}
+        for who, statements in (("caller", caller), ("worker", worker), ("deployer", deployer))
+    }
+
+
+def _allow(actions: list[str], resource: str) -> dict[str, Any]:
+    return {"Effect": "Allow", "Action": actions, "Resource": resource}

@@ -1,0 +1,188 @@
+"""One invocation of a worker function: throttling waited out, whatever else went wrong told apart.
+
+``Invoke`` is called once per try: boto3's own retries would run a function again that is still running. A throttled
+call never ran, so it is tried again, after a random part of a wait that doubles (AWS's "full jitter"), for as long as
+the caller has patience. A call whose reply is lost may have run.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Literal
+
+from prefect_slo.aws import limits
+from prefect_slo.aws.report import Report, bill, tail
+from prefect_slo.pricing import PriceList
+
+Why = Literal["died", "memory", "timeout", "start", "throttled", "unknown", "cancelled"]
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 10.0
+_THROTTLED = {
+    "TooManyRequestsException",
+    "Throttling",
+    "ThrottlingException",
+    "EC2ThrottledException",
+    "ENILimitReached",
+}
+_NOT_DEPLOYED = {
+    "ResourceNotFoundException",
+    "AccessDeniedException",
+    "InvalidRuntimeException",
+    "KMSAccessDeniedException",
+}
+_NEVER_STARTS = {"Runtime.ImportModuleError", "Runtime.HandlerNotFound", "Runtime.UserCodeSyntaxError"}
+LOST_REPLY_TRIES = 3
+
+
+class Failed(Exception):
+    """An invocation that gave no result.
+
+    Attributes:
+        why: ``throttled``: it never ran, for as long as there was patience; ``start``: it can't run as it is deployed;
+            ``timeout``, ``memory``, ``died``: how it ended; ``unknown``: its reply was lost, it may have run;
+            ``cancelled``: nobody wants it any more.
+        detail: In words.
+        used_mb: Most memory that it was seen to use.
+        memory_mb: What it was allowed.
+        billed: US dollars.
+    """
+
+    def __init__(
+        self, why: Why, detail: str, *, used_mb: float = 0.0, memory_mb: float = 0.0, billed: Decimal = Decimal()
+    ):
+        self.why, self.detail, self.used_mb, self.memory_mb, self.billed = why, detail, used_mb, memory_mb, billed
+        super().__init__(f"{why}: {detail}")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The reply of a worker.
+
+    Attributes:
+        reply: What the handler returned.
+        sent: When the call was made that was answered (monotonic).
+        received: When its reply was there.
+        waited_s: Seconds spent throttled before.
+        report: What Lambda reports; ``None`` where its log came without.
+        billed: US dollars of this and of earlier, lost tries.
+    """
+
+    reply: dict[str, Any]
+    sent: float
+    received: float
+    waited_s: float
+    report: Report | None
+    billed: Decimal
+
+
+@dataclass
+class Invoker:
+    """Calls worker functions.
+
+    Args:
+        client: boto3's Lambda client.
+        prices: What invocations cost.
+        patience_s: How long one call may be throttled in all.
+        seed: Of the jitter.
+        sleep: Waits for some seconds, or until the event is set; returns whether it was.
+    """
+
+    client: Any
+    prices: PriceList
+    patience_s: float = 300.0
+    seed: int | None = None
+    sleep: Callable[[threading.Event, float], bool] = threading.Event.wait
+    clock: Callable[[], float] = time.monotonic
+    _rng: random.Random = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._rng = random.Random(self.seed)
+
+    def call(self, function: str, event: dict[str, Any], *, again: bool, cancelled: threading.Event) -> Answer:
+        """Have a function run an event.
+
+        Args:
+            function: Name of the function.
+            event: What it is to do.
+            again: Whether it may be called once more after its reply was lost.
+            cancelled: Ends the wait of a throttled call.
+
+        Raises:
+            Failed: It gave no result.
+        """
+        payload = json.dumps(event, separators=(",", ":")).encode()
+        if len(payload) > limits.PAYLOAD_BYTES:
+            raise Failed("start", f"a request of {len(payload)} bytes is over Lambda's {limits.PAYLOAD_BYTES}")
+        waited_s, wait_s, lost = 0.0, FIRST_WAIT_S, 0
+        while True:
+            sent = self.clock()
+            try:
+                response = self.client.invoke(FunctionName=function, Payload=payload, LogType="Tail")
+                return self._answer(response, sent, waited_s)
+            except Failed:
+                raise
+            except Exception as error:
+                why, detail = _cause(error)
+                lost += why == "unknown"
+                final = why == "start" or (why == "unknown" and (not again or lost >= LOST_REPLY_TRIES))
+            if final or waited_s >= self.patience_s:
+                raise Failed(why, detail if why != "throttled" else f"{detail}, for {waited_s:.0f} s")
+            pause_s = self._rng.uniform(0.0, wait_s)
+            if cancelled.is_set() or self.sleep(cancelled, pause_s):
+                raise Failed("cancelled", "cancelled while it was throttled")
+            waited_s, wait_s = waited_s + pause_s, min(2 * wait_s, LONGEST_WAIT_S)
+
+    def _answer(self, response: dict[str, Any], sent: float, waited_s: float) -> Answer:
+        document = json.loads(response["Payload"].read() or b"null")
+        received = self.clock()
+        log = tail(response.get("LogResult", ""))
+        report = Report.of(log)
+        billed = bill(self.prices, report.memory_mb, report.billed_ms) if report is not None else Decimal()
+        if response.get("FunctionError"):
+            raise _function_error(document or {}, report, billed)
+        return Answer(document, sent, received, waited_s, report, billed)
+
+
+def _cause(error: Exception) -> tuple[Why, str]:
+    """What an exception of boto3 means."""
+    from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
+
+    if isinstance(error, ClientError):
+        told = error.response.get("Error", {})
+        code, status = str(told.get("Code", "")), error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
+        reason = error.response.get("Reason", "")
+        detail = f"{code}{f' ({reason})' if reason else ''}: {told.get('Message', '')}".rstrip(": ")
+        if code in _THROTTLED or status == 429:
+            return "throttled", f"throttled by Lambda, {detail}"
+        if code in _NOT_DEPLOYED:
+            return "start", f"{detail}. Deploy its functions with 'prefect-slo aws deploy'"
+        if status >= 500:
+            return "unknown", detail
+        return "start", detail
+    if isinstance(error, (ConnectionError, HTTPClientError)):
+        return "unknown", f"its reply was lost ({type(error).__name__})"
+    if isinstance(error, BotoCoreError):
+        return "start", f"{type(error).__name__}: {error}"
+    raise error
+
+
+def _function_error(document: dict[str, Any], report: Report | None, billed: Decimal) -> Failed:
+    kind, message = str(document.get("errorType", "")), str(document.get("errorMessage", ""))
+    used = float(report.used_mb) if report is not None else 0.0
+    allowed = float(report.memory_mb) if report is not None else 0.0
+    killed = "signal: killed" in message
+    if kind == "Sandbox.Timedout" or "Task timed out" in message:
+        why: Why = "timeout"
+    elif kind == "Runtime.OutOfMemory" or (killed and report is not None and used >= allowed):
+        why = "memory"
+    elif kind in _NEVER_STARTS:
+        why = "start"
+    else:
+        why = "died"
+    detail = f"{kind}: {message}" + (" (signal 9)" if killed else "")
+    return Failed(why, detail, used_mb=used, memory_mb=allowed, billed=billed)

@@ -1,0 +1,44 @@
+"""The code that is deployed: the worker and cloudpickle in one zip, the same bytes for the same content."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+
+HANDLER = "prefect_slo_worker.handler"
+_MODULE = HANDLER.partition(".")[0]
+_WHEN = (1980, 1, 1, 0, 0, 0)  # zip files know no earlier day
+
+
+@lru_cache(maxsize=1)
+def worker_zip() -> bytes:
+    """The deployment package: Python files only, in order, without times."""
+    files = {f"{_MODULE}.py": (Path(__file__).parent / "worker.py").read_bytes(), **_package("cloudpickle")}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in sorted(files):
+            entry = zipfile.ZipInfo(name, _WHEN)
+            entry.external_attr = 0o644 << 16
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(entry, files[name])
+    return buffer.getvalue()
+
+
+def content_hash(*parts: object) -> str:
+    """Ten digits that name the worker's code together with how it is deployed."""
+    digest = hashlib.sha256(worker_zip())
+    for part in parts:
+        digest.update(repr(part).encode())
+    return digest.hexdigest()[:10]
+
+
+def _package(name: str) -> dict[str, bytes]:
+    spec = find_spec(name)
+    assert spec is not None
+    assert spec.origin is not None
+    folder = Path(spec.origin).parent
+    return {str(Path(name) / path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.py"))}

@@ -1,0 +1,172 @@
+"""The data plane: arguments, functions and results that don't fit into a request, as objects under one prefix.
+
+Keys begin with two hexadecimal digits of their name's hash: S3 partitions by key, and one prefix takes 3,500 writes a
+second. Large objects are read in parallel ranges and written in parts. S3 asks callers to slow down with a 503; boto3's
+standard mode backs off and tries again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefect_slo.aws.clients import client
+from prefect_slo.errors import InvalidValue
+
+PART_BYTES = 8 * 2**20
+"""Size of a part, and of a range: S3 gives one connection about 90 MB/s."""
+
+STREAMS = 8
+ATTEMPTS = 8
+"""Calls at most, with standard mode's back-off: up to about a minute of being told to slow down."""
+
+_RETRIEVED_S = 60.0
+LIFECYCLE = "prefect-slo-intermediates"
+
+
+@dataclass(frozen=True)
+class S3Prefix:
+    """Where objects lie.
+
+    Attributes:
+        bucket: Its bucket.
+        prefix: Put before every key; with or without a slash at the end.
+        region: ``None`` as boto3 finds it.
+        endpoint: ``None`` for AWS.
+        kms_key: Key that objects are encrypted with; ``None`` leaves it to the bucket's own default.
+    """
+
+    bucket: str
+    prefix: str = "prefect-slo"
+    region: str | None = None
+    endpoint: str | None = None
+    kms_key: str | None = None
+    _known: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, value: Any, **options: Any) -> S3Prefix:
+        """A prefix from itself, from ``s3://bucket/prefix``, or from a block: ours, or ``S3Bucket`` of prefect-aws.
+
+        Of the latter, bucket, folder, region and endpoint are taken; credentials are found as boto3 finds them.
+
+        Raises:
+            InvalidValue: None of these.
+        """
+        if isinstance(value, S3Prefix):
+            return value
+        if isinstance(store := getattr(value, "store", None), S3Prefix):
+            return store
+        if isinstance(bucket := getattr(value, "bucket_name", None), str):
+            credentials = getattr(value, "credentials", None)
+            asked = getattr(credentials, "aws_client_parameters", None)
+            return cls(
+                bucket,
+                (getattr(value, "bucket_folder", "") or "prefect-slo").strip("/"),
+                getattr(credentials, "region_name", None),
+                getattr(asked, "endpoint_url", None),
+            )
+        bucket, _, prefix = str(value).removeprefix("s3://").partition("/")
+        if not isinstance(value, str) or not value.startswith("s3://") or not bucket:
+            raise InvalidValue("bucket", value, "s3://bucket/prefix")
+        return cls(bucket, prefix.strip("/") or "prefect-slo", **options)
+
+    @property
+    def encryption(self) -> dict[str, str]:
+        """Encryption arguments of a write."""
+        return {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": self.kms_key} if self.kms_key else {}
+
+    def key(self, *names: str) -> str:
+        """The key of an object, spread over the prefix by the hash of its names."""
+        spread = hashlib.sha256("/".join(names).encode()).hexdigest()[:2]
+        return "/".join((self.prefix.strip("/"), spread, *names))
+
+    def put(self, key: str, body: bytes) -> None:
+        """Write an object; large ones in parts, several at a time."""
+        if len(body) <= PART_BYTES:
+            self._s3.put_object(Bucket=self.bucket, Key=key, Body=body, **self.encryption)
+            return
+        s3, where = self._s3, {"Bucket": self.bucket, "Key": key}
+        upload = {**where, "UploadId": s3.create_multipart_upload(**where, **self.encryption)["UploadId"]}
+        try:
+            starts = range(0, len(body), PART_BYTES)
+
+            def part(number: int) -> dict[str, Any]:
+                chunk = body[starts[number] : starts[number] + PART_BYTES]
+                return {
+                    "PartNumber": number + 1,
+                    "ETag": s3.upload_part(PartNumber=number + 1, Body=chunk, **upload)["ETag"],
+                }
+
+            with ThreadPoolExecutor(STREAMS) as pool:
+                parts = list(pool.map(part, range(len(starts))))
+            s3.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
+        except BaseException:
+            s3.abort_multipart_upload(**upload)
+            raise
+
+    def put_once(self, key: str, body: bytes) -> None:
+        """Write an object whose key names its content, unless this process has written it."""
+        if key not in self._known:
+            self.put(key, body)
+            self._known.add(key)
+
+    def get(self, key: str, size: int | None = None) -> bytes:
+        """Read an object; where its ``size`` is known and large, in parallel ranges."""
+        where = {"Bucket": self.bucket, "Key": key}
+        if size is None or size <= PART_BYTES:
+            return bytes(self._s3.get_object(**where)["Body"].read())
+
+        def part(start: int) -> bytes:
+            end = min(start + PART_BYTES, size) - 1
+            return bytes(self._s3.get_object(**where, Range=f"bytes={start}-{end}")["Body"].read())
+
+        with ThreadPoolExecutor(STREAMS) as pool:
+            return b"".join(pool.map(part, range(0, size, PART_BYTES)))
+
+    def delete(self, *names: str) -> int:
+        """Delete what lies under these names, over the whole prefix without any; returns how many objects."""
+        under = self.key(*names) + "/" if names else self.prefix.strip("/") + "/"
+        deleted = 0
+        pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=under)
+        for page in pages:
+            keys = [{"Key": found["Key"]} for found in page.get("Contents", ())]
+            if keys:
+                self._s3.delete_objects(Bucket=self.bucket, Delete={"Objects": keys, "Quiet": True})
+                deleted += len(keys)
+        return deleted
+
+    def expire(self, days: int) -> None:
+        """Have S3 delete what is left under the prefix after some days; other rules of the bucket stay."""
+        from botocore.exceptions import ClientError
+
+        try:
+            rules = self._s3.get_bucket_lifecycle_configuration(Bucket=self.bucket)["Rules"]
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "NoSuchLifecycleConfiguration":
+                raise
+            rules = []
+        mine = f"{LIFECYCLE}-{self.prefix.strip('/')}"
+        rule = {
+            "ID": mine,
+            "Filter": {"Prefix": self.prefix.strip("/") + "/"},
+            "Status": "Enabled",
+            "Expiration": {"Days": days},
+            "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": days},
+        }
+        kept = [other for other in rules if other.get("ID") != mine]
+        self._s3.put_bucket_lifecycle_configuration(Bucket=self.bucket, LifecycleConfiguration={"Rules": [*kept, rule]})
+
+    @property
+    def _s3(self) -> Any:
+        return client(
+            "s3", region=self.region, endpoint=self.endpoint, read_s=_RETRIEVED_S, connections=64, attempts=ATTEMPTS
+        )
+
+    def __getstate__(self) -> Mapping[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_known"}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state, _known=set())

@@ -1,0 +1,98 @@
+"""A cap on what a run spends on AWS: kept by never having more under way than could still be paid for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Protocol
+
+from prefect_slo.aws.invoke import Answer, Failed
+from prefect_slo.errors import SpendLimitReached
+
+WAKE_S = 0.5
+
+
+class Caller(Protocol):
+    """Has one event run: on Lambda (``Invoker``) or on Batch (``BatchInvoker``)."""
+
+    def call(self, function: str, event: dict[str, Any], *, again: bool, cancelled: threading.Event) -> Answer:
+        """Have a function run an event; raises ``Failed`` where it gave no result."""
+        ...
+
+
+@dataclass
+class SpendLimit:
+    """What may be spent, by any number of threads.
+
+    What is under way counts with the most that it can cost: its whole timeout. With nothing under way one more may
+    start as long as anything is left, so the cap is passed by less than one invocation, whatever they cost.
+
+    Args:
+        most_usd: The cap.
+    """
+
+    most_usd: Decimal
+    spent_usd: Decimal = Decimal()
+    _under_way: Decimal = Decimal()
+    _news: threading.Condition = field(default_factory=threading.Condition)
+
+    def enter(self, worst_usd: Decimal, cancelled: threading.Event) -> None:
+        """Wait until one more may start that costs so much at most.
+
+        Raises:
+            SpendLimitReached: There is nothing left for it.
+            Failed: Nobody wants it any more.
+        """
+        with self._news:
+            while True:
+                if self.spent_usd >= self.most_usd:
+                    raise SpendLimitReached(float(self.most_usd), float(self.spent_usd))
+                if not self._under_way or self.spent_usd + self._under_way + worst_usd <= self.most_usd:
+                    self._under_way += worst_usd
+                    return
+                if cancelled.is_set():
+                    raise Failed("cancelled", "cancelled while it waited for money to be left")
+                self._news.wait(WAKE_S)
+
+    def leave(self, worst_usd: Decimal, billed: Decimal) -> None:
+        """One has ended, and is billed."""
+        with self._news:
+            self._under_way -= worst_usd
+            self.spent_usd += billed
+            self._news.notify_all()
+
+
+@dataclass
+class CappedCaller:
+    """A caller under a cap, which others may share.
+
+    Args:
+        caller: The caller.
+        limit: The cap.
+        worst_usd: The most that one call of a function can cost.
+    """
+
+    caller: Caller
+    limit: SpendLimit
+    worst_usd: Callable[[str], Decimal]
+
+    def call(self, function: str, event: dict[str, Any], *, again: bool, cancelled: threading.Event) -> Answer:
+        """Have a function run an event, if that can be paid for.
+
+        Raises:
+            SpendLimitReached: It can't.
+            Failed: It gave no result.
+        """
+        worst, billed = self.worst_usd(function), Decimal()
+        self.limit.enter(worst, cancelled)
+        try:
+            answer = self.caller.call(function, event, again=again, cancelled=cancelled)
+            billed = answer.billed
+        except Failed as failed:
+            billed = failed.billed
+            raise
+        finally:
+            self.limit.leave(worst, billed)
+        return answer

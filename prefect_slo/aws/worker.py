@@ -1,0 +1,329 @@
+"""What runs on AWS: one handler for every task. It is deployed alone, with cloudpickle beside it, and imports no more.
+
+An event brings a pickled function (or an object whose ``open`` gives one), the arguments of some items, and where
+large results go. Arguments and results travel in the event itself where they fit, else over S3. An event with ``once``
+is run at most once: its run is claimed on S3 before it starts, and whoever comes second waits for the first's result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import pickle
+import resource
+import signal
+import sys
+import threading
+import time
+import traceback
+import uuid
+from typing import Any
+
+LOADED = time.time()
+SANDBOX = uuid.uuid4().hex[:12]
+INLINE_RESULT = 4_400_000
+"""Bytes of a pickled result that fit into a reply of 6 MB once they are written as base64."""
+
+SPARE_MS = 300
+"""A second run of an event stops waiting for the first one's result this long before its own time is over."""
+
+_STATE: dict[str, Any] = {"calls": 0, "s3": None, "loop": None}
+_FUNCTIONS: dict[str, Any] = {}
+
+
+class Overrun(BaseException):
+    """An item took longer than it may; raised where it runs, past whatever its own code catches."""
+
+
+def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
+    """Run the items of an event; the reply is a JSON document."""
+    begun = time.time()
+    cpu = time.process_time()
+    _STATE["calls"] += 1
+    telemetry = {
+        "cold": _STATE["calls"] == 1,
+        "sandbox": SANDBOX,
+        "received": begun,
+        "loaded": LOADED,
+        "memory_mb": int(getattr(context, "memory_limit_in_mb", 0) or 0),
+        "request": getattr(context, "aws_request_id", ""),
+    }
+    try:
+        reply = _handled(event, context, telemetry, begun)
+    except Exception as error:
+        reply = _failure("handler", error)
+    telemetry["cpu_s"] = time.process_time() - cpu
+    telemetry["peak_mb"] = peak_mb()
+    telemetry["handler_s"] = time.time() - begun
+    return {**reply, "telemetry": telemetry}
+
+
+def _handled(event: dict[str, Any], context: Any, telemetry: dict[str, Any], begun: float) -> dict[str, Any]:
+    if event.get("warm"):
+        return {"ok": True}
+    if list(event["py"]) != list(sys.version_info[:2]):
+        wanted, have = (".".join(map(str, version)) for version in (event["py"], sys.version_info[:2]))
+        return {"ok": False, "error": {"kind": "python", "message": f"pickled by Python {wanted}, this is {have}"}}
+    if event.get("once"):
+        earlier = _claimed(event, context)
+        if earlier is not None:
+            return earlier
+    try:
+        run, chatter = _opened(event, telemetry)
+        arguments = _fetched(event["args"])
+        telemetry["bytes_in"] = len(arguments)
+        items = pickle.loads(arguments)
+    except Exception as error:
+        return _failure("open", error)
+    telemetry["load_s"] = time.time() - begun
+    outcomes, overran = _run_all(run, items, event.get("limit_s"), begun)
+    result = pickle.dumps((outcomes, chatter), protocol=pickle.HIGHEST_PROTOCOL)
+    telemetry["bytes_out"] = len(result)
+    written = time.time()
+    try:
+        reply = {"ok": overran is None, "result": _sent(event, result)}
+    except Exception as error:
+        return _failure("result", error)
+    if overran is not None:
+        reply["error"] = {
+            "kind": "overrun",
+            "message": f"an item ran longer than {event['limit_s']:g} s",
+            "item": overran,
+        }
+    telemetry["write_s"] = time.time() - written
+    return reply
+
+
+# ---- functions and items --------------------------------------------------------------------------------------------
+
+
+def _opened(event: dict[str, Any], telemetry: dict[str, Any]) -> tuple[Any, list[bytes]]:
+    """The function that runs one item, and the list of what it emits beside results."""
+    function = event["fn"]
+    telemetry["warm_fn"] = function["sha"] in _FUNCTIONS
+    if not telemetry["warm_fn"]:
+        _FUNCTIONS.clear()  # one task at a time: what the last one held is let go
+        import cloudpickle  # noqa: F401 (what it pickled needs it to load)
+
+        loaded = pickle.loads(_fetched(function))
+        chatter: list[bytes] = []
+        if event["kind"] == "program":
+            _FUNCTIONS[function["sha"]] = loaded.open(lambda payload: chatter.append(payload)), chatter
+        else:
+            _FUNCTIONS[function["sha"]] = _caller(loaded), chatter
+    run, chatter = _FUNCTIONS[function["sha"]]
+    chatter.clear()
+    return run, chatter
+
+
+def _caller(function: Any) -> Any:
+    """A function of ``(item, pickled arguments)`` that gives an outcome, as the programs of a worker process do."""
+    import cloudpickle
+
+    def run(item: int, payload: bytes) -> tuple[Any, ...]:
+        begun = time.time()
+        try:
+            args, kwargs = pickle.loads(payload)
+        except Exception as error:
+            return _outcome(b"", failed=True, unpicklable=_words(error))
+        read = time.time()
+        try:
+            value, failed = _called(function, args, kwargs), False
+        except Exception as error:
+            value, failed = error, True
+        ran = time.time()
+        return _dumped(cloudpickle, value, failed, read - begun, ran)
+
+    return run
+
+
+def _called(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    result = function(*args, **kwargs)
+    if not asyncio.iscoroutine(result):
+        return result
+    if _STATE["loop"] is None:
+        _STATE["loop"] = asyncio.new_event_loop()
+    return _STATE["loop"].run_until_complete(result)
+
+
+def _dumped(cloudpickle: Any, value: Any, failed: bool, read_s: float, ran: float) -> tuple[Any, ...]:
+    text = "".join(traceback.format_exception(value)) if failed else ""
+    try:
+        payload = cloudpickle.dumps((value, text))
+        if failed:
+            pickle.loads(payload)  # exceptions with required arguments pickle, and then don't unpickle
+    except Exception as error:
+        if not failed:
+            return _outcome(b"", unpicklable=_words(error))
+        payload = cloudpickle.dumps((RuntimeError(_words(value)), text))
+    return _outcome(payload, failed=failed, read_s=read_s, write_s=time.time() - ran)
+
+
+def _run_all(
+    run: Any, items: list[tuple[int, bytes]], limit_s: float | None, begun: float
+) -> tuple[list[tuple[Any, ...]], int | None]:
+    """Outcomes of items in order, with instants in seconds since ``begun``, and the item that overran, if one did."""
+    outcomes: list[tuple[Any, ...]] = []
+    for item, payload in items:
+        started = time.time() - begun
+        try:
+            with _limited(limit_s):
+                out = run(item, payload)
+        except Overrun:
+            return outcomes, item
+        if not isinstance(out, tuple):
+            out = _outcome(out.payload, out.failed, out.unpicklable, out.read_s, out.write_s)
+        outcomes.append((item, *out, started, time.time() - begun))
+    return outcomes, None
+
+
+class _limited:
+    """Raises ``Overrun`` in the main thread once its time is over; where it isn't entered by that, nothing happens."""
+
+    def __init__(self, limit_s: float | None) -> None:
+        self._limit_s = limit_s if limit_s and threading.current_thread() is threading.main_thread() else None
+
+    def __enter__(self) -> None:
+        if self._limit_s:
+            signal.signal(signal.SIGALRM, _overrun)
+            signal.setitimer(signal.ITIMER_REAL, self._limit_s)
+
+    def __exit__(self, *_: object) -> None:
+        if self._limit_s:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _overrun(*_: object) -> None:
+    raise Overrun
+
+
+def _outcome(
+    payload: bytes, failed: bool = False, unpicklable: str = "", read_s: float = 0.0, write_s: float = 0.0
+) -> tuple[Any, ...]:
+    return payload, failed, unpicklable, read_s, write_s
+
+
+# ---- S3 -------------------------------------------------------------------------------------------------------------
+
+
+def _fetched(place: dict[str, Any]) -> bytes:
+    if "b64" in place:
+        return base64.b64decode(place["b64"])
+    return bytes(_s3().get_object(Bucket=place["bucket"], Key=place["key"])["Body"].read())
+
+
+def _sent(event: dict[str, Any], result: bytes) -> dict[str, Any]:
+    """Where the result is: in the reply, or on S3."""
+    out = event.get("out")
+    inline = len(result) <= INLINE_RESULT
+    if out is None and not inline:
+        raise ValueError(f"a result of {len(result)} bytes does not fit into a reply of {INLINE_RESULT}")
+    place: dict[str, Any] = {"b64": base64.b64encode(result).decode()}
+    if out is not None and (event.get("once") or not inline):
+        _put(out, "result", result)
+        if not inline:
+            place = {"bucket": out["bucket"], "key": f"{out['key']}/result", "size": len(result)}
+    return place
+
+
+def _claimed(event: dict[str, Any], context: Any) -> dict[str, Any] | None:
+    """The reply to an event that another run has claimed; ``None`` where this run is the one to do the work."""
+    out = event["out"]
+    if _put(out, "claim", json.dumps({"sandbox": SANDBOX, "at": time.time()}).encode()):
+        return None
+    wait_s = 0.05
+    while context.get_remaining_time_in_millis() > SPARE_MS + 1000 * wait_s:
+        result = _found(out, "result")
+        if result is not None:
+            if len(result) <= INLINE_RESULT:
+                return {"ok": True, "again": True, "result": {"b64": base64.b64encode(result).decode()}}
+            place = {"bucket": out["bucket"], "key": f"{out['key']}/result", "size": len(result)}
+            return {"ok": True, "again": True, "result": place}
+        time.sleep(wait_s)
+        wait_s = min(2 * wait_s, 2.0)
+    return {"ok": False, "error": {"kind": "claimed", "message": "an earlier run claimed this work and left no result"}}
+
+
+def _put(out: dict[str, Any], name: str, body: bytes) -> bool:
+    """Write an object that isn't there yet; whether it was this call that wrote it."""
+    from botocore.exceptions import ClientError
+
+    encryption = out.get("encryption") or {}
+    try:
+        _s3().put_object(Bucket=out["bucket"], Key=f"{out['key']}/{name}", Body=body, IfNoneMatch="*", **encryption)
+    except ClientError as error:
+        if error.response["ResponseMetadata"].get("HTTPStatusCode") in (409, 412):
+            return False
+        raise
+    return True
+
+
+def _found(out: dict[str, Any], name: str) -> bytes | None:
+    from botocore.exceptions import ClientError
+
+    try:
+        return bytes(_s3().get_object(Bucket=out["bucket"], Key=f"{out['key']}/{name}")["Body"].read())
+    except ClientError as error:
+        if error.response["ResponseMetadata"].get("HTTPStatusCode") == 404:
+            return None
+        raise
+
+
+def _s3() -> Any:
+    if _STATE["s3"] is None:
+        import boto3
+        from botocore.config import Config
+
+        config = Config(connect_timeout=5, read_timeout=60, retries={"total_max_attempts": 6, "mode": "standard"})
+        _STATE["s3"] = boto3.client("s3", config=config)
+    return _STATE["s3"]
+
+
+# ---- words and numbers ----------------------------------------------------------------------------------------------
+
+
+def _failure(kind: str, error: Exception) -> dict[str, Any]:
+    return {"ok": False, "error": {"kind": kind, "message": _words(error), "traceback": traceback.format_exc()[-4000:]}}
+
+
+def _words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def peak_mb() -> float:
+    """High-water mark of this process's resident memory; ``ru_maxrss`` would be that of its parent, too."""
+    try:
+        with open("/proc/self/status") as status:
+            line = next(line for line in status if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if os.uname().sysname == "Linux" else 2**20)
+
+
+# ---- outside Lambda -------------------------------------------------------------------------------------------------
+
+
+class _Job:
+    """What a job on AWS Batch is to the handler: it has all the time that Batch gives it."""
+
+    def __init__(self) -> None:
+        self.aws_request_id = os.environ.get("AWS_BATCH_JOB_ID", "")
+        self.memory_limit_in_mb = 0
+
+    def get_remaining_time_in_millis(self) -> int:
+        return 3_600_000
+
+
+def main(arguments: list[str]) -> int:
+    """Run the event that lies at ``s3://bucket/key``, and leave the reply beside it."""
+    if len(arguments) != 1 or not arguments[0].startswith("s3://"):
+        print("usage: python -m prefect_slo.worker s3://bucket/key", file=sys.stderr)
+        return 2
+    bucket, _, key = arguments[0].removeprefix("s3://").partition("/")
+    event = json.loads(_fetched({"bucket": bucket, "key": key}))
+    reply = json.dumps(handler(event, _Job())).encode()
+    out = event["out"]
+    _s3().put_object(Bucket=out["bucket"], Key=f"{out['key']}/reply", Body=reply, **(out.get("encryption") or {}))
+    return 0

@@ -1,0 +1,308 @@
+"""Pools on AWS, for ``SLOTaskRunner(pools=[...])`` and ``@slo(pools=[...])``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from prefect.context import FlowRunContext
+
+from prefect_slo.aws import limits
+from prefect_slo.aws.batch import BatchInvoker, BatchJobs
+from prefect_slo.aws.clients import GRACE_S
+from prefect_slo.aws.clients import client as aws_client
+from prefect_slo.aws.delegating import Delegating
+from prefect_slo.aws.exchange import Exchange
+from prefect_slo.aws.functions import Architecture, FunctionStatus, WorkerFunctions, policy
+from prefect_slo.aws.invoke import Invoker
+from prefect_slo.aws.report import bill
+from prefect_slo.aws.s3 import S3Prefix
+from prefect_slo.aws.spending import Caller, CappedCaller, SpendLimit
+from prefect_slo.control.delegation import By, Limits, Needs, Terms
+from prefect_slo.errors import InvalidValue
+from prefect_slo.pricing import price_list
+from prefect_slo.resources import Capacity, Pool, Size
+from prefect_slo.runner.backends.aws_lambda import LambdaBackend
+from prefect_slo.runner.ids import uuid7
+from prefect_slo.units import items, positive, whole
+
+PRICES = {"x86_64": "aws-lambda-x86", "arm64": "aws-lambda-arm"}
+HARDWARE = {"x86_64": "lambda", "arm64": "lambda-arm"}
+KEPT_DAYS = 1
+"""What runs have left under the prefix is deleted by S3 after a day, should the run itself not have done it."""
+
+
+@dataclass(frozen=True)
+class LambdaPool:
+    """Workers on AWS Lambda: a generic worker function for each memory size, deployed by ``prefect-slo aws deploy``.
+
+    Args:
+        memory_mb: Memory sizes, in MB; a vCPU comes with every 1,769 MB.
+        workers: Worker counts for menus; by default powers of four up to ``concurrency``.
+        concurrency: Invocations that a flow run may have under way at once. Above what the account, or a reservation,
+            allows they are throttled.
+        bucket: ``s3://bucket/prefix``, an ``S3Prefix``, or a block (``S3PrefixBlock``, or ``S3Bucket`` of prefect-aws)
+            for what is too large for a request; without one, arguments and results must fit into 6 MB.
+        once: Claim every invocation on S3 before it runs, so that one whose reply was lost never runs twice. Takes a
+            bucket, and two writes for every invocation.
+        role: ARN of the functions' role; needed to deploy.
+        timeout_s: Limit of one invocation, in seconds, at most 900.
+        architecture: ``x86_64`` or ``arm64``.
+        layers: ARNs of layers that bring the packages that tasks import.
+        image: URI of a container image that brings them instead.
+        storage_mb: Temporary disk of the functions.
+        environment: Variables of the functions.
+        reserved: Concurrency set aside for each function.
+        patience_s: How long one invocation may be throttled in all.
+        prices: Price list; by default that of the architecture.
+        prefix: Names of functions begin with it.
+        region: As boto3 finds it by default.
+        endpoint: Address of something that stands for AWS.
+        name: What tasks, menus and plans call the pool.
+        batch: Jobs on AWS Batch for what a function could not finish (its timeout, its memory, throttling without end).
+            Once enough of a task has been seen, Batch is taken at once where that is expected to be better.
+        by: What that is judged by: ``latency`` or ``cost``.
+        max_spend_usd: What one flow run may spend on this pool; what would go beyond it is not started, and fails with
+            ``SpendLimitReached``.
+        needs: What the tasks of this pool need, where that is known: what no function has goes to Batch at once.
+
+    Raises:
+        InvalidValue: A setting that Lambda does not have.
+    """
+
+    memory_mb: tuple[int, ...] = (512, 1024, 1769, 3538)
+    workers: tuple[int, ...] = ()
+    concurrency: int = 64
+    bucket: Any = None
+    once: bool = False
+    role: str | None = None
+    timeout_s: int = 900
+    architecture: Architecture = "x86_64"
+    layers: tuple[str, ...] = ()
+    image: str | None = None
+    storage_mb: int = 512
+    environment: dict[str, str] = field(default_factory=dict)
+    reserved: int | None = None
+    patience_s: float = 300.0
+    prices: str | None = None
+    prefix: str = "prefect-slo"
+    region: str | None = None
+    endpoint: str | None = None
+    name: str = "lambda"
+    batch: BatchJobs | None = None
+    by: By = "latency"
+    max_spend_usd: float | None = None
+    needs: Needs = field(default_factory=Needs)
+
+    def __post_init__(self) -> None:
+        sizes = tuple(sorted({limits.memory_mb(value) for value in items(self.memory_mb, "lambda.memory_mb")}))
+        if not sizes:
+            raise InvalidValue("lambda.memory_mb", self.memory_mb, "at least one memory size")
+        object.__setattr__(self, "memory_mb", sizes)
+        whole(self.concurrency, "lambda.concurrency")
+        counts = tuple(self.workers) or tuple(4**k for k in range(10) if 4**k < self.concurrency)
+        object.__setattr__(self, "workers", tuple(sorted({*counts, *(() if self.workers else (self.concurrency,))})))
+        if max(self.workers) > self.concurrency:
+            raise InvalidValue("lambda.workers", self.workers, f"at most the concurrency of {self.concurrency}")
+        if self.reserved is not None and self.reserved < self.concurrency:
+            raise InvalidValue("lambda.concurrency", self.concurrency, f"at most the {self.reserved} that are reserved")
+        positive(self.patience_s, "lambda.patience_s")
+        if self.max_spend_usd is not None:
+            positive(self.max_spend_usd, "lambda.max_spend_usd")
+        if self.bucket is not None:
+            where = {"region": self.region, "endpoint": self.endpoint} if isinstance(self.bucket, str) else {}
+            object.__setattr__(self, "bucket", S3Prefix.of(self.bucket, **where))
+        for option in ("once", "batch"):
+            if getattr(self, option) and self.bucket is None:
+                raise InvalidValue(f"lambda.{option}", getattr(self, option), "none, or a bucket besides")
+        self.functions  # noqa: B018 (checks its own settings)
+        price_list(self._prices)
+
+    @property
+    def pool(self) -> Pool:
+        """Its sizes, worker counts and prices."""
+        hardware = HARDWARE[self.architecture]
+        sizes = tuple(Size(limits.vcpus(memory), memory, hardware=hardware) for memory in self.memory_mb)
+        return Pool(self.name, sizes, self._prices, self.workers)
+
+    @property
+    def capacity(self) -> Capacity:
+        """Its concurrency."""
+        return Capacity(workers=self.concurrency)
+
+    def backend(self, client: Any) -> LambdaBackend:
+        """A backend for one flow run."""
+        return LambdaBackend(
+            self.exchange(),
+            self.functions.name,
+            concurrency=self.concurrency,
+            memory_mb=max(self.memory_mb),
+            run_key=_run_key(),
+        )
+
+    def exchange(self) -> Exchange | Delegating:
+        """Sends work to the functions, and to Batch what they can't do."""
+        lambdas = aws_client(
+            "lambda",
+            region=self.region,
+            endpoint=self.endpoint,
+            read_s=self.timeout_s + GRACE_S,
+            connections=self.concurrency,
+        )
+        prices, capped = price_list(self._prices), self._capped()
+        longest_ms = 1000 * (self.timeout_s + limits.INIT_S)
+        functions = Exchange(
+            capped(
+                Invoker(lambdas, prices, self.patience_s),
+                lambda name: bill(prices, int(name.rpartition("-")[2]), longest_ms),
+            ),
+            self._store,
+            self.once,
+        )
+        if self.batch is None:
+            return functions
+        assert self._store is not None
+        rate = prices.rate(0.0, float(min(self.memory_mb)))
+        longest_usd = Decimal(repr(self.batch.usd_s)) * self.batch.timeout_s * self.batch.attempts
+        jobs = capped(BatchInvoker(self.batch, self._store), lambda name: longest_usd)
+        return Delegating(
+            functions,
+            Exchange(jobs, self._store, self.once),
+            "lambda-batch",
+            self.needs,
+            Limits(float(max(self.memory_mb)), float(self.storage_mb), float(self.timeout_s)),
+            Terms(float(self.timeout_s), self.batch.launch_s, rate, self.batch.usd_s),
+            self.by,
+        )
+
+    def _capped(self) -> Callable[[Caller, Callable[[str], Decimal]], Caller]:
+        """Puts callers under one cap, where there is one; takes what a call of a function can cost at most."""
+        if self.max_spend_usd is None:
+            return lambda caller, worst_usd: caller
+        limit = SpendLimit(Decimal(repr(self.max_spend_usd)))
+        return lambda caller, worst_usd: CappedCaller(caller, limit, worst_usd)
+
+    @property
+    def functions(self) -> WorkerFunctions:
+        """How its functions are deployed."""
+        return WorkerFunctions(
+            prefix=self.prefix,
+            role=self.role,
+            timeout_s=self.timeout_s,
+            architecture=self.architecture,
+            layers=self.layers,
+            image=self.image,
+            storage_mb=self.storage_mb,
+            environment=self.environment,
+            reserved=self.reserved,
+            region=self.region,
+            endpoint=self.endpoint,
+        )
+
+    def deploy(self) -> list[str]:
+        """Create the functions that there aren't, and have S3 delete what runs leave; returns the functions' names."""
+        names = self.functions.deploy(self.memory_mb)
+        if self.batch is not None:
+            names.append(self.batch.deploy())
+        if self._store is not None:
+            self._store.expire(KEPT_DAYS)
+        return names
+
+    def status(self) -> list[FunctionStatus]:
+        """The functions as the account has them."""
+        return self.functions.status(self.memory_mb)
+
+    def destroy(self, *, only_old: bool = False) -> list[str]:
+        """Delete the functions, or those of earlier versions, and what is stored; returns the functions' names."""
+        gone = self.functions.destroy(only_old=only_old, memory_mb=self.memory_mb)
+        if self.batch is not None and not only_old:
+            gone += self.batch.destroy()
+        if self._store is not None and not only_old:
+            self._store.delete()
+        return gone
+
+    def policy(self) -> dict[str, Any]:
+        """The least that callers, functions and deployers may do, as IAM policy documents."""
+        return policy(self.functions, self._store)
+
+    @property
+    def _store(self) -> S3Prefix | None:
+        store: S3Prefix | None = self.bucket
+        return store
+
+    @property
+    def _prices(self) -> str:
+        return self.prices or PRICES[self.architecture]
+
+
+@dataclass(frozen=True)
+class BatchPool:
+    """Workers on AWS Batch alone: every bundle is a job. For what takes minutes, a GPU, or more than a function has.
+
+    Args:
+        jobs: How jobs are run.
+        bucket: ``s3://bucket/prefix``, an ``S3Prefix`` or a block: events, arguments and results lie there.
+        workers: Worker counts for menus; by default powers of four up to ``concurrency``.
+        concurrency: Jobs that a flow run may have under way at once.
+        hardware: Name that its measurements are kept under, e.g. ``l4``: the price list may have a price of its own.
+        name: What tasks, menus and plans call the pool.
+
+    Raises:
+        InvalidValue: A setting that can't be.
+    """
+
+    jobs: BatchJobs
+    bucket: Any
+    workers: tuple[int, ...] = ()
+    concurrency: int = 64
+    hardware: str = "batch"
+    name: str = "batch"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bucket", S3Prefix.of(self.bucket))
+        whole(self.concurrency, "batch.concurrency")
+        counts = tuple(self.workers) or (*(4**k for k in range(10) if 4**k < self.concurrency), self.concurrency)
+        object.__setattr__(self, "workers", counts)
+        self.pool  # noqa: B018 (checks sizes and counts)
+
+    @property
+    def pool(self) -> Pool:
+        """Its size, worker counts and prices."""
+        jobs = self.jobs
+        size = Size(jobs.vcpus, jobs.memory_mb, float(jobs.gpu), self.hardware)
+        return Pool(self.name, (size,), jobs.prices, self.workers)
+
+    @property
+    def capacity(self) -> Capacity:
+        """Its concurrency."""
+        return Capacity(workers=self.concurrency)
+
+    def backend(self, client: Any) -> LambdaBackend:
+        """A backend for one flow run."""
+        definition = self.jobs.definition
+        return LambdaBackend(
+            Exchange(BatchInvoker(self.jobs, self.bucket), self.bucket),
+            lambda memory_mb: definition,
+            concurrency=self.concurrency,
+            memory_mb=self.jobs.memory_mb,
+            run_key=_run_key(),
+        )
+
+    def deploy(self) -> list[str]:
+        """Register the job definition unless it is there, and have S3 delete what runs leave."""
+        names = [self.jobs.deploy()]
+        self.bucket.expire(KEPT_DAYS)
+        return names
+
+    def destroy(self) -> list[str]:
+        """Deregister job definitions, and delete what is stored."""
+        gone = self.jobs.destroy()
+        self.bucket.delete()
+        return gone
+
+
+def _run_key() -> str:
+    context = FlowRunContext.get()
+    return str(context.flow_run.id) if context is not None and context.flow_run is not None else str(uuid7())

@@ -1,0 +1,388 @@
+"""AWS Lambda and Batch: a lease is a slot with a thread of its own here, each of its bundles an invocation there.
+
+Prefect stays here (``Capabilities.hosted``): what is invoked is a generic worker function of the lease's memory size,
+which gets the task's function and arguments. Lambda starts environments with the work and keeps them warm by itself, so
+a lease opens at once; a cold start shows in the report of the bundle that met it.
+"""
+
+from __future__ import annotations
+
+import pickle
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from itertools import count
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any
+
+from prefect_slo.aws.delegating import Delegating
+from prefect_slo.aws.exchange import Exchange, Kind, Returned, TooLarge
+from prefect_slo.aws.invoke import Failed
+from prefect_slo.control.events import LossReason
+from prefect_slo.resources import Size
+from prefect_slo.runner.backends.protocol import (
+    Bundle,
+    Capabilities,
+    Carried,
+    Chatter,
+    Finished,
+    HostedProgram,
+    ItemReport,
+    Lost,
+    NotSent,
+    Opened,
+    Outcome,
+    Overran,
+    Progress,
+    Sink,
+    WorkerGone,
+)
+
+REASONS: dict[str, LossReason] = {"memory": "memory", "timeout": "timeout", "start": "start", "throttled": "start"}
+"""Losses that the scheduler knows by these names; every other is a worker that died."""
+
+
+class LambdaBackend:
+    """Runs bundles on worker functions; one backend per flow run.
+
+    Args:
+        exchange: Sends work there.
+        name_of: The worker function of a memory size.
+        concurrency: Invocations at once; later leases wait.
+        memory_mb: The largest size.
+        run_key: Names the run in keys of what is stored.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange | Delegating,
+        name_of: Callable[[int], str],
+        *,
+        concurrency: int,
+        memory_mb: int,
+        run_key: str,
+    ) -> None:
+        self._exchange, self._name_of, self._run_key = exchange, name_of, run_key
+        self._concurrency, self._memory_mb = concurrency, memory_mb
+        self._lock = threading.Lock()
+        self._leases: dict[int, _Slot] = {}
+        self._idle: list[_Slot] = []
+        self._waiting: list[tuple[int, Size, Sink, float]] = []
+        self._closed = False
+
+    def capabilities(self) -> Capabilities:
+        """What worker functions can promise."""
+        return Capabilities(
+            isolated=True,
+            hard_timeouts=True,
+            memory_limits=True,
+            vcpu_limits=True,
+            vcpus=float("inf"),
+            memory_mb=float(self._memory_mb),
+            hardware=("lambda",),
+            hosted=True,
+            streams=False,
+            metered=True,
+        )
+
+    def open(self, lease: int, size: Size, sink: Sink) -> None:
+        """Ask for a slot; it is there at once, unless ``concurrency`` invocations are held already."""
+        with self._lock:
+            if self._closed:
+                sink(Lost(lease, "start", "the Lambda backend is shut down"))
+                return
+            self._waiting.append((lease, size, sink, time.monotonic()))
+        self._admit()
+
+    def submit(self, lease: int, bundle: Bundle) -> None:
+        """Hand a bundle to an opened, idle lease."""
+        with self._lock:
+            slot = self._leases.get(lease)
+        if slot is not None:
+            slot.inbox.put(bundle)
+
+    def cancel(self, lease: int) -> None:
+        """Want no more of what a lease runs. Lambda ends no invocation: it is billed to its end, unheard."""
+        with self._lock:
+            slot = self._leases.pop(lease, None)
+            self._waiting = [asked for asked in self._waiting if asked[0] != lease]
+        if slot is not None:
+            slot.abandon()
+        self._admit()
+
+    def close(self, lease: int) -> None:
+        """Give an idle lease back; its thread serves the next one."""
+        with self._lock:
+            slot = self._leases.pop(lease, None)
+            if slot is not None:
+                self._idle.append(slot)
+            self._waiting = [asked for asked in self._waiting if asked[0] != lease]
+        self._admit()
+
+    def shutdown(self) -> None:
+        """Let go of every lease; what is stored for this run is deleted."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            slots = [*self._idle, *self._leases.values()]
+            self._idle, self._leases, self._waiting = [], {}, []
+        for slot in slots:
+            slot.end()
+        for slot in slots:
+            slot.clean_up()
+
+    def _admit(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting or len(self._leases) >= self._concurrency or self._closed:
+                    return
+                lease, size, sink, asked = self._waiting.pop(0)
+                slot = self._idle.pop() if self._idle else None
+                cold = slot is None
+                slot = slot or _Slot(self._exchange, self._run_key)
+                slot.serve(lease, self._name_of(size.memory_mb), size, sink)
+                self._leases[lease] = slot
+                wait_s = time.monotonic() - asked
+            sink(Opened(lease, cold=cold, start_s=0.0, wait_s=wait_s, pid=0))
+
+
+@dataclass
+class _Totals:
+    """What the invocations of one bundle took together."""
+
+    init_s: float = 0.0
+    open_s: float = 0.0
+    cpu_s: float = 0.0
+    peak_mb: float = 0.0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    billed_usd: Decimal = field(default_factory=Decimal)
+
+    def add(self, returned: Returned) -> None:
+        told, report = returned.telemetry, returned.answer.report
+        init_s = report.init_ms / 1000 if report is not None else 0.0
+        self.init_s += init_s
+        self.open_s += init_s + returned.answer.waited_s + told.get("load_s", 0.0)
+        self.cpu_s += told.get("cpu_s", 0.0)
+        self.peak_mb = max(self.peak_mb, told.get("peak_mb", 0.0), float(report.used_mb) if report is not None else 0.0)
+        self.bytes_in += told.get("bytes_in", 0)
+        self.bytes_out += told.get("bytes_out", 0)
+        self.billed_usd += returned.answer.billed
+
+
+class _Slot:
+    """One thread that makes a lease's invocations, one after another."""
+
+    _names = count(1)
+
+    def __init__(self, exchange: Exchange | Delegating, run_key: str) -> None:
+        self._exchange, self._run_key = exchange, run_key
+        self.inbox: SimpleQueue[Bundle | None] = SimpleQueue()
+        self._lease, self._function, self._size = 0, "", Size(1, 128)
+        self._sink: Sink = _unheard
+        self._cancelled = threading.Event()
+        self._bundle: Bundle | None = None
+        self._untouched: tuple[int, ...] = ()
+        self._stored: list[tuple[str, ...]] = []
+        self._thread = Thread(target=self._run, name=f"prefect-slo-lambda-{next(self._names)}", daemon=True)
+        self._thread.start()
+
+    def serve(self, lease: int, function: str, size: Size, sink: Sink) -> None:
+        self._lease, self._function, self._size, self._sink = lease, function, size, sink
+
+    def abandon(self) -> None:
+        """Report the lease as lost, and hear nothing more of it."""
+        sink, self._sink = self._sink, _unheard
+        self._cancelled.set()
+        self.inbox.put(None)
+        bundle = self._bundle
+        ids = [item for item, _ in bundle.items] if bundle is not None else []
+        running = next((item for item in ids if item not in self._untouched), None)
+        name = bundle.id if bundle is not None else None
+        sink(Lost(self._lease, "cancelled", "cancelled", running, self._untouched, bundle=name))
+
+    def end(self) -> None:
+        self._sink = _unheard
+        self._cancelled.set()
+        self.inbox.put(None)
+
+    def clean_up(self) -> None:
+        """Delete what its invocations have left on S3, but for those that are still under way."""
+        if self._exchange.store is None or self._bundle is not None:
+            return
+        for key in self._stored:
+            self._exchange.store.delete(*key)
+        self._stored = []
+
+    def _run(self) -> None:
+        while (bundle := self.inbox.get()) is not None:
+            self._bundle, self._untouched = bundle, tuple(item for item, _ in bundle.items)
+            totals = _Totals()
+            received = time.monotonic()
+            try:
+                if isinstance(bundle.program, HostedProgram):
+                    self._host(bundle, bundle.program, totals)
+                else:
+                    self._ship(bundle, totals)
+            except _Gone as gone:
+                self._bundle = None
+                self._sink(gone.lost(self._lease, bundle, totals.billed_usd, self._size))
+                continue
+            except BaseException as error:  # a defect: without a report the flow would wait for ever
+                self._bundle = None
+                detail = f"{type(error).__name__}: {error}"
+                self._sink(
+                    _Gone(Failed("died", detail), self._untouched).lost(
+                        self._lease, bundle, totals.billed_usd, self._size
+                    )
+                )
+                continue
+            self._bundle = None
+            self._sink(
+                Finished(
+                    self._lease,
+                    bundle.id,
+                    received,
+                    time.monotonic(),
+                    totals.open_s,
+                    totals.cpu_s,
+                    totals.peak_mb,
+                    totals.bytes_in,
+                    totals.bytes_out,
+                    totals.init_s,
+                    totals.billed_usd,
+                )
+            )
+
+    def _host(self, bundle: Bundle, program: HostedProgram, totals: _Totals) -> None:
+        """The engine's calls, each an invocation; or all of the bundle's in one, without it."""
+        numbers = count(1)
+
+        def carry(
+            function: bytes, arguments: Sequence[tuple[int, bytes]], *, limit_s: float | None = None
+        ) -> list[Carried]:
+            sent = {item for item, _ in arguments}
+            self._untouched = tuple(item for item in self._untouched if item not in sent)
+            try:
+                returned = self._invoke(bundle, "function", function, arguments, next(numbers), limit_s, totals)
+            except TooLarge as error:
+                raise NotSent(str(error)) from None
+            if returned.overran is not None:
+                raise Overran(f"it ran longer than {limit_s:g} s")
+            return [_carried(outcome, started, ended) for outcome, started, ended in _timed(returned)]
+
+        def report(done: ItemReport) -> None:
+            self._untouched = tuple(item for item in self._untouched if item != done.item)
+            self._sink(Progress(self._lease, bundle.id, (done,)))
+
+        program.host(bundle.items, carry, report)
+
+    def _ship(self, bundle: Bundle, totals: _Totals) -> None:
+        """A pickled program and its items, in one invocation."""
+        self._untouched = ()
+        try:
+            returned = self._invoke(bundle, "program", bundle.program, bundle.items, 1, bundle.timeout_s, totals)
+        except TooLarge as error:
+            stuck = tuple(ItemReport(i, Outcome(b"", True, str(error)), 0.0, 0.0) for i, _ in bundle.items)
+            self._sink(Progress(self._lease, bundle.id, stuck))
+            return
+        for payload in returned.chatter:
+            self._sink(Chatter(self._lease, payload))
+        done = tuple(
+            ItemReport(
+                one.item, Outcome(one.payload, one.failed, one.unpicklable, one.read_s, one.write_s), started, ended
+            )
+            for one, started, ended in _timed(returned)
+        )
+        if done:
+            self._sink(Progress(self._lease, bundle.id, done))
+        if returned.overran is not None:
+            ids = [item for item, _ in bundle.items]
+            after = tuple(ids[ids.index(returned.overran) + 1 :])
+            raise _Gone(Failed("timeout", f"an item ran longer than {bundle.timeout_s:g} s"), after, returned.overran)
+
+    def _invoke(
+        self,
+        bundle: Bundle,
+        kind: Kind,
+        code: bytes,
+        items: Sequence[tuple[int, bytes]],
+        number: int,
+        limit_s: float | None,
+        totals: _Totals,
+    ) -> Returned:
+        key = ("runs", self._run_key, str(bundle.id), str(number))
+        if self._exchange.store is not None:
+            self._stored.append(key)
+        try:
+            returned = self._exchange.run(
+                self._function, kind, code, items, key=key, limit_s=limit_s, cancelled=self._cancelled
+            )
+        except Failed as failed:
+            totals.billed_usd += failed.billed
+            ids = tuple(item for item, _ in items)
+            if failed.why in ("start", "throttled"):
+                raise _Gone(failed, (*ids, *self._untouched)) from None
+            raise _Gone(failed, self._untouched, ids[0] if len(ids) == 1 else None) from None
+        totals.add(returned)
+        return returned
+
+
+class _Gone(WorkerGone):
+    """A bundle whose worker is lost; passes whatever lies between."""
+
+    def __init__(self, failed: Failed, untouched: tuple[int, ...], running: int | None = None) -> None:
+        self.failed, self.untouched, self.running = failed, untouched, running
+        super().__init__(str(failed))
+
+    def lost(self, lease: int, bundle: Bundle, billed_usd: Decimal, size: Size) -> Lost:
+        """The report of it."""
+        failed = self.failed
+        return Lost(
+            lease,
+            REASONS.get(failed.why, "died"),
+            failed.detail,
+            self.running,
+            self.untouched,
+            failed.used_mb,
+            failed.memory_mb or float(size.memory_mb),
+            bundle.id,
+            billed_usd,
+        )
+
+
+def _timed(returned: Returned) -> list[tuple[Any, float, float]]:
+    """Items with the instants of their start and end on this machine's clock.
+
+    The worker's clock is another: it is laid so that the way there took as long as the way back, after any cold start.
+    """
+    answer, took = returned.answer, float(returned.telemetry.get("handler_s", 0.0))
+    init_s = answer.report.init_ms / 1000 if answer.report is not None else 0.0
+    ways_s = max(answer.received - answer.sent - took - init_s, 0.0)
+    begun = answer.received - took - ways_s / 2
+    return [
+        (one, min(begun + one.started, answer.received), min(begun + one.ended, answer.received))
+        for one in returned.items
+    ]
+
+
+def _carried(one: Any, started: float, ended: float) -> Carried:
+    value: Any = None
+    unpicklable = one.unpicklable
+    if not unpicklable:
+        try:
+            value, words = pickle.loads(one.payload)
+        except Exception as error:
+            unpicklable = f"{type(error).__name__}: {error}"
+        else:
+            if one.failed:
+                value.add_note(f"On the worker:\n{words}")
+    return Carried(value, one.failed, unpicklable, one.read_s, one.write_s, started, ended)
+
+
+def _unheard(_: Any) -> None:
+    """The sink of a slot that nobody listens to any more."""

@@ -1,0 +1,79 @@
+"""Pools beyond the two of this machine: what one is, and how a flow's are looked up by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import cloudpickle
+
+from prefect_slo.errors import InvalidValue, UnknownPool
+from prefect_slo.resources import Capacity, Pool
+from prefect_slo.runner.backends.protocol import Backend
+
+PROCESS, THREAD = "process", "thread"
+LOCAL = {"default": PROCESS, PROCESS: PROCESS, THREAD: THREAD}
+"""The pools that are always there; ``default`` is what a menu has that names none."""
+
+
+@runtime_checkable
+class PoolDefinition(Protocol):
+    """A place where workers run. Must be picklable: it travels with the flow, and is opened once per flow run.
+
+    Its ``pool`` names it and says which sizes and worker counts it offers, and at which prices. ``hardware`` of its
+    sizes keeps what is measured there apart from what is measured elsewhere. Give definitions to
+    ``SLOTaskRunner(pools=[...])`` or ``@slo(pools=[...])``; tasks, menus and plans then name them.
+    """
+
+    @property
+    def pool(self) -> Pool:
+        """Its name, sizes, worker counts and prices, for menus."""
+        ...
+
+    @property
+    def capacity(self) -> Capacity:
+        """What it holds at once, apart from this machine."""
+        ...
+
+    def backend(self, client: Any) -> Backend:
+        """A backend for one flow run; ``client`` is that run's API client, or ``None``. Shut down when the run ends."""
+        ...
+
+
+Pools = Mapping[str, PoolDefinition]
+
+
+def by_name(pools: Iterable[PoolDefinition]) -> dict[str, PoolDefinition]:
+    """Definitions by the name of their pool.
+
+    Raises:
+        InvalidValue: Something that is not a definition, offers no sizes, does not pickle, or has a name that is taken.
+    """
+    named: dict[str, PoolDefinition] = {}
+    for definition in pools:
+        if isinstance(definition, type) or not isinstance(definition, PoolDefinition):
+            raise InvalidValue("pools", definition, "pool definitions, such as LambdaPool(...)")
+        name = definition.pool.name
+        if name in LOCAL or name in named:
+            raise InvalidValue("pools", name, f"names that differ from each other and from {', '.join(LOCAL)}")
+        if not definition.pool.sizes:
+            raise InvalidValue(f"pools.{name}.sizes", (), "at least one size that the pool offers")
+        try:
+            cloudpickle.dumps(definition)
+        except Exception as error:
+            raise InvalidValue(f"pools.{name}", definition, f"a definition that pickles ({error})") from None
+        named[name] = definition
+    return named
+
+
+def resolved(name: str, pools: Pools, *, stage: str = "") -> str:
+    """The pool that a name means.
+
+    Raises:
+        UnknownPool: There is none of that name.
+    """
+    if name in pools:
+        return name
+    if name not in LOCAL:
+        raise UnknownPool(name, (*LOCAL, *pools), stage)
+    return LOCAL[name]

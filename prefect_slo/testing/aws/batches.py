@@ -1,0 +1,179 @@
+"""AWS Batch on this machine: moto keeps queues and definitions, and jobs really run, as processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from prefect_slo.testing.aws.guard import FAKE
+
+POLL_S = 0.02
+OUT_OF_MEMORY = "OutOfMemoryError: Container killed due to memory usage"
+TIMED_OUT = "Job attempt duration exceeded timeout"
+
+
+class LocalBatch:
+    """Runs the jobs that moto keeps; their commands' ``python`` is this one.
+
+    Args:
+        endpoint: Address of a server that stands for AWS, for the jobs' own calls.
+        gpus: GPUs that there are; jobs that ask for more than are free wait.
+        launch_s: Wait before every start.
+    """
+
+    def __init__(self, *, endpoint: str, gpus: int = 0, launch_s: float = 0.0) -> None:
+        self.endpoint, self.launch_s = endpoint, launch_s
+        self.ended: list[str] = []
+        self.visible: dict[str, str] = {}
+        self.most_gpus = 0
+        self._free = set(range(gpus))
+        self._total = gpus
+        self._room = threading.Condition()
+        self._original: Any = None
+        self.states: Counter[str] = Counter()
+
+    def __enter__(self) -> LocalBatch:
+        batch, kept = self, _moto_job()
+
+        def run(job: Any) -> None:
+            batch._run(job)
+
+        self._original, kept.run = kept.run, run
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _moto_job().run = self._original
+
+    def queue(self, name: str = "jobs") -> str:
+        """A job queue in the mocked account, with a compute environment of its own; returns its name."""
+        import boto3
+
+        iam, batch = boto3.client("iam"), boto3.client("batch")
+        role = iam.create_role(RoleName=f"{name}-service", AssumeRolePolicyDocument="{}")["Role"]["Arn"]
+        made = batch.create_compute_environment(
+            computeEnvironmentName=f"{name}-environment", type="UNMANAGED", state="ENABLED", serviceRole=role
+        )
+        environments = [{"order": 1, "computeEnvironment": made["computeEnvironmentArn"]}]
+        batch.create_job_queue(jobQueueName=name, state="ENABLED", priority=1, computeEnvironmentOrder=environments)
+        return name
+
+    # ---- a job ------------------------------------------------------------------------------------------------------
+
+    def _run(self, job: Any) -> None:
+        job.status = "RUNNABLE"
+        devices = self._take(job, int(float(job.job_definition._get_resource_requirement("gpu", 0) or 0)))
+        try:
+            if devices is not None:
+                self._attempts(job, devices)
+            else:
+                job._mark_stopped(success=False)
+        finally:
+            with self._room:
+                self._free |= set(devices or ())
+                self._room.notify_all()
+            self.states[job.status] += 1
+
+    def _take(self, job: Any, wanted: int) -> list[int] | None:
+        """GPUs for a job, once there are enough; ``None`` where there never will be, or it is cancelled."""
+        with self._room:
+            while len(self._free) < wanted:
+                if wanted > self._total or job.stop:
+                    job.job_stopped_reason = job.job_stopped_reason or "no machine of the queue has so many GPUs"
+                    return None
+                self._room.wait(POLL_S)
+            taken = sorted(self._free)[:wanted]
+            self._free -= set(taken)
+            self.most_gpus = max(self.most_gpus, self._total - len(self._free))
+            return taken
+
+    def _attempts(self, job: Any, devices: list[int]) -> None:
+        strategy = job.job_definition.retry_strategy or {}
+        for _ in range(int(strategy.get("attempts", 1) if isinstance(strategy, dict) else strategy)):
+            job.status = "STARTING"
+            time.sleep(self.launch_s)
+            job.job_started_at, job.log_stream_name = datetime.now(), job._stream_name
+            job._start_attempt()
+            job.status = "RUNNING"
+            code, reason, log = self._process(job, devices)
+            self._keep_log(job, log)
+            job.exit_code = code
+            job.latest_attempt["container"].update({"exitCode": code, **({"reason": reason} if reason else {})})
+            job.latest_attempt["stoppedAt"] = int(1000 * time.time())
+            if code == 0 and not job.stop:
+                job._mark_stopped(success=True)
+                return
+            job.job_stopped_reason = job.job_stopped_reason or reason or "Essential container in task exited"
+            if job.stop or reason == TIMED_OUT:
+                break
+        job._mark_stopped(success=False)
+
+    def _process(self, job: Any, devices: list[int]) -> tuple[int, str, str]:
+        command = job._add_parameters_to_command(list(job._get_container_property("command", [])))
+        command = [sys.executable if part == "python" else part for part in command]
+        own = {entry["name"]: entry["value"] for entry in job._get_container_property("environment", [])}
+        fake = {name: value for name, value in FAKE.items() if not name.endswith("_FILE")}
+        visible = ",".join(map(str, devices))
+        self.visible[job.job_id] = visible
+        environment = {
+            "PATH": os.environ.get("PATH", os.defpath),
+            **fake,
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "CUDA_VISIBLE_DEVICES": visible,
+            **own,
+        }
+        limit_mb = float(job._get_container_property("memory", 0) or 0)
+        limit_s = job._get_attempt_duration()
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            start_new_session=True, text=True,
+        )  # fmt: skip
+        written: list[str] = []
+        reader = threading.Thread(target=lambda: written.extend(process.stdout or ()), daemon=True)
+        reader.start()
+        begun, reason = time.monotonic(), ""
+        while process.poll() is None:
+            if limit_mb and _resident_mb(process.pid) > limit_mb:
+                reason = OUT_OF_MEMORY
+            elif limit_s and time.monotonic() - begun > limit_s:
+                reason = TIMED_OUT
+            elif not job.stop:
+                time.sleep(POLL_S)
+                continue
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        reader.join(timeout=5)
+        code = process.returncode
+        return (128 - code if code < 0 else code), reason, "".join(written)
+
+    def _keep_log(self, job: Any, log: str) -> None:
+        now = int(1000 * time.time())
+        lines = [{"timestamp": now, "message": line} for line in log.splitlines() if line.strip()]
+        logs = job._log_backend
+        logs.ensure_log_group(job._log_group)
+        logs.ensure_log_stream(job._log_group, job.log_stream_name)
+        if lines:
+            logs.put_log_events(job._log_group, job.log_stream_name, lines)
+
+
+def _resident_mb(pid: int) -> float:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0.0
+    found = next((line for line in status.splitlines() if line.startswith("VmRSS")), "x 0")
+    return int(found.split()[1]) / 1024
+
+
+def _moto_job() -> Any:
+    """moto's class of jobs."""
+    from moto.batch.models import Job
+
+    return Job

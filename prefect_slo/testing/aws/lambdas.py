@@ -1,0 +1,321 @@
+"""AWS Lambda on this machine: moto keeps the functions, and their handlers really run, in sandboxes.
+
+moto's ``LambdaFunction.invoke`` is where every invocation passes, whoever asks for it; it is replaced while a
+``LocalLambda`` is open. Cold and warm starts, memory, timeouts, concurrency and the REPORT line are as Lambda has them.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import math
+import shutil
+import tempfile
+import threading
+import time
+import uuid
+import zipfile
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from prefect_slo.testing.aws.guard import FAKE, REGION
+from prefect_slo.testing.aws.sandbox import RUNTIME_PACKAGES, Ended, Sandbox, Spec, package_folder
+
+Cpu = Literal["modelled", "off"]
+REQUEST_BYTES, REPLY_BYTES = 6_291_456, 6_291_556
+LOG_TAIL_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """One invocation that a ``LocalLambda`` has run.
+
+    Attributes:
+        function: Name of the function.
+        memory_mb: Its memory.
+        duration_ms: Time of the handler, as reported.
+        init_ms: Time of the start, where it met one.
+        billed_ms: What is billed.
+        used_mb: Most memory used.
+        error: Type of its error; empty for none.
+        log: Its log, with START, END and REPORT.
+    """
+
+    function: str
+    memory_mb: int
+    duration_ms: float
+    init_ms: float
+    billed_ms: int
+    used_mb: float
+    error: str
+    log: str
+
+
+class Throttled(Exception):
+    """An invocation that there is no room for."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"Rate Exceeded. ({reason})")
+
+
+class LocalLambda:
+    """Runs the functions that moto keeps.
+
+    Args:
+        concurrency: Invocations that the account may have at once; a function's reserved concurrency holds besides.
+        cpu: ``modelled``: an invocation takes as long as its CPU time would on the share of its memory size (1 vCPU per
+            1,769 MB; the difference is waited out and reported); ``off``: as long as it takes.
+        cold_start_s: Added to the start of every sandbox.
+        packages: Installed packages that sandboxes see beyond those of Lambda's own runtime, e.g. ``("numpy",)``;
+            ``None`` for everything that is installed here.
+        endpoint: Address of a server that stands for AWS, for the sandboxes' own calls.
+        sleep: Waits; a test may pass its own.
+    """
+
+    def __init__(
+        self,
+        *,
+        concurrency: int = 1000,
+        cpu: Cpu = "off",
+        cold_start_s: float = 0.0,
+        packages: tuple[str, ...] | None = (),
+        endpoint: str | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.concurrency, self.cpu, self.cold_start_s, self.endpoint = concurrency, cpu, cold_start_s, endpoint
+        self.invocations: list[Invocation] = []
+        self.throttled: Counter[str] = Counter()
+        self._packages, self._sleep = packages, sleep
+        self._folder = Path(tempfile.mkdtemp(prefix="prefect-slo-lambda-"))
+        self._lock = threading.Lock()
+        self._idle: defaultdict[Spec, list[Sandbox]] = defaultdict(list)
+        self._every: list[Sandbox] = []
+        self._busy: Counter[str] = Counter()
+        self._original: Any = None
+
+    # ---- life -------------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> LocalLambda:
+        lambdas, kept = self, _moto_function()
+
+        def invoke(function: Any, body: Any, request_headers: Any, response_headers: Any) -> Any:
+            return lambdas._invoked(function, body, request_headers, response_headers)
+
+        self._original, kept.invoke = kept.invoke, invoke
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _moto_function().invoke = self._original
+        self.reap()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def reap(self) -> None:
+        """End every sandbox: the next invocations are cold."""
+        with self._lock:
+            sandboxes, self._every = self._every, []
+            self._idle.clear()
+        for sandbox in sandboxes:
+            sandbox.kill()
+
+    @property
+    def sandboxes(self) -> int:
+        """How many there are."""
+        with self._lock:
+            return len(self._every)
+
+    def kill(self, function: str | None = None) -> int:
+        """Kill sandboxes where they stand, as an outage would; returns how many."""
+        with self._lock:
+            chosen = [sandbox for sandbox in self._every if function in (None, sandbox.spec.name)]
+        for sandbox in chosen:
+            sandbox.kill()
+        return len(chosen)
+
+    # ---- invocations ------------------------------------------------------------------------------------------------
+
+    def run(self, spec: Spec, body: bytes, *, reserved: int | None = None) -> tuple[Invocation, bytes]:
+        """Run one invocation; its reply beside what it took.
+
+        Raises:
+            Throttled: There is no room.
+        """
+        sandbox = self._admit(spec, reserved)
+        request = str(uuid.uuid4())
+        ended = Ended(b"", alive=False)
+        try:
+            ended = sandbox.invoke(request, body)
+            self._model(ended, spec)
+            if len(ended.payload) > REPLY_BYTES and not ended.error:
+                ended.error = "Function.ResponseSizeTooLarge"
+                words = f"Response payload size exceeded maximum allowed payload size ({REPLY_BYTES} bytes)."
+                ended.payload = json.dumps({"errorType": ended.error, "errorMessage": words}).encode()
+        finally:
+            self._release(spec, sandbox, ended.alive)
+        done = _reported(spec, request, ended)
+        with self._lock:
+            self.invocations.append(done)
+        return done, ended.payload
+
+    def _admit(self, spec: Spec, reserved: int | None) -> Sandbox:
+        with self._lock:
+            if reserved is not None and self._busy[spec.name] >= reserved:
+                raise self._refused("ReservedFunctionConcurrentInvocationLimitExceeded")
+            if sum(self._busy.values()) >= self.concurrency:
+                raise self._refused("ConcurrentInvocationLimitExceeded")
+            self._busy[spec.name] += 1
+            if self._idle[spec]:
+                return self._idle[spec].pop()
+        try:
+            if self.cold_start_s:
+                self._sleep(self.cold_start_s)
+            sandbox = Sandbox(spec, self._folder / uuid.uuid4().hex[:12], self._seen(), self._environment())
+        except BaseException:
+            with self._lock:
+                self._busy[spec.name] -= 1
+            raise
+        with self._lock:
+            self._every.append(sandbox)
+        return sandbox
+
+    def _refused(self, reason: str) -> Throttled:
+        self.throttled[reason] += 1
+        return Throttled(reason)
+
+    def _release(self, spec: Spec, sandbox: Sandbox, alive: bool) -> None:
+        with self._lock:
+            self._busy[spec.name] -= 1
+            if not alive:
+                self._every = [other for other in self._every if other is not sandbox]
+            elif sandbox in self._every:
+                self._idle[spec].append(sandbox)
+
+    def _model(self, ended: Ended, spec: Spec) -> None:
+        """Wait out what the invocation would have taken on its share of a vCPU."""
+        ended.init_ms += 1000 * self.cold_start_s if ended.init_ms else 0.0
+        if self.cpu == "off" or spec.share >= 1 or ended.error in ("Sandbox.Timedout", "Runtime.OutOfMemory"):
+            return
+        extra_s = ended.cpu_s * (1 / spec.share - 1)
+        self._sleep(extra_s)
+        ended.duration_ms += 1000 * extra_s
+
+    def _seen(self) -> list[str]:
+        if self._packages is None:
+            import sysconfig
+
+            return [str(Path(__file__).parents[3]), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+        return [package_folder(self._folder / "packages", (*RUNTIME_PACKAGES, *self._packages))]
+
+    def _environment(self) -> dict[str, str]:
+        own = {name: value for name, value in FAKE.items() if not name.endswith("_FILE")}
+        return {**own, **({"AWS_ENDPOINT_URL": self.endpoint} if self.endpoint else {})}
+
+    # ---- what moto asks ---------------------------------------------------------------------------------------------
+
+    def _invoked(self, function: Any, body: Any, request_headers: Any, response_headers: Any) -> Any:
+        raw = body if isinstance(body, bytes) else (body or "").encode()
+        headers = {str(name).lower(): value for name, value in dict(request_headers or {}).items()}
+        if headers.get("x-amz-invocation-type") == "DryRun":
+            return b""
+        if len(raw) > REQUEST_BYTES:
+            raise _refusal(413, "RequestEntityTooLargeException", f"{len(raw)} byte payload is too large")
+        spec, reserved = self._spec(function), function.reserved_concurrency
+        if headers.get("x-amz-invocation-type") == "Event":
+            threading.Thread(target=self._asynchronous, args=(spec, raw, reserved), daemon=True).start()
+            return b""
+        try:
+            done, payload = self.run(spec, raw, reserved=int(reserved) if reserved else None)
+        except Throttled as error:
+            raise _refusal(429, "TooManyRequestsException", str(error), Reason=error.reason) from None
+        if done.error:
+            response_headers["x-amz-function-error"] = "Unhandled"
+        response_headers["x-amz-executed-version"] = spec.version
+        response_headers["x-amz-log-result"] = base64.b64encode(done.log.encode()[-LOG_TAIL_BYTES:]).decode()
+        return payload
+
+    def _asynchronous(self, spec: Spec, raw: bytes, reserved: Any) -> None:
+        """An event: two more tries after an error, as Lambda makes them, without its minutes between."""
+        for _ in range(3):
+            try:
+                done, _ = self.run(spec, raw, reserved=int(reserved) if reserved else None)
+            except Throttled:
+                self._sleep(0.05)
+                continue
+            if not done.error:
+                return
+
+    def _spec(self, function: Any) -> Spec:
+        code = self._unpacked(function.code_bytes)
+        variables = function.environment_vars or {}
+        return Spec(
+            function.function_name,
+            function.function_arn,
+            str(function.version),
+            code,
+            function.handler,
+            int(function.memory_size),
+            float(function.timeout),
+            tuple(sorted((str(name), str(value)) for name, value in variables.items())),
+        )
+
+    def _unpacked(self, content: bytes) -> Path:
+        folder = self._folder / f"code-{hashlib.sha256(content).hexdigest()[:16]}"
+        with self._lock:
+            if not folder.exists():
+                fresh = folder.with_suffix(".new")
+                with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                    archive.extractall(fresh)
+                fresh.rename(folder)
+        return folder
+
+
+def _reported(spec: Spec, request: str, ended: Ended) -> Invocation:
+    """The invocation with its log; billed is the time of handler and start together, in whole milliseconds."""
+    billed = math.ceil(round(ended.duration_ms, 2) + round(ended.init_ms, 2))
+    report = (
+        f"REPORT RequestId: {request}\tDuration: {ended.duration_ms:.2f} ms\tBilled Duration: {billed} ms\t"
+        f"Memory Size: {spec.memory_mb} MB\tMax Memory Used: {math.ceil(ended.used_mb)} MB\t"
+    )
+    if ended.init_ms:
+        report += f"Init Duration: {ended.init_ms:.2f} ms\t"
+    if ended.error in ("Sandbox.Timedout", "Runtime.OutOfMemory"):
+        report += f"Status: {'timeout' if ended.error == 'Sandbox.Timedout' else 'error'}\t"
+    lines = f"START RequestId: {request} Version: {spec.version}\n{ended.log}"
+    log = f"{lines}{'' if lines.endswith(chr(10)) else chr(10)}END RequestId: {request}\n{report}\n"
+    return Invocation(
+        spec.name, spec.memory_mb, ended.duration_ms, ended.init_ms, billed, ended.used_mb, ended.error, log
+    )
+
+
+def _refusal(status: int, code: str, message: str, **fields: str) -> Exception:
+    """An error that moto turns into AWS's response."""
+    from moto.awslambda.exceptions import LambdaClientError
+
+    error: Any = LambdaClientError(code, message)
+    error.code = status
+    error.description = json.dumps({"__type": code, "Type": "User", "message": message, **fields})
+    return error  # type: ignore[no-any-return]
+
+
+def _moto_function() -> Any:
+    """moto's class of functions."""
+    from moto.awslambda.models import LambdaFunction
+
+    return LambdaFunction
+
+
+def role_arn() -> str:
+    """A role that functions may run under, made in the mocked account."""
+    import boto3
+
+    iam = boto3.client("iam", region_name=REGION)
+    try:
+        return str(iam.get_role(RoleName="prefect-slo-worker")["Role"]["Arn"])
+    except iam.exceptions.NoSuchEntityException:
+        made = iam.create_role(RoleName="prefect-slo-worker", AssumeRolePolicyDocument="{}", Path="/")
+        return str(made["Role"]["Arn"])

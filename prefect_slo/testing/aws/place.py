@@ -1,0 +1,76 @@
+"""An AWS account on this machine for as long as a test takes: fake credentials, S3, and functions that really run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from prefect_slo.aws.clients import forget_clients
+from prefect_slo.testing.aws.batches import LocalBatch
+from prefect_slo.testing.aws.guard import REGION, fake_credentials, no_real_aws
+from prefect_slo.testing.aws.lambdas import LocalLambda, role_arn
+
+BUCKET = "prefect-slo-test"
+
+
+@dataclass(frozen=True)
+class LocalAws:
+    """A mocked account.
+
+    Attributes:
+        lambdas: Runs its functions.
+        role: ARN of a role for them.
+        bucket: ``s3://…`` of a bucket.
+        endpoint: Where sandboxes and other processes reach it.
+        batch: Runs its jobs.
+    """
+
+    lambdas: LocalLambda
+    role: str
+    bucket: str
+    endpoint: str
+    batch: LocalBatch
+
+    def pool(self, **settings: Any) -> Any:
+        """A deployed ``LambdaPool`` in this account; settings are those of the pool."""
+        from prefect_slo.runner.aws_pools import LambdaPool
+
+        pool = LambdaPool(**{"role": self.role, "bucket": self.bucket, "timeout_s": 30, "region": REGION, **settings})
+        pool.deploy()
+        return pool
+
+
+@contextmanager
+def local_aws(*, gpus: int = 0, **settings: Any) -> Iterator[LocalAws]:
+    """Inside, AWS is moto in this process, and Lambda's handlers and Batch's jobs run.
+
+    Their processes reach S3 through a server on the loopback interface that shares moto's state.
+
+    Args:
+        gpus: GPUs that jobs may have.
+        settings: Those of ``LocalLambda``.
+    """
+    import logging
+
+    import boto3
+    from moto import mock_aws
+    from moto.server import ThreadedMotoServer
+
+    with ExitStack() as stack:
+        stack.enter_context(fake_credentials())
+        stack.enter_context(no_real_aws())
+        stack.enter_context(mock_aws(config={"core": {"mock_credentials": False}}))
+        logging.getLogger("werkzeug").setLevel(logging.WARNING)
+        server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+        server.start()
+        stack.callback(server.stop)
+        forget_clients()
+        stack.callback(forget_clients)
+        host, port = server.get_host_and_port()
+        endpoint = f"http://{host}:{port}"
+        boto3.client("s3", region_name=REGION).create_bucket(Bucket=BUCKET)
+        lambdas = stack.enter_context(LocalLambda(endpoint=endpoint, **settings))
+        batch = stack.enter_context(LocalBatch(endpoint=endpoint, gpus=gpus))
+        yield LocalAws(lambdas, role_arn(), f"s3://{BUCKET}/prefect-slo", endpoint, batch)

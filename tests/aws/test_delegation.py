@@ -1,0 +1,266 @@
+"""Lambda, then Batch: the right path in every case, nothing lost, nothing written twice, every cause and cost told."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import boto3
+import cloudpickle
+import pytest
+from prefect import flow, task
+
+from prefect_slo import BatchJobs, BatchPool, LambdaPool, SLOTaskRunner, slo_task
+from prefect_slo.aws.exchange import Returned
+from prefect_slo.aws.invoke import Failed
+from prefect_slo.aws.report import bill
+from prefect_slo.control.delegation import LEAST_SEEN, Needs, Seen
+from prefect_slo.errors import InvalidValue
+from prefect_slo.pricing import price_list
+from prefect_slo.runner.payloads import by_value
+from prefect_slo.testing.aws import Fault, Faults, LocalAws, local_aws
+
+QUICK = (0.02, 0.1)
+
+
+@pytest.fixture(scope="module")
+def account() -> Iterator[LocalAws]:
+    with local_aws(gpus=1) as account:
+        yield account
+
+
+@pytest.fixture(scope="module")
+def jobs(account: LocalAws) -> BatchJobs:
+    return BatchJobs(account.batch.queue(), "image", memory_mb=2048, timeout_s=60, poll_s=QUICK, region="us-east-1")
+
+
+@pytest.fixture(scope="module")
+def pool(account: LocalAws, jobs: BatchJobs) -> LambdaPool:
+    return account.pool(memory_mb=(256,), timeout_s=2, batch=jobs, patience_s=0.2)
+
+
+def run(pool: LambdaPool, function: Callable[..., Any], *args: Any) -> Any:
+    """The value of one call, sent as the backend sends it."""
+    return value(sent(pool, function, *args))
+
+
+def sent(pool: LambdaPool, function: Callable[..., Any], *args: Any) -> Returned:
+    with by_value():
+        code = cloudpickle.dumps(function)
+    name, call = pool.functions.name(256), [(1, cloudpickle.dumps((args, {})))]
+    key = ("runs", "r", str(time.monotonic_ns()))
+    return pool.exchange().run(name, "function", code, call, key=key, limit_s=None, cancelled=threading.Event())
+
+
+def value(returned: Returned) -> Any:
+    return cloudpickle.loads(returned.items[0].payload)[0]
+
+
+def on_lambda() -> bool:
+    return "AWS_LAMBDA_FUNCTION_NAME" in os.environ
+
+
+def where(_: Any = None) -> str:
+    return "lambda" if on_lambda() else "batch"
+
+
+def too_slow_there(x: int) -> tuple[int, str]:
+    if on_lambda():
+        time.sleep(60)
+    return x, where()
+
+
+def too_large_there(x: int) -> tuple[int, str]:
+    data = b"1" * (400 << 20)
+    time.sleep(0.3)
+    return x + (len(data) >> 60), where()
+
+
+def fails_everywhere() -> None:
+    if on_lambda():
+        time.sleep(60)
+    print("the job says goodbye", flush=True)
+    os._exit(7)
+
+
+def test_what_fits_stays_on_lambda(pool: LambdaPool) -> None:
+    assert run(pool, where) == "lambda"
+
+
+def test_a_timeout_goes_to_batch_and_both_are_paid_for(pool: LambdaPool, account: LocalAws) -> None:
+    before = len(account.lambdas.invocations)
+    returned = sent(pool, too_slow_there, 7)
+    assert value(returned) == (7, "batch")
+    [lost] = account.lambdas.invocations[before:]
+    assert lost.error == "Sandbox.Timedout"
+    on_lambda_usd = bill(price_list("aws-lambda-x86"), lost.memory_mb, lost.billed_ms)
+    job_usd = returned.answer.billed - on_lambda_usd
+    assert 0 < job_usd < Decimal(60) * Decimal(repr(pool.batch.usd_s))
+
+
+def test_running_out_of_memory_goes_to_batch(account: LocalAws, jobs: BatchJobs) -> None:
+    roomy = account.pool(memory_mb=(256,), timeout_s=30, batch=jobs)
+    assert run(roomy, too_large_there, 8) == (8, "batch")
+
+
+def test_a_storm_of_throttling_goes_to_batch_after_patience(pool: LambdaPool) -> None:
+    with Faults(Fault("lambda.Invoke", "throttle")) as faults:
+        assert run(pool, where) == "batch"
+    assert faults.struck["lambda.Invoke", "throttle"] >= 3
+
+
+def test_where_both_fail_the_error_has_both_causes(pool: LambdaPool) -> None:
+    with pytest.raises(Failed) as failed:
+        sent(pool, fails_everywhere)
+    assert "on Lambda: Sandbox.Timedout" in str(failed.value)
+    assert "on Batch" in str(failed.value)
+    assert "exit code 7" in str(failed.value)
+    assert "the job says goodbye" in str(failed.value), "the end of its log"
+
+
+def test_an_exception_of_the_task_goes_nowhere(pool: LambdaPool) -> None:
+    def refuse() -> None:
+        raise LookupError("no")
+
+    assert isinstance(run(pool, refuse), LookupError)
+
+
+def test_without_batch_a_timeout_is_a_failure(account: LocalAws) -> None:
+    alone = account.pool(memory_mb=(256,), timeout_s=1)
+    with pytest.raises(Failed, match="Timedout"):
+        sent(alone, too_slow_there, 1)
+
+
+def test_what_no_function_has_goes_to_batch_at_once(pool: LambdaPool, account: LocalAws) -> None:
+    before = len(account.lambdas.invocations)
+    assert run(replace(pool, needs=Needs(gpu=1)), where) == "batch"
+    assert run(replace(pool, needs=Needs(storage_mb=20_000)), where) == "batch"
+    assert len(account.lambdas.invocations) == before
+
+
+def test_what_keeps_overrunning_is_not_tried_on_lambda_for_ever(account: LocalAws, jobs: BatchJobs) -> None:
+    pool = account.pool(memory_mb=(256,), timeout_s=1, batch=replace(jobs, launch_s=0.1))
+    with by_value():
+        exchange, code = pool.exchange(), cloudpickle.dumps(too_slow_there)
+    before = len(account.lambdas.invocations)
+    exchange._seen[hashlib.sha256(code).hexdigest()] = Seen((), LEAST_SEEN - 1)
+    for n in range(2):
+        call = [(1, cloudpickle.dumps(((n,), {})))]
+        returned = exchange.run(
+            pool.functions.name(256), "function", code, call, key=("runs", "k", str(n)), limit_s=None,
+            cancelled=threading.Event(),
+        )  # fmt: skip
+        assert value(returned) == (n, "batch")
+    assert len(account.lambdas.invocations) - before == 1
+
+
+def test_a_job_that_is_lost_is_started_again_as_often_as_it_may(
+    account: LocalAws, jobs: BatchJobs, tmp_path: Path
+) -> None:
+    def fails_twice(folder: str) -> str:
+        tries = Path(folder) / "tries"
+        with tries.open("a") as file:
+            file.write("x")
+        if len(tries.read_text()) < 3:
+            os._exit(1)
+        return tries.read_text()
+
+    pool = account.pool(memory_mb=(256,), batch=replace(jobs, attempts=3), needs=Needs(gpu=1))
+    assert run(pool, fails_twice, str(tmp_path)) == "xxx"
+
+
+def test_a_job_that_outgrows_its_memory_says_so(account: LocalAws, jobs: BatchJobs) -> None:
+    pool = account.pool(memory_mb=(256,), batch=replace(jobs, memory_mb=200), needs=Needs(gpu=1))
+    with pytest.raises(Failed, match="OutOfMemory") as failed:
+        sent(pool, too_large_there, 1)
+    assert (failed.value.why, failed.value.memory_mb) == ("memory", 200)
+
+
+def test_gpus_are_held_one_job_at_a_time_and_shown_to_it(account: LocalAws, jobs: BatchJobs) -> None:
+    def device() -> str:
+        time.sleep(0.2)
+        return os.environ["CUDA_VISIBLE_DEVICES"]
+
+    pool = account.pool(memory_mb=(256,), batch=replace(jobs, gpu=1), needs=Needs(gpu=1))
+    found: list[str] = []
+    threads = [threading.Thread(target=lambda: found.append(run(pool, device))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == ["0", "0", "0"]
+    assert account.batch.most_gpus == 1
+
+
+def test_a_cancelled_job_is_terminated(pool: LambdaPool, account: LocalAws) -> None:
+    gone = threading.Event()
+    code, call = cloudpickle.dumps(time.sleep), [(1, cloudpickle.dumps(((60,), {})))]
+    exchange = replace(pool, needs=Needs(gpu=1)).exchange()
+    threading.Timer(1.0, gone.set).start()
+    with pytest.raises(Failed, match="cancelled"):
+        exchange.run("f", "function", code, call, key=("runs", "gone"), limit_s=None, cancelled=gone)
+    deadline = time.monotonic() + 30
+    while not account.batch.states["FAILED"] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert account.batch.states["FAILED"] > 0
+
+
+def test_results_are_written_once(pool: LambdaPool) -> None:
+    """A result on S3 is never written over: not by a job either that runs the same event again."""
+    from prefect_slo.aws import worker
+
+    out = {"bucket": pool.bucket.bucket, "key": pool.bucket.key("runs", "twice")}
+    worker._STATE["s3"] = None
+    assert worker._put(out, "result", b"first")
+    assert not worker._put(out, "result", b"second")
+    assert worker._found(out, "result") == b"first"
+    worker._STATE["s3"] = None
+
+
+def test_a_definition_is_registered_once_and_changes_with_its_settings(jobs: BatchJobs) -> None:
+    assert jobs.deploy() == jobs.deploy()
+    assert replace(jobs, vcpus=2).definition != jobs.definition
+    found = boto3.client("batch").describe_job_definitions(jobDefinitionName=jobs.definition)["jobDefinitions"]
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"gpu": 1, "fargate": True},
+        {"fargate": True},
+        {"timeout_s": 30},
+        {"attempts": 11},
+        {"vcpus": 0},
+        {"prices": "x"},
+    ],
+)
+def test_settings_that_batch_does_not_have_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(InvalidValue):
+        BatchJobs("queue", "image", **settings)
+    with pytest.raises(InvalidValue, match="bucket"):
+        LambdaPool(batch=BatchJobs("queue", "image"))
+
+
+@slo_task(pool="batch")
+@task
+def place_of(x: int) -> tuple[int, str]:
+    return x, where()
+
+
+def test_a_flow_runs_a_stage_on_batch(prefect_server: str, account: LocalAws, jobs: BatchJobs) -> None:
+    pool = BatchPool(jobs, account.bucket, concurrency=3)
+    pool.deploy()
+
+    @flow(task_runner=SLOTaskRunner(pools=[pool], record="bare", bundle=2))
+    def places() -> Any:
+        return place_of.map(range(4)).result()
+
+    assert places() == [(x, "batch") for x in range(4)]

@@ -1,0 +1,162 @@
+"""One invocation: what is retried, what is not, and what is billed; no AWS, real replies."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import threading
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError, ReadTimeoutError
+
+from prefect_slo.aws.invoke import LONGEST_WAIT_S, Failed, Invoker
+from prefect_slo.aws.report import Report, bill
+from prefect_slo.pricing import price_list
+
+PRICES = price_list("aws-lambda-x86")
+LINE = (
+    "REPORT RequestId: r-1\tDuration: 100.20 ms\tBilled Duration: 101 ms\tMemory Size: 512 MB\tMax Memory Used: 60 MB\t"
+)
+
+
+def reply(document: Any, log: str = LINE, **fields: Any) -> dict[str, Any]:
+    body = io.BytesIO(json.dumps(document).encode())
+    return {"Payload": body, "LogResult": base64.b64encode(log.encode()).decode(), **fields}
+
+
+def throttled() -> ClientError:
+    error = {"Code": "TooManyRequestsException", "Message": "Rate Exceeded."}
+    return ClientError(
+        {"Error": error, "Reason": "ConcurrentInvocationLimitExceeded", "ResponseMetadata": {"HTTPStatusCode": 429}},
+        "Invoke",
+    )
+
+
+def refused(code: str, status: int) -> ClientError:
+    return ClientError(
+        {"Error": {"Code": code, "Message": "no"}, "ResponseMetadata": {"HTTPStatusCode": status}}, "Invoke"
+    )
+
+
+class Lambdas:
+    """Answers in turn; the last answer for ever."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers, self.calls = list(answers), 0
+
+    def invoke(self, **_: Any) -> Any:
+        self.calls += 1
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer() if callable(answer) else answer
+
+
+class Waits:
+    """Notes how long was waited, without waiting."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def __call__(self, event: threading.Event, seconds: float) -> bool:
+        self.seconds.append(seconds)
+        return event.is_set()
+
+
+def call(lambdas: Lambdas, *, again: bool = False, patience_s: float = 60.0) -> tuple[Any, Waits]:
+    waits = Waits()
+    invoker = Invoker(lambdas, PRICES, patience_s, seed=0, sleep=waits)
+    try:
+        return invoker.call("f", {"v": 1}, again=again, cancelled=threading.Event()), waits
+    except Failed as failed:
+        return failed, waits
+
+
+def test_a_throttled_call_waits_longer_each_time_at_random_and_goes_on() -> None:
+    answer, waits = call(Lambdas(*[throttled()] * 6, reply({"ok": True})))
+    assert answer.reply == {"ok": True}
+    assert len(waits.seconds) == 6
+    assert all(seconds <= 0.05 * 2**n for n, seconds in enumerate(waits.seconds))
+    assert len(set(waits.seconds)) == 6
+    assert answer.waited_s == pytest.approx(sum(waits.seconds))
+
+
+def test_patience_with_throttling_ends_and_says_why() -> None:
+    failed, waits = call(Lambdas(throttled()), patience_s=100.0)
+    assert failed.why == "throttled"
+    assert "ConcurrentInvocationLimitExceeded" in failed.detail
+    assert 100 <= sum(waits.seconds) <= 100 + LONGEST_WAIT_S
+    assert max(waits.seconds) <= LONGEST_WAIT_S
+
+
+@pytest.mark.parametrize("lost", [ReadTimeoutError(endpoint_url="https://x"), refused("ServiceException", 500)])
+def test_a_call_whose_reply_is_lost_is_made_again_only_where_it_may(lost: Exception) -> None:
+    lambdas = Lambdas(lost, reply({"ok": True}))
+    assert call(lambdas)[0].why == "unknown"
+    assert lambdas.calls == 1
+    assert call(Lambdas(lost, reply({"ok": True})), again=True)[0].reply == {"ok": True}
+
+
+@pytest.mark.parametrize("code", ["ResourceNotFoundException", "AccessDeniedException"])
+def test_a_function_that_cannot_be_called_is_said_to_need_deploying(code: str) -> None:
+    failed, waits = call(Lambdas(refused(code, 404)), again=True)
+    assert (failed.why, waits.seconds) == ("start", [])
+    assert "prefect-slo aws deploy" in failed.detail
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "used", "why"),
+    [
+        ("Sandbox.Timedout", "RequestId: x Error: Task timed out after 3.00 seconds", 60, "timeout"),
+        ("Runtime.OutOfMemory", "Runtime exited with error: signal: killed", 512, "memory"),
+        ("Runtime.ExitError", "Runtime exited with error: signal: killed", 512, "memory"),
+        ("Runtime.ExitError", "Runtime exited with error: signal: killed", 60, "died"),
+        ("Runtime.ExitError", "Runtime exited with error: exit status 3", 60, "died"),
+        ("Runtime.ImportModuleError", "Unable to import module", 60, "start"),
+        ("SomethingElse", "who knows", 60, "died"),
+    ],
+)
+def test_how_a_function_ended_is_told_apart_and_billed_all_the_same(kind, message, used, why) -> None:
+    log = LINE.replace("60 MB", f"{used} MB")
+    failed, _ = call(Lambdas(reply({"errorType": kind, "errorMessage": message}, log, FunctionError="Unhandled")))
+    assert (failed.why, failed.used_mb, failed.memory_mb) == (why, used, 512)
+    assert failed.billed == bill(PRICES, 512, 101)
+
+
+def test_a_cancelled_call_waits_no_longer() -> None:
+    cancelled = threading.Event()
+    cancelled.set()
+    with pytest.raises(Failed, match="cancelled"):
+        Invoker(Lambdas(throttled()), PRICES).call("f", {}, again=False, cancelled=cancelled)
+
+
+def test_a_request_that_is_too_large_is_not_sent() -> None:
+    lambdas = Lambdas(reply({}))
+    with pytest.raises(Failed, match="6291456"):
+        Invoker(lambdas, PRICES).call("f", {"x": "x" * 6_300_000}, again=False, cancelled=threading.Event())
+    assert lambdas.calls == 0
+
+
+# ---- reports and bills ----------------------------------------------------------------------------------------------
+
+
+def test_a_report_is_read_from_the_end_of_a_log() -> None:
+    log = f"START\nREPORT nonsense\n{LINE}\nsome output\n{LINE.replace('r-1', 'r-2')}Init Duration: 35.95 ms\t\n"
+    assert Report.of(log) == Report("r-2", 100.2, 101, 512, 60, 35.95)
+    assert Report.of("nothing") is None
+
+
+def test_a_bill_is_exact() -> None:
+    """128 MB for 1 ms: a 8,000th of a GB-second; and a request is 20 cents a million."""
+    assert bill(PRICES, 128, 1) == Decimal("0.0000166667") / 8000 + Decimal("0.0000002")
+    parts = sum((bill(PRICES, 1769, ms) for ms in range(1, 100)), Decimal())
+    assert parts == bill(PRICES, 1769, sum(range(1, 100)), requests=99)
+
+
+@pytest.mark.parametrize("make", [lambda: reply({"ok": True}, log="cut short")])
+def test_a_reply_without_a_report_bills_nothing_that_is_known(make: Callable[[], Any]) -> None:
+    assert call(Lambdas(make()))[0].billed == 0

@@ -1,0 +1,83 @@
+"""The data plane on moto's S3."""
+
+from __future__ import annotations
+
+import os
+import pickle
+
+import boto3
+import pytest
+
+from prefect_slo.aws import s3
+from prefect_slo.aws.s3 import S3Prefix
+from prefect_slo.errors import InvalidValue
+from prefect_slo.testing.aws import LocalAws
+
+
+@pytest.fixture
+def store(account: LocalAws) -> S3Prefix:
+    return S3Prefix.of(account.bucket)
+
+
+def test_small_objects_come_back(store: S3Prefix) -> None:
+    key = store.key("runs", "a", "1")
+    store.put(key, b"content")
+    assert store.get(key) == b"content"
+
+
+def test_large_objects_travel_in_parts_both_ways(store: S3Prefix, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "PART_BYTES", 5 * 2**20)
+    content = os.urandom(2**20) * 11 + b"end"
+    store.put("large", content)
+    assert "-3" in boto3.client("s3").head_object(Bucket=store.bucket, Key="large")["ETag"]
+    assert store.get("large", len(content)) == content
+
+
+def test_keys_are_spread_over_the_prefix(store: S3Prefix) -> None:
+    spread = {store.key("runs", str(n)).split("/")[1] for n in range(2000)}
+    assert len(spread) == 256
+    assert store.key("runs", "1") == store.key("runs", "1")
+
+
+def test_content_that_is_there_is_written_once(store: S3Prefix) -> None:
+    key = store.key("code", "abc")
+    store.put_once(key, b"code")
+    boto3.client("s3").delete_object(Bucket=store.bucket, Key=key)
+    store.put_once(key, b"code")
+    assert "Contents" not in boto3.client("s3").list_objects_v2(Bucket=store.bucket, Prefix=key)
+    pickle.loads(pickle.dumps(store)).put_once(key, b"code")  # another process has written nothing yet
+    assert store.get(key) == b"code"
+
+
+def test_what_one_run_left_is_deleted_and_nothing_else(store: S3Prefix) -> None:
+    for run in ("a", "b"):
+        for name in ("args", "result"):
+            store.put(f"{store.key('runs', run)}/{name}", b"x")
+    assert store.delete("runs", "a") == 2
+    assert store.get(f"{store.key('runs', 'b')}/args") == b"x"
+
+
+def test_leftovers_expire_and_other_rules_of_the_bucket_stay(store: S3Prefix) -> None:
+    client = boto3.client("s3")
+    other = {"ID": "theirs", "Filter": {"Prefix": "logs/"}, "Status": "Enabled", "Expiration": {"Days": 90}}
+    client.put_bucket_lifecycle_configuration(Bucket=store.bucket, LifecycleConfiguration={"Rules": [other]})
+    store.expire(1)
+    store.expire(2)
+    rules = client.get_bucket_lifecycle_configuration(Bucket=store.bucket)["Rules"]
+    assert {(rule["ID"], rule["Expiration"]["Days"]) for rule in rules} == {
+        ("theirs", 90),
+        ("prefect-slo-intermediates-prefect-slo", 2),
+    }
+
+
+def test_objects_are_encrypted_where_a_key_is_named(account: LocalAws) -> None:
+    store = S3Prefix(S3Prefix.of(account.bucket).bucket, kms_key="alias/mine")
+    store.put("secret", b"x")
+    head = boto3.client("s3").head_object(Bucket=store.bucket, Key="secret")
+    assert (head["ServerSideEncryption"], head["SSEKMSKeyId"]) == ("aws:kms", "alias/mine")
+
+
+@pytest.mark.parametrize("value", ["bucket/prefix", "s3://", "", "https://bucket"])
+def test_a_prefix_that_is_none_is_refused(value: str) -> None:
+    with pytest.raises(InvalidValue, match="s3://bucket/prefix"):
+        S3Prefix.of(value)

@@ -1,0 +1,62 @@
+"""A cap is passed by one invocation at most, by any number of threads."""
+
+from __future__ import annotations
+
+import random
+import threading
+from decimal import Decimal
+
+import pytest
+
+from prefect_slo.aws.invoke import Failed
+from prefect_slo.aws.spending import SpendLimit
+from prefect_slo.errors import SpendLimitReached
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_threads_together_pass_the_cap_by_one_call_at_most(seed: int) -> None:
+    rng = random.Random(seed)
+    worst, most = Decimal(30) / 100, Decimal(rng.randint(10, 300)) / 100
+    limit, refused, billed = SpendLimit(most), [], []
+    never = threading.Event()
+
+    def spend() -> None:
+        for _ in range(40):
+            try:
+                limit.enter(worst, never)
+            except SpendLimitReached as error:
+                refused.append(error)
+                return
+            billed.append(Decimal(rng.randint(1, 30)) / 100)
+            limit.leave(worst, billed[-1])
+
+    threads = [threading.Thread(target=spend) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(refused) == 8
+    assert limit.spent_usd == sum(billed)
+    assert most <= limit.spent_usd < most + max(billed)
+
+
+def test_what_is_under_way_counts_with_the_most_that_it_can_cost() -> None:
+    limit, gone, worst = SpendLimit(Decimal(1)), threading.Event(), Decimal("0.25")
+    gone.set()
+    for _ in range(4):
+        limit.enter(worst, gone)
+    with pytest.raises(Failed, match="cancelled"):
+        limit.enter(worst, gone)
+    limit.leave(worst, Decimal("0.01"))
+    with pytest.raises(Failed, match="cancelled"):
+        limit.enter(worst, gone)
+    limit.leave(worst, Decimal("0.01"))
+    limit.enter(worst, gone)
+
+
+def test_a_cap_that_is_reached_says_what_was_spent() -> None:
+    limit = SpendLimit(Decimal("0.5"))
+    limit.enter(Decimal(9), threading.Event())
+    limit.leave(Decimal(9), Decimal("0.75"))
+    with pytest.raises(SpendLimitReached, match=r"\$0.75 of \$0.5.*max_spend_usd"):
+        limit.enter(Decimal(9), threading.Event())

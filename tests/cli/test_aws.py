@@ -1,0 +1,72 @@
+"""``prefect-slo aws``: functions of a pool from nothing to nothing, in a mocked account."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+
+from prefect_slo.testing.aws import LocalAws, local_aws
+
+
+@pytest.fixture(scope="module")
+def account() -> Iterator[LocalAws]:
+    with local_aws() as account:
+        yield account
+
+
+@pytest.fixture
+def pool(account: LocalAws, tmp_path: Path) -> str:
+    """The entry point of a pool."""
+    file = tmp_path / "pools.py"
+    file.write_text(
+        "from prefect_slo import LambdaPool\n"
+        f"pool = LambdaPool(memory_mb=(128, 256), role={account.role!r}, bucket={account.bucket!r})\n"
+        "nothing = 3\n"
+    )
+    return f"{file}:pool"
+
+
+def test_functions_are_deployed_compared_and_removed(run, pool, account) -> None:
+    assert run("aws", "status", pool).code == 1, "they are missing"
+    deployed = run("aws", "deploy", pool, "--json").document["functions"]
+    assert len(deployed) == 2
+    assert run("aws", "deploy", pool, "--json").document["functions"] == deployed, "what there is stays"
+    status = run("aws", "status", pool, "--json")
+    assert status.code == 0
+    assert {row["state"] for row in status.document["functions"]} == {"deployed"}
+
+    boto3.client("lambda").update_function_configuration(FunctionName=deployed[0], Timeout=3)
+    changed = run("aws", "status", pool, "--json")
+    assert changed.code == 1
+    assert [row["state"] for row in changed.document["functions"]].count("changed") == 1
+
+    assert run("aws", "destroy", pool, "--json").document["deleted"] == deployed
+    assert {row["state"] for row in run("aws", "status", pool, "--json").document["functions"]} == {"missing"}
+
+
+def test_old_versions_alone_can_be_removed(run, pool, account) -> None:
+    older = account.pool(memory_mb=(128,), timeout_s=5).functions.name(128)
+    run("aws", "deploy", pool)
+    assert run("aws", "destroy", pool, "--old", "--json").document["deleted"] == [older]
+    assert run("aws", "status", pool).code == 0
+    run("aws", "destroy", pool)
+
+
+def test_policies_name_functions_and_objects_and_nothing_more(run, pool) -> None:
+    policies = run("aws", "policy", pool).document
+    assert set(policies) == {"caller", "worker", "deployer"}
+    statements = [statement for one in policies.values() for statement in one["Statement"]]
+    assert all("*" not in action for statement in statements for action in statement["Action"])
+    everything = [statement["Action"] for statement in statements if statement["Resource"] == "*"]
+    assert everything == [["lambda:ListFunctions"]], "which has no resource"
+    assert "arn:aws:s3:::prefect-slo-test/prefect-slo/*" in {statement["Resource"] for statement in statements}
+
+
+@pytest.mark.parametrize("entry", ["pools", "nowhere.py:pool", "{folder}/pools.py:nothing", "{folder}/pools.py:absent"])
+def test_what_is_no_pool_is_refused_in_one_line(run, pool, entry) -> None:
+    result = run("aws", "status", entry.format(folder=Path(pool).parent))
+    assert result.code == 1
+    assert len(result.err.strip().splitlines()) == 1

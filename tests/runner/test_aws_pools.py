@@ -1,0 +1,78 @@
+"""What a Lambda pool offers, and settings that Lambda does not have."""
+
+from __future__ import annotations
+
+import cloudpickle
+import pytest
+
+from prefect_slo import LambdaPool
+from prefect_slo.aws.packaging import worker_zip
+from prefect_slo.errors import InvalidValue
+from prefect_slo.runner.pools import by_name
+
+ROLE = "arn:aws:iam::123456789012:role/worker"
+
+
+def test_a_pool_offers_its_memory_sizes_at_lambdas_prices() -> None:
+    pool = LambdaPool(memory_mb=(1769, 512), concurrency=100)
+    assert [(size.memory_mb, size.hardware) for size in pool.pool.sizes] == [(512, "lambda"), (1769, "lambda")]
+    assert pool.pool.sizes[1].vcpus == 1.0
+    assert pool.pool.workers == (1, 4, 16, 64, 100)
+    assert pool.pool.prices == "aws-lambda-x86"
+    assert pool.capacity.workers == 100
+    assert LambdaPool(architecture="arm64").pool.prices == "aws-lambda-arm"
+
+
+def test_a_pool_travels_with_its_flow() -> None:
+    pool = LambdaPool(bucket="s3://bucket/prefix", role=ROLE, name="batch-jobs")
+    again = cloudpickle.loads(cloudpickle.dumps(pool))
+    assert again == pool
+    assert again.functions.name(512) == pool.functions.name(512)
+    assert by_name([pool]) == {"batch-jobs": pool}
+
+
+def test_a_functions_name_changes_with_what_it_is_and_with_nothing_else() -> None:
+    name = LambdaPool(role=ROLE).functions.name(512)
+    assert LambdaPool(role=ROLE, memory_mb=(128,), concurrency=2).functions.name(512) == name
+    for other in ({"timeout_s": 60}, {"layers": ("arn:l",)}, {"environment": {"A": "1"}}, {"architecture": "arm64"}):
+        assert LambdaPool(role=ROLE, **other).functions.name(512) != name
+
+
+def test_the_package_is_the_same_bytes_every_time() -> None:
+    first = worker_zip()
+    worker_zip.cache_clear()
+    assert worker_zip() == first
+    assert len(first) < 200_000
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"memory_mb": (64,)},
+        {"memory_mb": (20_480,)},
+        {"memory_mb": ()},
+        {"timeout_s": 1000},
+        {"timeout_s": 0},
+        {"storage_mb": 100},
+        {"concurrency": 0},
+        {"workers": (1, 65)},
+        {"layers": ("a",) * 6},
+        {"layers": ("a",), "image": "uri"},
+        {"environment": {"A": "x" * 5000}},
+        {"architecture": "riscv"},
+        {"reserved": 10},
+        {"once": True},
+        {"bucket": "my-bucket"},
+        {"patience_s": 0},
+        {"prefix": "no spaces"},
+        {"prices": "free-lunch"},
+    ],
+)
+def test_settings_that_lambda_does_not_have_are_refused(settings) -> None:
+    with pytest.raises(InvalidValue):
+        LambdaPool(**settings)
+
+
+def test_without_a_role_nothing_is_deployed() -> None:
+    with pytest.raises(InvalidValue, match=r"aws policy"):
+        LambdaPool().deploy()

@@ -1,0 +1,216 @@
+"""The test bed: functions run as Lambda runs them, and nothing gets out."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import time
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import boto3
+import pytest
+from botocore.exceptions import ClientError
+
+from prefect_slo.aws.report import Report
+from prefect_slo.testing.aws import Fault, Faults, LocalAws, local_aws
+
+CODE = """
+import json, os, sys, time
+calls = 0
+def handler(event, context):
+    global calls
+    calls += 1
+    what = event.get("do")
+    if what == "sleep": time.sleep(event["s"])
+    if what == "spin":
+        until = time.process_time() + event["s"]
+        while time.process_time() < until: pass
+    if what == "exit": os._exit(3)
+    if what == "eat":
+        data = b"1" * (event["mb"] << 20); time.sleep(0.5)
+    if what == "raise": raise ValueError("no")
+    if what == "big": return "x" * event["n"]
+    if what == "import": __import__(event["what"])
+    print("said", event)
+    left = context.get_remaining_time_in_millis()
+    return {"calls": calls, "pid": os.getpid(), "mb": context.memory_limit_in_mb, "left": left}
+"""
+
+
+@pytest.fixture(scope="module")
+def account() -> Iterator[LocalAws]:
+    with local_aws() as account:
+        yield account
+
+
+@pytest.fixture
+def call(account: LocalAws):
+    """Calls a function made for the test; its reply, error and report."""
+    client = boto3.client("lambda", config=_once())
+    account.lambdas.invocations.clear()
+    account.lambdas.reap()
+    made: list[str] = []
+
+    def function(name: str = "f", memory: int = 256, timeout: int = 5, code: str = CODE) -> str:
+        package = io.BytesIO()
+        with zipfile.ZipFile(package, "w") as archive:
+            archive.writestr("main.py", code)
+        client.create_function(
+            FunctionName=name, Runtime="python3.11", Role=account.role, Handler="main.handler", MemorySize=memory,
+            Timeout=timeout, Code={"ZipFile": package.getvalue()},
+        )  # fmt: skip
+        made.append(name)
+        return name
+
+    def invoke(name: str, **event: Any) -> tuple[Any, str, Report | None]:
+        response = client.invoke(FunctionName=name, Payload=json.dumps(event), LogType="Tail")
+        log = base64.b64decode(response["LogResult"]).decode()
+        return json.loads(response["Payload"].read()), response.get("FunctionError", ""), Report.of(log)
+
+    invoke.function = function  # type: ignore[attr-defined]
+    yield invoke
+    for name in made:
+        client.delete_function(FunctionName=name)
+
+
+def test_a_sandbox_is_cold_once_and_keeps_what_it_has(call) -> None:
+    name = call.function()
+    (first, _, cold), (second, _, warm) = call(name), call(name)
+    assert (first["calls"], second["calls"]) == (1, 2)
+    assert first["pid"] == second["pid"]
+    assert first["mb"] == "256" or first["mb"] == 256
+    assert 0 < first["left"] <= 5000
+    assert cold.init_ms > 0
+    assert warm.init_ms == 0
+    assert abs(cold.billed_ms - cold.duration_ms - cold.init_ms) <= 1
+
+
+def test_concurrent_calls_have_sandboxes_of_their_own(call, account) -> None:
+    name = call.function()
+    with ThreadPoolExecutor(3) as pool:
+        pids = {reply["pid"] for reply, _, _ in pool.map(lambda _: call(name, do="sleep", s=0.5), range(3))}
+    assert len(pids) == 3
+
+
+@pytest.mark.parametrize(
+    ("event", "kind", "words"),
+    [
+        ({"do": "raise"}, "ValueError", "no"),
+        ({"do": "exit"}, "Runtime.ExitError", "exit status 3"),
+        ({"do": "eat", "mb": 400}, "Runtime.OutOfMemory", "signal: killed"),
+        ({"do": "sleep", "s": 30}, "Sandbox.Timedout", "timed out after 1.00 seconds"),
+        ({"do": "big", "n": 7_000_000}, "Function.ResponseSizeTooLarge", "maximum"),
+        ({"do": "import", "what": "prefect"}, "ModuleNotFoundError", "prefect"),
+    ],
+)
+def test_functions_end_as_lambda_ends_them(call, event, kind, words) -> None:
+    name = call.function(timeout=1 if event["do"] == "sleep" else 20)
+    reply, error, report = call(name, **event)
+    assert (reply["errorType"], error) == (kind, "Unhandled")
+    assert words in reply["errorMessage"]
+    assert report is not None
+    after, error, _ = call(name)
+    assert not error, "the next one is served, by another sandbox if need be"
+    assert after["calls"] == (
+        2 if kind in ("ValueError", "ModuleNotFoundError", "Function.ResponseSizeTooLarge") else 1
+    )
+
+
+def test_a_handler_that_cannot_be_imported_says_so(call) -> None:
+    reply, error, _ = call(call.function(code="import not_deployed\ndef handler(e, c): pass"))
+    assert (reply["errorType"], error) == ("Runtime.ImportModuleError", "Unhandled")
+
+
+def test_there_is_room_for_so_many_and_no_more(call, account) -> None:
+    name = call.function()
+    boto3.client("lambda").put_function_concurrency(FunctionName=name, ReservedConcurrentExecutions=1)
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(call, name, do="sleep", s=1.0) for _ in range(4)]
+    errors = [future.exception() for future in futures if future.exception()]
+    assert len(errors) == 3
+    assert isinstance(errors[0], ClientError)
+    assert errors[0].response["Error"]["Code"] == "TooManyRequestsException"
+    assert errors[0].response["ResponseMetadata"]["HTTPStatusCode"] == 429
+    assert account.lambdas.throttled["ReservedFunctionConcurrentInvocationLimitExceeded"] == 3
+
+
+def test_cpu_time_takes_as_long_as_its_share_makes_it(call, account, monkeypatch) -> None:
+    """884 MB have half a vCPU: what takes 0.2 s of a whole one is reported as about 0.4 s."""
+    monkeypatch.setattr(account.lambdas, "cpu", "modelled")
+    waited: list[float] = []
+    monkeypatch.setattr(account.lambdas, "_sleep", waited.append)
+    name = call.function(memory=884)
+    call(name)
+    waited.clear()
+    began = time.process_time()
+    call(name, do="spin", s=0.2)
+    assert sum(waited) == pytest.approx(0.2, rel=0.25)
+    assert time.process_time() - began < 5
+
+
+def test_a_request_that_is_too_large_is_refused(call) -> None:
+    with pytest.raises(ClientError, match="RequestEntityTooLarge"):
+        call(call.function(), do="x" * 6_300_000)
+
+
+def test_an_event_is_accepted_and_tried_three_times(call, account) -> None:
+    name = call.function()
+    response = boto3.client("lambda").invoke(FunctionName=name, InvocationType="Event", Payload=b'{"do": "raise"}')
+    assert response["StatusCode"] == 202
+    deadline = time.monotonic() + 30
+    while len(account.lambdas.invocations) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert [one.error for one in account.lambdas.invocations] == ["ValueError"] * 3
+
+
+def test_faults_strike_before_or_after_the_work(call, account) -> None:
+    name = call.function()
+    with Faults(Fault("lambda.Invoke", "error", times=1), Fault("lambda.Invoke", "error", "after", times=1)):
+        for expected in (0, 1):
+            with pytest.raises(ClientError, match=r"ServiceException"):
+                boto3.client("lambda", config=_once()).invoke(FunctionName=name, Payload=b"{}")
+            assert len(account.lambdas.invocations) == expected
+    assert not call(name)[1]
+
+
+def test_the_same_seed_strikes_the_same_calls(account) -> None:
+    def struck(seed: int) -> list[bool]:
+        hits = []
+        with Faults(Fault("s3.ListBuckets", "slow-down", probability=0.5), seed=seed) as faults:
+            for _ in range(20):
+                before = sum(faults.struck.values())
+                with suppress(ClientError):
+                    boto3.client("s3", config=_once()).list_buckets()
+                hits.append(sum(faults.struck.values()) > before)
+        return hits
+
+    assert struck(1) == struck(1)
+    assert struck(1) != struck(2)
+
+
+def test_what_is_patched_of_moto_is_as_it_was_known() -> None:
+    """One line for every symbol of moto that is replaced."""
+    import inspect
+
+    from moto.awslambda.exceptions import LambdaClientError
+    from moto.awslambda.models import LambdaFunction
+    from moto.core.botocore_stubber import BotocoreStubber
+
+    assert list(inspect.signature(LambdaFunction.invoke).parameters)[1:] == [
+        "body",
+        "request_headers",
+        "response_headers",
+    ]
+    assert list(inspect.signature(BotocoreStubber.__call__).parameters)[1:3] == ["event_name", "request"]
+    assert LambdaClientError("Code", "message").description
+
+
+def _once() -> Any:
+    from botocore.config import Config
+
+    return Config(retries={"total_max_attempts": 1, "mode": "standard"})

@@ -33,6 +33,7 @@ def prefect_server() -> Iterator[str]:
     """URL of a real Prefect server on a temporary SQLite database; the settings of this process point at it."""
     from prefect.settings import (
         PREFECT_API_URL,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
         PREFECT_LOGGING_LEVEL,
         PREFECT_LOGGING_TO_API_ENABLED,
         PREFECT_SERVER_ANALYTICS_ENABLED,
@@ -43,6 +44,7 @@ def prefect_server() -> Iterator[str]:
     from prefect_slo.loop.background import settle
 
     quiet = {
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,  # stopping it takes up to a second a run
         PREFECT_LOGGING_LEVEL: "WARNING",
         PREFECT_LOGGING_TO_API_ENABLED: False,
         PREFECT_SERVER_ANALYTICS_ENABLED: False,

@@ -19,7 +19,6 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import Log, State, TaskRun
 from prefect.settings import (
-    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
     PREFECT_LOGGING_LEVEL,
     PREFECT_LOGGING_TO_API_BATCH_INTERVAL,
     PREFECT_LOGGING_TO_API_ENABLED,
@@ -189,7 +188,6 @@ def _base(name: str) -> str:
 def logging_server(prefect_server: str) -> Iterator[str]:
     """The server, with logs sent to it."""
     settings = {
-        PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,  # stopping it takes up to a second a run
         PREFECT_LOGGING_LEVEL: "INFO",
         PREFECT_LOGGING_TO_API_ENABLED: True,
         PREFECT_LOGGING_TO_API_BATCH_INTERVAL: 0.1,

@@ -102,10 +102,12 @@ class Certificate:
     """What is certified about a plan, and how far it may be from the best.
 
     Attributes:
-        lower_bound: No plan on the menu does better than this (mean US dollars for a latency bound, seconds at the
-            percentile for a budget), for the sampled problem.
+        lower_bound: No plan on the menu that promises as much does better than this (mean US dollars for a latency
+            bound, seconds at the percentile for a budget): for the sampled problem, its bounds tightened by the room
+            that the promise takes.
         gap: (objective of the plan − lower bound) / objective of the plan: the *search gap*.
-        price_of_certainty: Relative extra over the best plan for the sampled problem at the nominal percentile.
+        price_of_certainty: Relative extra over the best plan for the sampled problem with its bounds as they were asked
+            for, at the nominal percentile: what promising costs.
         samples: Fresh samples that the plan was tested on.
         violations: How many of them broke the bound.
         confidence: That at least the percentile of runs keeps the bound, *under the model*.

@@ -120,8 +120,8 @@ def certificate_text(plan: Plan) -> str:
 
 def _optimality(certificate: Certificate) -> str:
     if certificate.gap <= 1e-9:
-        return "No plan on the menu is better."
-    return f"No plan on the menu is better by more than {share_text(certificate.gap)}."
+        return "No plan that promises as much is better."
+    return f"No plan that promises as much is better by more than {share_text(certificate.gap)}."
 
 
 def _calibration(plan: Plan, certificate: Certificate) -> str:

@@ -14,7 +14,7 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 for _service in ("TASK_RUN_RECORDER", "EVENT_PERSISTER"):
     os.environ.setdefault(f"PREFECT_SERVER_SERVICES_{_service}_BATCH_SIZE", "100")
     os.environ.setdefault(f"PREFECT_SERVER_SERVICES_{_service}_READ_BATCH_SIZE", "100")
-os.environ.setdefault("PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL", "0.5")
+os.environ.setdefault("PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL", "1")  # below 1 it never sleeps
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")

@@ -27,11 +27,13 @@ def test_the_python_of_a_page_runs(
         request.getfixturevalue("prefect_server")
     monkeypatch.chdir(tmp_path)
     scope: dict[str, object] = {"__name__": "__page__"}
-    for block in BLOCK.finditer(page.read_text(encoding="utf-8")):
+    for number, block in enumerate(BLOCK.finditer(page.read_text(encoding="utf-8"))):
         if block["title"]:
             (tmp_path / block["title"]).write_text(block["code"], encoding="utf-8")
         elif block["language"] == "python":
-            exec(compile(block["code"], str(page), "exec"), scope)
+            source = tmp_path / f"block_{number}.py"  # Prefect reads the source of tasks
+            source.write_text(block["code"], encoding="utf-8")
+            exec(compile(block["code"], str(source), "exec"), scope)
 
 
 def test_there_are_pages_to_run() -> None:

@@ -65,6 +65,7 @@ def parent(tmp_path, start, eventually, alive):
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's & ignores it
         )
         eventually(lambda: note.exists() or process.poll() is not None)
         assert note.exists(), process.stdout.read()

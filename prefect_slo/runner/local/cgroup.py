@@ -1,6 +1,8 @@
 """A hard cap on a worker's memory by a control group, where this process may make one (Linux, both versions).
 
-The watch of ``memory`` looks every 50 ms and can say how much was used; what grows faster than that the kernel ends.
+The watch of ``memory`` looks every 50 ms; what grows faster than that the kernel stops. In the first version it holds
+the allocation back until the watch has ended the whole worker (it would kill one process of it, perhaps a child that
+nobody misses); in the second it ends all of the group at once.
 A group counts what its processes allocate once they are in it: pages that a worker shares with its zygote stay out.
 """
 
@@ -17,7 +19,7 @@ import psutil
 ROOT = Path("/sys/fs/cgroup")
 _PREFIX = "prefect-slo-"
 _SLACK, _SLACK_MB = 1.1, 64
-"""The kernel's cap lies above the watch's, which ends what grows slowly and knows the numbers (file caches count)."""
+"""The kernel's cap lies above the watch's, which sees what grows slowly first (file caches count)."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,18 @@ class _Files:
     """What a version of control groups calls its files."""
 
     limits: tuple[str, ...]
+    settings: tuple[tuple[str, int], ...]
     events: str
+    over: str
 
 
-_FIRST = _Files(("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"), "memory.oom_control")
-_SECOND = _Files(("memory.max",), "memory.events")
+_FIRST = _Files(
+    ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"),
+    (("memory.oom_control", 1),),
+    "memory.oom_control",
+    "under_oom",
+)
+_SECOND = _Files(("memory.max",), (("memory.swap.max", 0), ("memory.oom.group", 1)), "memory.events", "oom_kill")
 
 
 class MemoryGroup:
@@ -65,24 +74,21 @@ class MemoryGroup:
         return self._write("cgroup.procs", pid)
 
     def cap(self, limit_mb: float) -> bool:
-        """Have whatever allocates beyond ``limit_mb`` (and some slack) killed; whether that worked."""
+        """Have whatever allocates beyond ``limit_mb`` (and some slack) stopped; whether that worked."""
+        for name, value in self._files.settings:
+            self._write(name, value)
         most = int((limit_mb * _SLACK + _SLACK_MB) * 2**20)
         done = [self._write(name, most) for name in self._files.limits]
         if not done[0]:  # the limit that includes swap must never be the lower one: it is raised first
             done = [self._write(name, most) for name in reversed(self._files.limits)][::-1]
-        self._write("memory.swap.max", 0)
-        self._write("memory.oom.group", 1)
         return done[0]
 
     @property
-    def has_killed(self) -> bool:
-        """Whether the kernel ended something in it for its memory."""
-        with contextlib.suppress(OSError, ValueError):
-            for line in (self.path / self._files.events).read_text().splitlines():
-                name, _, count = line.partition(" ")
-                if name == "oom_kill":
-                    return int(count) > 0
-        return False
+    def over(self) -> bool:
+        """Whether the kernel holds something in it back, or has ended it, for its memory."""
+        lines = _text(self.path / self._files.events).splitlines()
+        counts = {name: value for name, _, value in (line.partition(" ") for line in lines)}
+        return counts.get(self._files.over, "0") != "0"
 
     def close(self) -> None:
         """Remove it, once its processes have ended."""

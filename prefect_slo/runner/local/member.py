@@ -215,7 +215,7 @@ class Worker:
             ended = Fate(
                 "start", f"its process ended before it reported ({describe(status)}); its error output says why"
             )
-        if self.group is not None and self.group.has_killed:
+        if self.group is not None and self.group.over:
             ended = Fate("memory", f"out of memory: ended by the kernel beyond {self.limit_mb:.0f} MB")
         fate = self.fate or ended
         peak_mb = max(self.peak_mb, self.resident_mb)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+from prefect_slo.runner.local.cgroup import MemoryGroup
+
 _PAGE_MB = (os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096) / 2**20
 _PROC = os.path.exists("/proc/self/statm")
 
@@ -68,7 +70,7 @@ class MemoryWatch:
     """A thread that looks at busy workers and says which exceed their limit.
 
     Args:
-        busy: The workers to look at now: ``(token, pid, limit in MB)``; empty lets the thread rest.
+        busy: The workers to look at now: ``(token, pid, limit in MB, control group)``; empty lets the thread rest.
         seen: Told ``(token, MB)`` at each look.
         exceeded: Told ``(token, MB)`` when a worker is over its limit.
         interval_s: Time between two looks.
@@ -76,7 +78,7 @@ class MemoryWatch:
 
     def __init__(
         self,
-        busy: Callable[[], Iterable[tuple[int, int, float]]],
+        busy: Callable[[], Iterable[tuple[int, int, float, MemoryGroup | None]]],
         seen: Callable[[int, float], None],
         exceeded: Callable[[int, float], None],
         *,
@@ -104,14 +106,16 @@ class MemoryWatch:
                 return
             self._work.clear()
             while workers := list(self._busy()):
-                for token, pid, limit_mb in workers:
-                    self._look(token, pid, limit_mb)
+                for token, pid, limit_mb, group in workers:
+                    self._look(token, pid, limit_mb, group)
                 if self._stop.wait(self._interval_s):
                     return
 
-    def _look(self, token: int, pid: int, limit_mb: float) -> None:
+    def _look(self, token: int, pid: int, limit_mb: float, group: MemoryGroup | None) -> None:
         used = resident_mb(pid)
-        if used > limit_mb and _PROC and used > _resident_of(pid):
+        if group is not None and group.over:  # what it holds besides resident memory counts, too: files in memory
+            used = max(used, limit_mb + 1)
+        elif used > limit_mb and _PROC and used > _resident_of(pid):
             used = proportional_mb(pid)
         self._seen(token, used)
         if used > limit_mb:

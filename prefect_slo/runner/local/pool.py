@@ -185,11 +185,11 @@ class WorkerPool:
             self._give_back()
             self._deliver()
 
-    def busy(self) -> list[tuple[int, int, float]]:
-        """Workers whose memory is to be watched: ``(token, pid, limit in MB)``."""
+    def busy(self) -> list[tuple[int, int, float, MemoryGroup | None]]:
+        """Workers whose memory is to be watched: ``(token, pid, limit in MB, control group)``."""
         with self._lock:
             return [
-                (worker.token, worker.pid, worker.limit_mb)
+                (worker.token, worker.pid, worker.limit_mb, worker.group)
                 for worker in self._workers.values()
                 if worker.bundle is not None and worker.fate is None
             ]

@@ -3,12 +3,15 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 
 import psutil
 import pytest
 
 from prefect_slo.runner.local import cgroup
 from prefect_slo.runner.local.cgroup import MemoryGroup
+from prefect_slo.runner.local.memory import resident_mb
 
 HOARD = "import sys; sys.stdin.read(1); held = b'x' * (400 << 20); print(len(held))"
 
@@ -23,24 +26,44 @@ def group():
     assert not made.path.exists()
 
 
-def hoard(group: MemoryGroup) -> subprocess.Popen[str]:
-    process = subprocess.Popen([sys.executable, "-c", HOARD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert group.add(process.pid)
-    process.communicate("go")
-    return process
+@pytest.fixture
+def hoard(group: MemoryGroup) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+    """Starts a process in the group that takes 400 MB."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start() -> subprocess.Popen[str]:
+        started.append(
+            subprocess.Popen([sys.executable, "-c", HOARD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        )
+        assert group.add(started[-1].pid)
+        started[-1].stdin.write("go")
+        started[-1].stdin.close()
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
-def test_what_allocates_beyond_the_cap_is_killed(group):
+def test_what_allocates_beyond_the_cap_is_stopped(group, hoard):
     assert group.cap(100)
-    assert hoard(group).returncode == -signal.SIGKILL
-    assert group.has_killed
+    assert not group.over
+    process = hoard()
+    deadline = time.monotonic() + 30
+    while not group.over:
+        assert time.monotonic() < deadline
+        assert process.poll() in (None, -signal.SIGKILL)
+        time.sleep(0.01)
+    assert resident_mb(process.pid) < 300
 
 
-def test_what_stays_below_the_cap_is_left_alone_and_caps_can_be_moved_both_ways(group):
+def test_what_stays_below_the_cap_is_left_alone_and_caps_can_be_moved_both_ways(group, hoard):
     assert group.cap(50)
     assert group.cap(1000)
-    assert hoard(group).returncode == 0
-    assert not group.has_killed
+    assert hoard().wait(30) == 0
+    assert not group.over
     assert group.cap(50)
 
 

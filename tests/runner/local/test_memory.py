@@ -67,7 +67,7 @@ def test_a_process_that_is_gone_holds_nothing():
 
 def test_the_watch_tells_of_excess_and_rests_when_nothing_is_busy():
     told, looked = threading.Event(), []
-    workers = [(7, os.getpid(), 1.0)]
+    workers = [(7, os.getpid(), 1.0, None)]
 
     def exceeded(token, used_mb):
         looked.append((token, used_mb))

@@ -26,7 +26,7 @@ from prefect_slo import slo
 Array = NDArray[np.float32]
 
 SIDE = 16  # digits come as 8 x 8; twice that leaves room to rotate and shift them
-TREES = 48
+TREES = 40
 SHARDS = 8
 VIEWS = 54  # of each test digit
 

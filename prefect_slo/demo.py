@@ -25,7 +25,6 @@ from prefect_slo.errors import InfeasibleSlo, SloError
 from prefect_slo.loop import background
 from prefect_slo.loop.director import Following, following
 from prefect_slo.loop.menus import capacity_of
-from prefect_slo.loop.planning import LESS_SURE
 from prefect_slo.loop.profiling import Measurement, profile
 from prefect_slo.models import WorkflowModel
 from prefect_slo.objective import Latency, Slo
@@ -161,8 +160,7 @@ def deadlines(model: WorkflowModel, seed: int) -> tuple[float, float, float]:
     loose = LOOSE * cheapest.predicted.latency_at_percentile_s
     tight = loose
     try:
-        # A few profiling runs promise little: the deadline is as tight as a first plan, unsure as it is, is made for.
-        make_plan(model, Latency(0.001, confidence=LESS_SURE[-1]), seed=seed)
+        make_plan(model, Latency(0.001), seed=seed)
     except InfeasibleSlo as error:
         tight = TIGHT * error.nearest.bound if error.nearest is not None else loose
     return _in_hundredths(tight), _in_hundredths(max((tight + loose) / 2, tight)), _in_hundredths(max(loose, tight))

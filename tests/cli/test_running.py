@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 from prefect import flow, task
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 
 from prefect_slo.blocks import SLOProfile
 from prefect_slo.loop import knowledge
@@ -122,6 +125,16 @@ def test_models_are_fitted_again_and_rebuilt(run, key: str) -> None:
     assert f"letters-{key}" in run("refit", f"letters-{key}").out
 
 
+def recorded(flow_name: str, task_runs: int) -> None:
+    """Wait until the server has written down that many completed task runs of a flow."""
+    wanted = FlowFilter(name=FlowFilterName(any_=[flow_name]))
+    deadline = time.monotonic() + 60
+    with get_client(sync_client=True) as client:
+        while sum(run.state_name == "Completed" for run in client.read_task_runs(flow_filter=wanted)) < task_runs:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+
 def test_history_of_an_undecorated_flow_is_learned_from_once(run) -> None:
     @task
     def part(x: int) -> int:
@@ -133,6 +146,7 @@ def test_history_of_an_undecorated_flow_is_learned_from_once(run) -> None:
 
     for _ in range(3):
         undecorated()
+    recorded("undecorated", 9)
     first = run("import-history", "undecorated", "--json").document
     assert (first["runs"], first["new"]) == (3, 3)
     assert [(s["stage"], s["rows"]) for s in first["stages"]] == [("part", 3)]

@@ -381,7 +381,7 @@ def test_async_flows_are_profiled_too() -> None:
     own = unshared(train)
 
     @slo(latency=20, menu=MENU)
-    @flow(name="asynchronous")
+    @flow(name="profiled asynchronously")
     async def body() -> int:
         return sum(own.map(range(3)).result())
 

@@ -470,7 +470,7 @@ def test_processes_that_outlive_an_item_do_not_hide_its_workers_end(desk):
 
 def test_a_worker_that_closes_its_line_is_ended(desk):
     lease = desk.open()
-    desk.submit(lease, lambda payload: os.closerange(3, 100))
+    desk.submit(lease, lambda payload: os.closerange(3, 65536))
     assert desk.lost(lease).reason == "died"
 
 

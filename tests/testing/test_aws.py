@@ -10,6 +10,8 @@ import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import boto3
@@ -18,6 +20,7 @@ from botocore.exceptions import ClientError
 
 from prefect_slo.aws.report import Report
 from prefect_slo.testing.aws import Fault, Faults, LocalAws, local_aws
+from prefect_slo.testing.aws.sandbox import package_folder
 
 CODE = """
 import json, os, sys, time
@@ -214,3 +217,18 @@ def _once() -> Any:
     from botocore.config import Config
 
     return Config(retries={"total_max_attempts": 1, "mode": "standard"})
+
+
+def test_sandboxes_that_start_at_once_share_one_folder_of_packages(tmp_path) -> None:
+    names = ("boto3", "botocore", "numpy", "scipy", "cloudpickle", "no_such_package")
+    with ThreadPoolExecutor(8) as pool:
+        for attempt in range(50):
+            folder = tmp_path / str(attempt)
+            starts = Barrier(8)
+
+            def link(folder=folder, starts=starts) -> set[str]:
+                starts.wait()
+                return {path.name for path in Path(package_folder(folder, names)).iterdir()}
+
+            seen = [task.result() for task in [pool.submit(link) for _ in range(8)]]
+            assert all(names_of >= {"boto3", "botocore", "numpy", "scipy", "cloudpickle"} for names_of in seen)

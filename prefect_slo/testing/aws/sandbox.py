@@ -286,7 +286,11 @@ class _Api(BaseHTTPRequestHandler):
 
 
 def package_folder(folder: Path, names: tuple[str, ...]) -> str:
-    """A folder with links to installed packages, and to nothing else beside them."""
+    """A folder with links to installed packages, and to nothing else beside them.
+
+    Sandboxes that start at once may all be at it: whoever comes second finds a link there, and the folder is whole for
+    each of them when this returns.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         spec = find_spec(name)
@@ -295,12 +299,9 @@ def package_folder(folder: Path, names: tuple[str, ...]) -> str:
         target = Path(spec.origin)
         if target.name == "__init__.py":
             target = target.parent
-        link = folder / target.name
-        if not link.exists():
-            link.symlink_to(target)
-        for extra in target.parent.glob(f"{name}.libs"):  # shared libraries of a wheel
-            if not (folder / extra.name).exists():
-                (folder / extra.name).symlink_to(extra)
+        for installed in (target, *target.parent.glob(f"{name}.libs")):  # the latter: shared libraries of a wheel
+            with contextlib.suppress(FileExistsError):
+                (folder / installed.name).symlink_to(installed)
     return str(folder)
 
 

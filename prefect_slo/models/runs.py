@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +14,7 @@ from prefect_slo.models.design import Floats
 from prefect_slo.models.drawing import Samples32, Shared, cost_of, draw_options, waves_of
 from prefect_slo.models.driver import Driver
 from prefect_slo.models.learning import Learned
+from prefect_slo.models.luck import StageLuck, luck_of
 from prefect_slo.models.makespan import makespan, stages_run
 from prefect_slo.models.tables import SampleTables, StageTable, upstream_sums
 from prefect_slo.plan import Prediction, Quantiles
@@ -75,12 +77,13 @@ class RunSampler:
         self, options: Mapping[str, tuple[Option, ...]], n_samples: int, rng: np.random.Generator, cold: bool | float
     ) -> SampleTables:
         """Draws of some options of every stage, for each number of upstream workers where that matters."""
-        streams, shared = self._shared(n_samples, rng, cold)
+        first, streams = self.streams(rng)
+        shared = self.shared(n_samples, first, cold)
         stages = {}
         for name, stream in streams.items():
             needs_sums = any(learned.model.depends_on_upstream for learned in self.known[name].values())
             sums = upstream_sums(self.workflow, name) if needs_sums else (0,)
-            latency, cost = self._draw(name, options[name], sums, shared, stream, None)
+            latency, cost = self.draw(name, options[name], sums, shared, stream)
             waves = waves_of(self.known[name], options[name])
             stages[name] = StageTable(name, options[name], sums, latency, cost, waves)
         driver = self.driver.sample(n_samples, rng.spawn(1)[0]).astype(np.float32)
@@ -91,42 +94,97 @@ class RunSampler:
         blocks: int | None = None,
     ) -> PlanSamples:  # fmt: skip
         """Draws of runs with one option per stage, in blocks that share their parameters or each with its own."""
-        streams, shared = self._shared(n_samples, rng, cold)
-        latency: dict[str, Floats] = {}
-        cost: dict[str, Floats] = {}
-        waves: dict[str, float] = {}
-        for name, stream in streams.items():
-            sums = (sum(chosen[parent].workers for parent in self.workflow[name].parents),)
-            drawn = self._draw(name, (chosen[name],), sums, shared, stream, blocks)
-            latency[name], cost[name] = (values[0, 0].astype(float) for values in drawn)
-            waves[name] = float(waves_of(self.known[name], (chosen[name],))[0])
-        driver = self.driver.sample(n_samples, rng.spawn(1)[0])
-        total = makespan(self.workflow, latency, waves=waves, driver_s=driver)
-        return PlanSamples(total, sum(cost.values(), np.zeros(n_samples)), latency, cost, shared.ran)
+        return Luck(self, n_samples, rng, cold, blocks).of(chosen)
 
-    def _shared(
-        self, n_samples: int, rng: np.random.Generator, cold: bool | float
-    ) -> tuple[dict[str, np.random.Generator], Shared]:
-        """One stream per stage, by position so that names don't matter, and what the stages of a run share."""
+    def shared(self, n_samples: int, rng: np.random.Generator, cold: bool | float) -> Shared:
+        """What the stages of a run have in common.
+
+        Raises:
+            InvalidValue: ``n_samples`` is no count, or ``cold`` no share.
+        """
         whole(n_samples, "n_samples")
         if not isinstance(cold, (bool, int, float)) or not 0.0 <= cold <= 1.0:
             raise InvalidValue("cold", cold, "true, false, or the share of cold runs in [0, 1]")
-        first, *others = rng.spawn(1 + len(self.workflow.order))
-        streams = dict(zip(self.workflow.order, others, strict=True))
-        ranks, chill = first.random(n_samples), first.random(n_samples)
-        uniforms = {name: first.random(n_samples) for name in self.workflow.order}
-        ran = stages_run(self.workflow, self.chances, uniforms)
-        return streams, Shared(ranks, chill < float(cold), ran)
+        ranks, chill = rng.random(n_samples), rng.random(n_samples)
+        certain = np.zeros(n_samples)
+        uniforms = {name: rng.random(n_samples) if self.chances[name] < 1 else certain for name in self.workflow.order}
+        return Shared(ranks, chill < float(cold), stages_run(self.workflow, self.chances, uniforms))
 
-    def _draw(
+    def streams(self, rng: np.random.Generator) -> tuple[np.random.Generator, dict[str, np.random.Generator]]:
+        """A stream for what stages share, and one for each stage: by position, so that names don't matter."""
+        first, *others = rng.spawn(1 + len(self.workflow.order))
+        return first, dict(zip(self.workflow.order, others, strict=True))
+
+    def draw(
         self, name: str, options: Sequence[Option], sums: Sequence[int], shared: Shared, stream: np.random.Generator,
-        blocks: int | None,
+        luck: Mapping[str, StageLuck] | None = None,
     ) -> tuple[Samples32, Samples32]:  # fmt: skip
         """Latency and cost, shape ``(len(sums), len(options), n_samples)``; 0 in runs that skip the stage."""
-        wall, busy = draw_options(self.known[name], options, sums, shared, stream, blocks=blocks)
+        wall, busy = draw_options(self.known[name], options, sums, shared, stream, luck=luck)
         cost = cost_of(self.workflow[name].menu, options, wall, busy)
         ran = shared.ran[name]
         return (wall, cost) if ran.all() else (wall * ran, cost * ran)
+
+
+class Luck:
+    """The same runs whatever plan they follow: one draw of parameters, inputs and noise, shared by all plans.
+
+    Two plans are compared, or a plan and what a search makes of it, without the luck of the draw; what was drawn of a
+    stage is kept for the next plan that gives it the same option.
+
+    Args:
+        sampler: Draws.
+        n_samples: Runs.
+        rng: Of all draws.
+        cold: Whether workers have to start, or the share of runs in which they do.
+        blocks: Number of consecutive blocks that share their parameters; ``None`` draws them for every run.
+    """
+
+    def __init__(
+        self, sampler: RunSampler, n_samples: int, rng: np.random.Generator, cold: bool | float,
+        blocks: int | None = None,
+    ) -> None:  # fmt: skip
+        self._sampler, self._n_samples, self._blocks = sampler, n_samples, blocks
+        first, self._streams = sampler.streams(rng)
+        self._shared = sampler.shared(n_samples, first, cold)
+        self._driver = sampler.driver.sample(n_samples, rng.spawn(1)[0])
+        self._drawn: dict[tuple[str, Option, int], _StageRuns] = {}
+        self._luck: dict[tuple[str, str], StageLuck] = {}
+
+    def of(self, chosen: Mapping[str, Option]) -> PlanSamples:
+        """The runs by a plan, as options by stage."""
+        workflow = self._sampler.workflow
+        drawn = {
+            name: self._stage(name, chosen[name], sum(chosen[parent].workers for parent in workflow[name].parents))
+            for name in workflow.order
+        }
+        latency = {name: stage.wall_s for name, stage in drawn.items()}
+        cost = {name: stage.cost_usd for name, stage in drawn.items()}
+        waves = {name: stage.waves for name, stage in drawn.items()}
+        total = makespan(workflow, latency, waves=waves, driver_s=self._driver)
+        return PlanSamples(total, sum(cost.values(), np.zeros(self._n_samples)), latency, cost, self._shared.ran)
+
+    def _stage(self, name: str, option: Option, upstream: int) -> _StageRuns:
+        key = name, option, upstream
+        if key not in self._drawn:
+            stream, sampler, kind = deepcopy(self._streams[name]), self._sampler, option.size.hardware
+            if (name, kind) not in self._luck:
+                model = sampler.known[name][kind].model
+                self._luck[name, kind] = luck_of(model, self._n_samples, deepcopy(stream), self._blocks)
+            luck = {kind: self._luck[name, kind]}
+            wall, cost = sampler.draw(name, (option,), (upstream,), self._shared, stream, luck)
+            waves = waves_of(sampler.known[name], (option,))[0]
+            self._drawn[key] = _StageRuns(wall[0, 0].astype(float), cost[0, 0].astype(float), float(waves))
+        return self._drawn[key]
+
+
+@dataclass(frozen=True, eq=False)
+class _StageRuns:
+    """Wall time and cost of a stage's runs, ``(n_samples,)``, and the calls that its busiest worker makes."""
+
+    wall_s: Floats
+    cost_usd: Floats
+    waves: float
 
 
 def _quantiles(values: Floats) -> Quantiles:

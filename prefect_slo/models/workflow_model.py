@@ -15,7 +15,7 @@ from prefect_slo.models.identification import Identification, identify
 from prefect_slo.models.learning import KINDS, Learned, by_hardware
 from prefect_slo.models.protocol import Response, StageModel
 from prefect_slo.models.record import MB_PER_VCPU, Record, checked
-from prefect_slo.models.runs import PlanPrediction, PlanSamples, RunSampler
+from prefect_slo.models.runs import Luck, PlanPrediction, PlanSamples, RunSampler
 from prefect_slo.models.stage_time import StageTime, time_of
 from prefect_slo.models.tables import SampleTables
 from prefect_slo.plan import Plan
@@ -228,6 +228,14 @@ class WorkflowModel:
         What a promise with a confidence is tested on: it must hold under that share of the truths.
         """
         return self.sample_plan(plan, truths * runs, rng, cold=cold, blocks=truths)
+
+    def truths(self, truths: int, runs: int, rng: np.random.Generator, *, cold: bool | float = False) -> Luck:
+        """The same for any number of plans: all are run under the same truths and with the same luck.
+
+        Example:
+            ``model.truths(256, 400, rng).of({"load": option})``
+        """
+        return Luck(self._sampler, truths * runs, rng, cold, truths)
 
     def predict(
         self, plan: Plan | Mapping[str, Option], *, n_samples: int = 20_000, seed: int = 0, cold: bool | float = False

@@ -22,8 +22,8 @@ from prefect_slo.loop.planning import surest
 from prefect_slo.loop.sweep import design
 from prefect_slo.models import WorkflowModel
 from prefect_slo.objective import Latency, Slo
-from prefect_slo.planner.make import solve
 from prefect_slo.planner.problem import Goal, Problem
+from prefect_slo.planner.solver import solve
 from prefect_slo.resources import Menu, Option, Size
 from prefect_slo.workflow import Edge, Stage, Workflow
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -10,6 +9,9 @@ import numpy as np
 
 from prefect_slo.models.design import Points
 from prefect_slo.models.protocol import Draws, StageModel
+
+SEEDS = 2**62
+"""Seeds lie below this."""
 
 
 class StageLuck(Protocol):
@@ -29,20 +31,20 @@ class _Lucky(Protocol):
 
 @dataclass(frozen=True)
 class Again:
-    """Luck of a model that has none of its own: it draws from the same stream each time."""
+    """Luck of a model that has none of its own: it draws from the same seed each time."""
 
     model: StageModel
     n_samples: int
-    rng: np.random.Generator
+    seed: int
     blocks: int | None = None
 
     def at(self, points: Points) -> Draws:
         """As ``StageLuck.at``."""
-        return self.model.sample(points, self.n_samples, deepcopy(self.rng), blocks=self.blocks)
+        return self.model.sample(points, self.n_samples, np.random.default_rng(self.seed), blocks=self.blocks)
 
 
 def luck_of(model: StageModel, n_samples: int, rng: np.random.Generator, blocks: int | None = None) -> StageLuck:
     """The luck of some runs; arguments as those of ``StageModel.sample``."""
     if isinstance(model, _Lucky):
         return model.luck(n_samples, rng, blocks=blocks)
-    return Again(model, n_samples, rng, blocks)
+    return Again(model, n_samples, int(rng.integers(SEEDS)), blocks)

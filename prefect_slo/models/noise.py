@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import chdtri, ndtri
 
 from prefect_slo.models.design import Floats, Ints
@@ -43,6 +44,9 @@ _PIECE = 25_000
 
 _CELLS = 4096
 """Cells of the guide table that rows are drawn by."""
+
+Deviations = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""Log deviations of wall and busy time, of the same runs."""
 
 _PRIOR_FREEDOM = 2.0
 _OUTLIER = 2.5
@@ -91,14 +95,14 @@ class Noise:
         """Median deviation of log wall or busy time."""
         return weighted_median(self.wall if response == "wall" else self.busy, self.weights)
 
-    def sample(self, n_samples: int, rng: np.random.Generator, *, blocks: int | None = None) -> tuple[Floats, Floats]:
+    def sample(self, n_samples: int, rng: np.random.Generator, *, blocks: int | None = None) -> Deviations:
         """Joint draws of the log deviations of wall and busy time, shapes ``(n_samples,)``.
 
         With ``blocks``, the scale and the rows' chances (a Bayesian bootstrap, with one more row beyond the slowest)
         are drawn once per block. Rows are then stratified within each half of a block: every row comes as often as its
         chance says, up to one, so that what blocks differ by is what they stand for and not luck.
         """
-        wall, busy = np.empty(n_samples), np.empty(n_samples)
+        wall, busy = np.empty(n_samples, dtype=np.float32), np.empty(n_samples, dtype=np.float32)
         for some, own, working in self.parts(n_samples, rng, blocks=blocks):
             wall[some], busy[some] = own, working
         return wall, busy
@@ -111,10 +115,11 @@ class Noise:
         A piece holds whole blocks.
         """
         if blocks is None:
+            guide, scales = _Guide.of(self.weights), self._scales(_SCALES)
             for start in range(0, n_samples, _PIECE):
                 count = min(_PIECE, n_samples - start)
-                inflation = self._scales(_SCALES)[rng.integers(_SCALES, size=count)]
-                rows = _picked(self.weights, count, rng)
+                inflation = scales[rng.integers(_SCALES, size=count)]
+                rows = guide.picked(count, rng)
                 yield slice(start, start + count), *self._drawn(rows, None, _smooth(count, rng), inflation)
             return
         each = n_samples // blocks
@@ -249,20 +254,34 @@ def _smooth(count: int, rng: np.random.Generator) -> Floats:
     return np.asarray(_NORMALS[rng.integers(len(_NORMALS), size=count)], dtype=float)
 
 
-def _picked(chances: Floats, count: int, rng: np.random.Generator) -> Ints:
-    """Positions drawn with these relative chances, shape ``(count,)``.
+@dataclass(frozen=True)
+class _Guide:
+    """A guide table (Chen and Asau 1974): it answers all draws but those whose cell holds a border.
 
-    A guide table (Chen and Asau 1974) answers all draws but those whose cell holds a border, which are searched for.
+    Attributes:
+        reached: Cumulative chances.
+        first: First position of each cell, and one beyond the last.
     """
-    reached = np.cumsum(chances) / np.sum(chances)
-    reached[-1] = 1.0
-    first = np.searchsorted(reached, np.arange(_CELLS + 1) / _CELLS, side="right")
-    aims = rng.random(count)
-    cells = (aims * _CELLS).astype(np.int64)
-    rows = first[cells]
-    border = np.flatnonzero(rows != first[cells + 1])
-    rows[border] = np.searchsorted(reached, aims[border], side="right")
-    return np.asarray(np.minimum(rows, len(chances) - 1), dtype=np.int64)
+
+    reached: Floats
+    first: Ints
+
+    @classmethod
+    def of(cls, chances: Floats) -> _Guide:
+        """Of relative chances."""
+        reached = np.cumsum(chances) / np.sum(chances)
+        first = np.searchsorted(reached, np.arange(_CELLS + 1) / _CELLS, side="right")
+        return cls(reached, np.minimum(first, len(chances) - 1))
+
+    def picked(self, count: int, rng: np.random.Generator) -> Ints:
+        """Positions drawn by their chances, shape ``(count,)``."""
+        aims = rng.random(count)
+        cells = (aims * _CELLS).astype(np.int64)
+        rows = self.first[cells]
+        border = np.flatnonzero(rows != self.first[cells + 1])
+        found = np.searchsorted(self.reached, aims[border], side="right")
+        rows[border] = np.minimum(found, len(self.reached) - 1)
+        return rows
 
 
 def _stratified(chances: Floats, count: int, rng: np.random.Generator) -> Ints:

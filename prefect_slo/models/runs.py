@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +13,7 @@ from prefect_slo.models.design import Floats
 from prefect_slo.models.drawing import Samples32, Shared, cost_of, draw_options, waves_of
 from prefect_slo.models.driver import Driver
 from prefect_slo.models.learning import Learned
-from prefect_slo.models.luck import StageLuck, luck_of
+from prefect_slo.models.luck import SEEDS, StageLuck, luck_of
 from prefect_slo.models.makespan import makespan, stages_run
 from prefect_slo.models.tables import SampleTables, StageTable, upstream_sums
 from prefect_slo.plan import Prediction, Quantiles
@@ -145,7 +144,8 @@ class Luck:
         blocks: int | None = None,
     ) -> None:  # fmt: skip
         self._sampler, self._n_samples, self._blocks = sampler, n_samples, blocks
-        first, self._streams = sampler.streams(rng)
+        first, streams = sampler.streams(rng)
+        self._seeds = {name: int(stream.integers(SEEDS)) for name, stream in streams.items()}
         self._shared = sampler.shared(n_samples, first, cold)
         self._driver = sampler.driver.sample(n_samples, rng.spawn(1)[0])
         self._drawn: dict[tuple[str, Option, int], _StageRuns] = {}
@@ -167,10 +167,12 @@ class Luck:
     def _stage(self, name: str, option: Option, upstream: int) -> _StageRuns:
         key = name, option, upstream
         if key not in self._drawn:
-            stream, sampler, kind = deepcopy(self._streams[name]), self._sampler, option.size.hardware
+            stream, sampler, kind = np.random.default_rng(self._seeds[name]), self._sampler, option.size.hardware
             if (name, kind) not in self._luck:
                 model = sampler.known[name][kind].model
-                self._luck[name, kind] = luck_of(model, self._n_samples, deepcopy(stream), self._blocks)
+                self._luck[name, kind] = luck_of(
+                    model, self._n_samples, np.random.default_rng(self._seeds[name]), self._blocks
+                )
             luck = {kind: self._luck[name, kind]}
             wall, cost = sampler.draw(name, (option,), (upstream,), self._shared, stream, luck)
             waves = waves_of(sampler.known[name], (option,))[0]

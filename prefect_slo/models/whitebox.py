@@ -9,7 +9,6 @@ bootstrap over settings for θ (Rubin 1981) and the posterior of g; it shrinks w
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Self
 
@@ -20,7 +19,9 @@ from prefect_slo.errors import NotEnoughObservations
 from prefect_slo.models.basis import LEVELS, Level, dictionary
 from prefect_slo.models.correction import Correction, fit_correction, no_correction
 from prefect_slo.models.design import Bools, Floats, Ints, Points, StageData
+from prefect_slo.models.luck import SEEDS
 from prefect_slo.models.noise import (
+    Deviations,
     Noise,
     enough_repeats,
     fit_noise,
@@ -142,9 +143,8 @@ class WhiteBox:
     def luck(self, n_samples: int, rng: np.random.Generator, *, blocks: int | None = None) -> WhiteBoxLuck:
         """Parameters and noise of some runs; arguments as in ``sample``."""
         which = rng.integers(self.draws, size=n_samples) if blocks is None else _in_turn(self.draws, blocks, rng)
-        return WhiteBoxLuck(
-            self, which, n_samples, rng.spawn(1)[0], self._fit.noise.sample(n_samples, rng, blocks=blocks)
-        )
+        seed = int(rng.integers(SEEDS))
+        return WhiteBoxLuck(self, which, n_samples, seed, self._fit.noise.sample(n_samples, rng, blocks=blocks))
 
     def located(self, points: Points, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Wall and busy time without noise for every parameter draw, shapes ``(n_points, n_draws)``."""
@@ -273,11 +273,11 @@ def _in_turn(draws: int, blocks: int, rng: np.random.Generator) -> Ints:
     return np.asarray(rng.permutation(np.arange(blocks) % draws), dtype=np.int64)
 
 
-def _widened(deviations: Floats, centre: float, scales: Floats) -> Floats:
+def _widened(deviations: NDArray[np.float32], centre: float, scales: Floats) -> NDArray[np.floating]:
     """Deviations scaled around their centre, shape ``(n_scales, n_samples)``."""
     if len(scales) == 1 and scales[0] == 1.0:
         return deviations[None]
-    return np.asarray(centre + np.outer(scales, deviations - centre), dtype=float)
+    return np.asarray(centre + np.outer(scales, deviations - centre))
 
 
 def _without_held_out(part: Posynomial, draws: int) -> Posynomial:
@@ -316,24 +316,24 @@ class WhiteBoxLuck:
         model: What they are runs of.
         which: Number of the parameter draw of each block of runs, or of each run.
         n_samples: Runs.
-        rng: Of what the parameters leave open at a point.
+        seed: Of what the parameters leave open at a point.
         noise: Log deviations of wall and busy time, ``(n_samples,)`` each.
     """
 
     model: WhiteBox
     which: Ints
     n_samples: int
-    rng: np.random.Generator
-    noise: tuple[Floats, Floats]
+    seed: int
+    noise: Deviations
 
     def at(self, points: Points) -> Draws:
         """What the runs take at each point, shapes ``(n_points, n_samples)``."""
         noise, n_blocks = self.model.noise, len(self.which)
         scales, back = np.unique(noise.spread.scale(points.workers), return_inverse=True)
         drawn = []
-        located = self.model.located(points, deepcopy(self.rng))
+        located = self.model.located(points, np.random.default_rng(self.seed))
         for at, deviations, response in zip(located, self.noise, RESPONSES, strict=True):
-            factors = np.exp(_widened(deviations, noise.centre(response), scales)).astype(np.float32)
+            factors = np.exp(_widened(deviations, noise.centre(response), scales)).astype(np.float32, copy=False)
             rows = factors if len(scales) == 1 else factors[back.ravel()]
             times = at[:, self.which][:, :, None] * rows.reshape(len(rows), n_blocks, -1)
             drawn.append(times.reshape(len(points), self.n_samples))

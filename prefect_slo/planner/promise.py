@@ -9,6 +9,7 @@ The search knows nothing of this: it is given bounds with room, and what its pla
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from math import inf, sqrt
 
 import numpy as np
@@ -23,10 +24,13 @@ ATTEMPTS = 6
 """Searches for a plan that can be promised before there is none."""
 
 OVERSHOOT = 1.002
-"""A bound that some truths break is tightened by this much more than they break it by, so that the next plan passes."""
+"""Room is made by this much more than the plan before needed, so that the next one passes."""
 
 CLOSE = 0.985
 """A plan that surely keeps more than this share of its bound is close enough to it: bolder ones save very little."""
+
+WORTH = 0.002
+"""What a bolder plan must save to be worth another test."""
 
 Room = tuple[float, float]
 """What the bounds of latency and cost are divided by."""
@@ -35,7 +39,8 @@ Room = tuple[float, float]
 def promised(sampler: Sampler, solver: Solver, goal: Goal, at: float, confidence: float) -> list[Found]:
     """Plans that keep the goal under a share ``confidence`` of the truths, the best first.
 
-    After one that is promised with much to spare, a bolder one is tried. From a model that is sure of itself, the plan.
+    Moves find plans for bounds with more and more or less room; the room of the best that can be promised is then
+    searched. From a model that is sure of itself, the plan of the search.
 
     Args:
         sampler: Draws the truths.
@@ -44,34 +49,133 @@ def promised(sampler: Sampler, solver: Solver, goal: Goal, at: float, confidence
         at: Percentile of the search.
         confidence: Of the promise.
     """
-    room = _first_room(sampler, solver, goal, at, confidence)
-    kept: list[Found] = []
-    known: list[Choice] = []
-    for attempt in range(ATTEMPTS):
-        found = solver.solve(goal.at(at).within(*room), known)
-        if found.choice is None and attempt == 0:
-            found = solver.solve(goal, known)
-        if found.choice is None or (kept and found.choice == kept[0].choice):
+    test = Promise(sampler, solver.problem, goal, at, confidence)
+    kept, room = _moved(test, solver) if test.open else (None, (1.0, 1.0))
+    found = Found(None, inf, -inf, 0, False)
+    if kept is not None or not test.open:
+        found = solver.solve(goal.at(at).within(*room), () if kept is None else (kept,))
+    if kept is not None and found.choice != kept:
+        moved = replace(found, choice=kept, score=solver.problem.score(kept, goal), complete=False)
+        surer = found.choice is not None and test.judge(found.choice).kept
+        return [found, moved] if surer else [moved]
+    if found.choice is not None:
+        return [found]
+    others = (solver.solve(goal), solver.safest(goal))
+    return [found for found in others if found.choice is not None and test.judge(found.choice).kept]
+
+
+def _moved(test: Promise, solver: Solver) -> tuple[Choice | None, Room]:
+    """The best plan that moves find and that can be promised, and the room that it was found with.
+
+    A plan is looked for with as much room as the one before it needed: what that surely keeps, over what it keeps in
+    the search. One that broke its promise needs more than it was given, so that it is not found again; one that has
+    much to spare needs less, and a bolder one is tried.
+    """
+    goal, problem = test.goal, solver.problem
+    start = solver.start(goal.at(test.at))
+    room = (1.0, 1.0) if start.reference is None else test.judge(start.reference).room
+    best: tuple[float, Choice, Room] | None = None
+    least = 1.0, 1.0
+    for _ in range(ATTEMPTS):
+        asked = goal.at(test.at).within(*room)
+        start = solver.start(asked, () if start.plan is None else (start.plan,))
+        choice = start.plan or solver.solve(asked).choice
+        if choice is None or (best and problem.score(choice, goal) >= best[0] * (1 - WORTH)):
             break
-        over = excess(sampler, solver.problem, found.choice, goal, confidence)
-        known = [found.choice]
-        if max(over) <= 1:
-            if kept and found.score >= kept[0].score:
-                break
-            kept.insert(0, found)
-            if (bolder := loosened(room, over)) == room:
-                break
-            room = bolder
-        elif kept:
-            break
+        verdict = test.judge(choice)
+        if verdict.kept:
+            best = problem.score(choice, goal), choice, room
+            following = raised(least, verdict.room)
         else:
-            room = tightened(room, over)
-    if kept:
-        return kept
-    safest = solver.safest(goal)
-    if safest.choice is None or max(excess(sampler, solver.problem, safest.choice, goal, confidence)) > 1:
-        return []
-    return [safest]
+            least = raised(least, verdict.wider)
+            following = least if best else raised(least, room)
+        if verdict.close or (best and not narrower(following, best[2])):
+            break
+        room = following
+    return (None, room) if best is None else best[1:]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a plan surely keeps.
+
+    Attributes:
+        over: Its latency and cost over the bounds on them; 0 where there is none.
+        room: The same over what the search sees of them, at least 1.
+    """
+
+    over: Room
+    room: Room
+
+    @property
+    def kept(self) -> bool:
+        """Whether the promise holds."""
+        return max(self.over) <= 1
+
+    @property
+    def close(self) -> bool:
+        """Whether it holds with nothing to spare, or is none."""
+        return CLOSE < max(self.over) <= 1 or max(self.over) == 0
+
+    @property
+    def wider(self) -> Room:
+        """Room for the next plan, where this one broke a bound."""
+        latency, cost = (room * OVERSHOOT if over > 1 else 1.0 for room, over in zip(self.room, self.over, strict=True))
+        return latency, cost
+
+
+@dataclass(frozen=True, eq=False)
+class Promise:
+    """The test of plans.
+
+    Attributes:
+        sampler: Draws the truths.
+        problem: What the search sees.
+        goal: What is asked, at the percentile that is promised.
+        at: Percentile of the search.
+        confidence: Share of the truths.
+    """
+
+    sampler: Sampler
+    problem: Problem
+    goal: Goal
+    at: float
+    confidence: float
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Of latency and cost."""
+        return self.goal.latency_bound_s, self.goal.cost_bound_usd
+
+    @property
+    def open(self) -> bool:
+        """Whether there is anything to promise that the model is not sure of."""
+        return self.sampler.uncertain and min(self.bounds) < inf
+
+    def judge(self, choice: Choice) -> Verdict:
+        """What a plan surely keeps."""
+        drawn = self.sampler.truths(self.problem, choice) if self.open else None
+        if drawn is None:
+            return Verdict((0.0, 0.0), (1.0, 1.0))
+        allowed = self.goal.at(self.at).allowed(self.problem.n_samples)
+        over, room = [], []
+        seen = self.problem.latency, self.problem.cost
+        for values, bound, samples in zip(drawn, self.bounds, seen, strict=True):
+            safe = sure_quantile(values, self.goal.percentile, self.confidence) if bound < inf else 0.0
+            expected = percentile(samples(choice), allowed) if bound < inf else 1.0
+            over.append(safe / bound)
+            room.append(max(safe / max(expected, 1e-300), 1.0))
+        return Verdict((over[0], over[1]), (room[0], room[1]))
+
+
+def raised(room: Room, least: Room) -> Room:
+    """The larger room, bound by bound."""
+    return max(room[0], least[0]), max(room[1], least[1])
+
+
+def narrower(room: Room, than: Room) -> bool:
+    """Whether some bound has less room."""
+    return any(own < other for own, other in zip(room, than, strict=True))
 
 
 def sure_quantile(values: NDArray[np.floating], at: float, confidence: float) -> float:
@@ -104,52 +208,6 @@ def sure(sampler: Sampler, problem: Problem, choice: Choice, at: float, confiden
     if drawn is None:
         return 0.0, 0.0
     latency, cost = (sure_quantile(values, at, confidence) for values in drawn)
-    return latency, cost
-
-
-def excess(sampler: Sampler, problem: Problem, choice: Choice, goal: Goal, confidence: float) -> tuple[float, float]:
-    """What a plan surely keeps over each bound, of latency and of cost: it is promised where neither is above 1."""
-    drawn = sampler.truths(problem, choice)
-    if drawn is None:
-        return 0.0, 0.0
-    bounds = goal.latency_bound_s, goal.cost_bound_usd
-    latency, cost = (
-        sure_quantile(values, goal.percentile, confidence) / bound if bound < inf else 0.0
-        for values, bound in zip(drawn, bounds, strict=True)
-    )
-    return latency, cost
-
-
-def _first_room(sampler: Sampler, solver: Solver, goal: Goal, at: float, confidence: float) -> Room:
-    """Room for the first search, judged by a plan that moves alone have found."""
-    if not sampler.uncertain or goal.latency_bound_s == goal.cost_bound_usd == inf:
-        return 1.0, 1.0
-    problem = solver.problem
-    reference = solver.start(goal.at(at)).reference
-    if reference is None:
-        return 1.0, 1.0
-    allowed = goal.at(at).allowed(problem.n_samples)
-    over = excess(sampler, problem, reference, goal, confidence)
-    bounds = goal.latency_bound_s, goal.cost_bound_usd
-    expected = (percentile(values, allowed) for values in (problem.latency(reference), problem.cost(reference)))
-    latency, cost = (
-        max(by * bound / max(e, 1e-300), 1.0) if bound < inf else 1.0
-        for by, bound, e in zip(over, bounds, expected, strict=True)
-    )
-    return latency, cost
-
-
-def tightened(room: Room, over: tuple[float, float]) -> Room:
-    """The room of the next search, after one whose plan exceeded its bounds by these factors."""
-    latency, cost = (was * (OVERSHOOT * by if by > 1 else 1.0) for was, by in zip(room, over, strict=True))
-    return latency, cost
-
-
-def loosened(room: Room, over: tuple[float, float]) -> Room:
-    """The room of a bolder search, after one whose plan has this share of its bounds; the same where that is enough."""
-    if max(over) > CLOSE or max(over) == 0:
-        return room
-    latency, cost = (max(was * by, 1.0) if by > 0 else was for was, by in zip(room, over, strict=True))
     return latency, cost
 
 

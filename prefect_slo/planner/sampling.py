@@ -24,7 +24,7 @@ GROWTH, ENOUGH_SAMPLES = 4, 4000
 LEAST_SAMPLES = 500
 """Samples that the search gets however large the menu is: 25 of them may break a bound at P95."""
 
-TRUTHS, RUNS = 256, 400
+TRUTHS, RUNS = 512, 200
 """Draws of the parameters that a promise is tested on, and runs under each. With fewer runs the percentile under one
 truth is too noisy, with fewer truths the confidence."""
 

@@ -18,12 +18,6 @@ from prefect_slo.planner.relax import quantile_bound
 from prefect_slo.planner.search import NODE_LIMIT, Found, search
 from prefect_slo.planner.sweep import Sweeps
 
-NOMINAL_NODES = 60
-"""Nodes of the search at the nominal percentile, from which the price of certainty follows."""
-
-SMALL = 16
-"""Up to so many stages that search is worth its time; on larger graphs moves alone find the nominal plan."""
-
 _TIGHTENINGS = 8
 
 
@@ -89,17 +83,14 @@ class Solver:
         return best
 
     def nominal(self, goal: Goal, known: Sequence[Choice]) -> float:
-        """About the best score, found with little effort from known plans."""
+        """About the best score: what moves make of known plans."""
         reduced, _ = self._left(goal)
         problem = reduced.problem
         scored = [(problem.score(choice, goal), choice) for choice in self._within(reduced, known)]
         score, choice = min(scored, default=(inf, ()))
         if score == inf:
             return inf
-        choice, score = polish(problem, goal, choice, score)
-        if len(problem.stages) > SMALL:
-            return score
-        return search(problem, goal, incumbent=choice, node_limit=NOMINAL_NODES).score
+        return polish(problem, goal, choice, score)[1]
 
     def _left(self, goal: Goal) -> tuple[Reduced, Sweeps]:
         costs = goal.cost_bound_usd < inf

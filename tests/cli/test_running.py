@@ -96,7 +96,7 @@ def test_modules_are_found_in_the_working_directory(
 
 def test_inputs_come_from_a_file_and_are_taken_in_turn(run, module: Path, place: Path) -> None:
     (place / "inputs.json").write_text(json.dumps([{"n": 2}, {"n": 3, "fail": True}]))
-    arguments = ["profile", f"{module}:letters", "--params", place / "inputs.json", "--repeats", "3", "--json"]
+    arguments = ["profile", f"{module}:letters", "--params", place / "inputs.json", "--repeats", "9", "--json"]
     runs = run(*arguments).document["runs"]
     assert len(runs) > 2
     assert [bool(r["error"]) for r in runs] == [i % 2 == 1 for i in range(len(runs))]

@@ -59,7 +59,9 @@ def promised(sampler: Sampler, solver: Solver, goal: Goal, at: float, confidence
         surer = found.choice is not None and test.judge(found.choice).kept
         return [found, moved] if surer else [moved]
     if found.choice is not None:
-        return [found]
+        thrifty = solver.thrifty(goal.at(at).within(*room), found)
+        surer = thrifty.choice != found.choice and test.judge(thrifty.choice or ()).kept
+        return [thrifty, found] if surer else [found]
     others = (solver.solve(goal), solver.safest(goal))
     return [found for found in others if found.choice is not None and test.judge(found.choice).kept]
 

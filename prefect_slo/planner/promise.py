@@ -192,10 +192,10 @@ def sure_quantile(values: NDArray[np.floating], at: float, confidence: float) ->
         at: Percentile of runs, as a fraction.
         confidence: Share of truths.
     """
-    half = (values.shape[1] + 1) // 2
-    logs, first, second = (
-        np.log(np.maximum(_percentiles(part, at), 1e-12)) for part in (values, values[:, :half], values[:, half:])
-    )
+    half = values.shape[1] // 2
+    halves = values[:, : 2 * half].reshape(-1, half)
+    logs = np.log(np.maximum(_percentiles(values, at), 1e-12))
+    first, second = np.log(np.maximum(_percentiles(halves, at), 1e-12)).reshape(-1, 2).T
     total = float(np.var(logs, ddof=1))
     between = float(np.cov(first, second)[0, 1])
     kept = sqrt(min(max(between, 0.0) / total, 1.0)) if total > 0 else 0.0

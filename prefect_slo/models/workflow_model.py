@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from prefect_slo.columns import refuse
 from prefect_slo.errors import InvalidObservation, InvalidPlan, InvalidValue, NotEnoughObservations, UnknownStage
 from prefect_slo.models.design import Floats
-from prefect_slo.models.drawing import Shared, cost_of, draw_options, points_of, waves_of
+from prefect_slo.models.drawing import Shared, cost_of, draw_options, points_of, requests_of, waves_of
 from prefect_slo.models.driver import Driver
 from prefect_slo.models.history import History, knob_label, read
 from prefect_slo.models.identification import Identification, identify
@@ -24,7 +24,7 @@ from prefect_slo.models.stage_time import StageTime
 from prefect_slo.models.tables import SampleTables, StageTable, upstream_sums
 from prefect_slo.models.transfer import THREAD, on_threads
 from prefect_slo.observation import StageRuns
-from prefect_slo.plan import Plan, Prediction, Quantiles
+from prefect_slo.plan import Plan, Prediction, Quantiles, StagePlan
 from prefect_slo.pricing import price_list
 from prefect_slo.resources import Option, Size
 from prefect_slo.units import positive, whole
@@ -286,7 +286,8 @@ class WorkflowModel:
         for name, stream in streams.items():
             self._learned(name, chosen[name].size.hardware)
             sums = (sum(chosen[parent].workers for parent in self.workflow[name].parents),)
-            drawn = self._draw(name, (chosen[name],), sums, shared, stream, blocks)
+            planned = plan[name] if isinstance(plan, Plan) else None
+            drawn = self._draw(name, (chosen[name],), sums, shared, stream, blocks, planned)
             latency[name], cost[name] = (values[0, 0].astype(float) for values in drawn)
             waves[name] = float(waves_of(self._known[name], (chosen[name],))[0])
         driver = self._driver.sample(n_samples, rng.spawn(1)[0])
@@ -403,11 +404,12 @@ class WorkflowModel:
 
     def _draw(
         self, name: str, options: Sequence[Option], sums: Sequence[int], shared: Shared, stream: np.random.Generator,
-        blocks: int | None,
+        blocks: int | None, planned: StagePlan | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:  # fmt: skip
         """Latency and cost, shape ``(len(sums), len(options), n_samples)``; 0 in runs that skip the stage."""
         wall, busy = draw_options(self._known[name], options, sums, shared, stream, blocks=blocks)
-        cost = cost_of(self.workflow[name].menu, options, wall, busy)
+        requests = requests_of(self._known[name], self.workflow[name], options, wall, shared, planned)
+        cost = cost_of(self.workflow[name].menu, options, wall, busy, requests)
         ran = shared.ran[name]
         return (wall, cost) if ran.all() else (wall * ran, cost * ran)
 

@@ -346,6 +346,33 @@ def test_a_run_costs_what_lambda_bills_to_the_last_digit(run: Callable[..., Any]
         assert {one.cost_usd for one in told.runs[0].stage_runs} == {float(billed)}
 
 
+def test_a_runs_row_says_what_was_billed_and_for_how_many_requests(run: Callable[..., Any], account: LocalAws) -> None:
+    told, before = Told(), len(account.lambdas.invocations)
+    run(lambda: shift.map(range(7)).result(), director=told, pools=account.pool(memory_mb=(256,), once=True))
+    done, prices = account.lambdas.invocations[before:], price_list("aws-lambda-x86")
+    [row] = told.runs[0].stage_runs
+    assert row.requests == len(done) == 7
+    assert row.billed_s == pytest.approx(sum(one.billed_ms for one in done) / 1000, abs=1e-9)
+    assert row.storage_usd == pytest.approx(7 * 2 * 5e-6), "a claim and a result for each"
+    billed = sum((bill(prices, one.memory_mb, one.billed_ms) for one in done), Decimal())
+    assert row.cost_usd == pytest.approx(float(billed) + row.storage_usd, rel=1e-12)
+
+
+def test_objects_are_part_of_what_a_run_has_cost(run: Callable[..., Any], account: LocalAws) -> None:
+    @slo_task(pool="lambda")
+    @task
+    def echo(data: bytes) -> bytes:
+        return data
+
+    told, counted = Told(), Faults()
+    with counted:
+        run(lambda: echo.submit(os.urandom(1 << 20) * 6).result(), director=told)
+    here = {name: counted.calls[f"s3.{name}"] for name in ("PutObject", "GetObject")}
+    assert here == {"PutObject": 1, "GetObject": 1}
+    worker = 5e-6 + 4e-7  # one read of the arguments, one write of the result, over there
+    assert told.runs[0].stage_runs[0].storage_usd == pytest.approx(5e-6 + 4e-7 + worker)
+
+
 def test_functions_that_are_not_deployed_leave_the_flow_running_and_say_so(run: Callable[..., Any], caplog) -> None:
     absent = LambdaPool(memory_mb=(128,), prefix="absent", region="us-east-1")
     assert run(lambda: where_am_i.submit().result(), pools=absent) == os.getpid()

@@ -22,6 +22,8 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from prefect_slo.testing.aws.shares import CpuLimit
+
 RUNTIME_PACKAGES = (
     "awslambdaric", "runtime_client", "simplejson", "snapshot_restore_py",
     "boto3", "botocore", "s3transfer", "jmespath", "dateutil", "six", "urllib3",
@@ -97,13 +99,22 @@ class Sandbox:
         folder: For its log and its temporary files.
         packages: Folders of packages that it sees.
         environment: Variables beyond those of the function.
+        limit: Keeps it to its share of the CPU; ``None`` for no limit.
     """
 
-    def __init__(self, spec: Spec, folder: Path, packages: list[str], environment: dict[str, str]) -> None:
-        self.spec = spec
-        self._inbox: SimpleQueue[tuple[str, bytes, float]] = SimpleQueue()
+    def __init__(
+        self,
+        spec: Spec,
+        folder: Path,
+        packages: list[str],
+        environment: dict[str, str],
+        limit: CpuLimit | None = None,
+    ) -> None:
+        self.spec, self._limit = spec, limit
+        self._inbox: SimpleQueue[tuple[str, bytes, float] | None] = SimpleQueue()
         self._outbox: SimpleQueue[tuple[str, bytes]] = SimpleQueue()
         self._ready = threading.Event()
+        self._killing, self._killed = threading.Lock(), False
         self._server = _Server(("127.0.0.1", 0), _Api)
         self._server.sandbox = self
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
@@ -131,6 +142,8 @@ class Sandbox:
                 [sys.executable, "-S", "-s", "-m", "awslambdaric", spec.handler],
                 cwd=spec.code, env=variables, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
+        if limit is not None:
+            limit.add(self._process.pid)
         self._fresh = True
         self._read = 0
 
@@ -157,14 +170,26 @@ class Sandbox:
             self.kill()
         return ended
 
+    @property
+    def alive(self) -> bool:
+        """Whether its process is."""
+        return self._process.poll() is None
+
     def kill(self) -> None:
-        """End its process, and everything that it started."""
+        """End its process, and everything that it started; once."""
+        with self._killing:
+            if self._killed:
+                return
+            self._killed = True
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        if self._limit is not None:
+            self._limit.close()
         threading.Thread(target=self._close, daemon=True).start()  # its poll for shutdown takes a moment
 
     def _close(self) -> None:
+        self._inbox.put(None)  # whoever waits there for its next event
         self._server.shutdown()
         self._server.server_close()
 
@@ -231,7 +256,9 @@ class Sandbox:
 
     # ---- the Runtime API --------------------------------------------------------------------------------------------
 
-    def next_event(self) -> tuple[str, bytes, float]:
+    def next_event(self) -> tuple[str, bytes, float] | None:
+        if self._limit is not None and not self._ready.is_set():
+            self._limit.begin()
         self._ready.set()
         return self._inbox.get()
 
@@ -252,7 +279,11 @@ class _Api(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         sandbox = self.server.sandbox
-        request, body, deadline = sandbox.next_event()
+        event = sandbox.next_event()
+        if event is None:
+            self.close_connection = True
+            return
+        request, body, deadline = event
         headers = {
             "Lambda-Runtime-Aws-Request-Id": request,
             "Lambda-Runtime-Deadline-Ms": str(int(1000 * deadline)),

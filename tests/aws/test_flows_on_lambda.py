@@ -90,6 +90,23 @@ def test_tasks_run_in_sandboxes_and_helpers_travel_with_them(run: Callable[..., 
     assert function == pool.functions.name(256)
 
 
+def test_the_results_of_a_map_travel_as_the_list_that_they_are(run: Callable[..., Any]) -> None:
+    """Prefect hands a task that was given the futures of a map a list of its own, which workers don't know."""
+
+    @slo_task(pool="lambda")
+    @task
+    def total(xs: list[int], named: dict[str, list[int]]) -> tuple[int, str, int]:
+        return sum(xs) + sum(named["xs"]), type(xs).__name__, os.getpid()
+
+    def body():
+        xs = shift.map(range(3))
+        return total.submit(xs, {"xs": xs}).result()
+
+    found, kind, pid = run(body)
+    assert (found, kind) == (2 * (3 + 3 * OFFSET), "list")
+    assert pid != os.getpid()
+
+
 @pytest.mark.parametrize("record", ["full", "summary", "bare"])
 def test_results_are_the_same_at_every_level(run: Callable[..., Any], record: Any) -> None:
     def body():

@@ -251,8 +251,8 @@ class Measure:
 
     @property
     def cost_usd(self) -> float:
-        """Cost of all stages so far, of leases given back."""
-        return sum(map(_cost, self._stages.values()))
+        """Cost of all stages so far, of leases given back; what is billed is added up exactly."""
+        return float(self.billed_usd) + sum(seen.cost_usd for seen in self._stages.values())
 
     @property
     def billed_usd(self) -> Decimal:

@@ -148,7 +148,7 @@ class LambdaBackend:
                 lease, size, sink, asked = self._waiting.pop(at)
                 slot = self._idle.pop() if self._idle else None
                 cold = slot is None
-                slot = slot or _Slot(self._exchange, self._run_key)
+                slot = slot or _Slot(self._exchange, self._run_key, self.close)
                 slot.serve(lease, self._name_of(size.memory_mb), size, sink)
                 self._leases[lease] = slot
                 wait_s = time.monotonic() - asked
@@ -202,8 +202,8 @@ class _Slot:
 
     _names = count(1)
 
-    def __init__(self, exchange: Exchange | Delegating, run_key: str) -> None:
-        self._exchange, self._run_key = exchange, run_key
+    def __init__(self, exchange: Exchange | Delegating, run_key: str, freed: Callable[[int], None]) -> None:
+        self._exchange, self._run_key, self._freed = exchange, run_key, freed
         self.inbox: SimpleQueue[Bundle | None] = SimpleQueue()
         self._lease, self._function, self._size = 0, "", Size(1, 128)
         self._sink: Sink = _unheard
@@ -249,14 +249,11 @@ class _Slot:
                 else:
                     self._ship(bundle, totals)
             except _Gone as gone:
-                self._bundle = None
-                self._sink(gone.lost(self._lease, bundle, totals, self._size))
+                self._lose(gone, bundle, totals)
                 continue
             except BaseException as error:  # a defect: without a report the flow would wait for ever
-                self._bundle = None
                 detail = f"{type(error).__name__}: {error}"
-                defect = _Gone(Failed("died", detail), self._untouched)
-                self._sink(defect.lost(self._lease, bundle, totals, self._size))
+                self._lose(_Gone(Failed("died", detail), self._untouched), bundle, totals)
                 continue
             self._bundle = None
             self._sink(
@@ -276,6 +273,13 @@ class _Slot:
                     totals.storage_usd,
                 )
             )
+
+    def _lose(self, gone: _Gone, bundle: Bundle, totals: _Totals) -> None:
+        """Report the lease as lost. Before that it is given back: this slot may serve another at once."""
+        self._bundle = None
+        sink, lost = self._sink, gone.lost(self._lease, bundle, totals, self._size)
+        self._freed(self._lease)
+        sink(lost)
 
     def _host(self, bundle: Bundle, program: HostedProgram, totals: _Totals) -> None:
         """The engine's calls, each an invocation; or all of the bundle's in one, without it."""

@@ -260,7 +260,10 @@ class Sandbox:
         if self._limit is not None and not self._ready.is_set():
             self._limit.begin()
         self._ready.set()
-        return self._inbox.get()
+        event = self._inbox.get()
+        if event is None:
+            self._inbox.put(None)  # for whoever else waits
+        return event
 
     def ended(self, kind: str, payload: bytes) -> None:
         self._outbox.put((kind, payload))

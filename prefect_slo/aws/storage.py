@@ -30,6 +30,8 @@ class Requests:
     @property
     def usd(self) -> Decimal:
         """What they cost, exactly. Deleting is free."""
+        if not (self.puts or self.gets):
+            return Decimal()
         put, get = (Decimal(repr(charge(name).value)) for name in ("s3.put", "s3.get"))
         return self.puts * put + self.gets * get
 

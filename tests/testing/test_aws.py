@@ -252,23 +252,6 @@ def test_the_same_seed_strikes_the_same_calls(account) -> None:
     assert struck(1) != struck(2)
 
 
-def test_what_is_patched_of_moto_is_as_it_was_known() -> None:
-    """One line for every symbol of moto that is replaced."""
-    import inspect
-
-    from moto.awslambda.exceptions import LambdaClientError
-    from moto.awslambda.models import LambdaFunction
-    from moto.core.botocore_stubber import BotocoreStubber
-
-    assert list(inspect.signature(LambdaFunction.invoke).parameters)[1:] == [
-        "body",
-        "request_headers",
-        "response_headers",
-    ]
-    assert list(inspect.signature(BotocoreStubber.__call__).parameters)[1:3] == ["event_name", "request"]
-    assert LambdaClientError("Code", "message").description
-
-
 def _once() -> Any:
     from botocore.config import Config
 

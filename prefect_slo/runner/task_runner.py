@@ -38,6 +38,7 @@ from prefect_slo.runner.inputs import find_inputs, run_ids
 from prefect_slo.runner.pools import PROCESS, THREAD, PoolDefinition, Pools, by_name
 from prefect_slo.runner.recipe import Director, Isolation, ObservedRun, Recipe, StageSeen
 from prefect_slo.runner.rules import loss_retries, stage_rule
+from prefect_slo.runner.shelf import MEMORY_SHARE
 from prefect_slo.runner.variants import Variant, Variants
 from prefect_slo.settings import valid_settings
 
@@ -250,6 +251,8 @@ class _Run:
         self._ineligible: set[str] = set()
         self._batch: dict[str, int] = {}
         self._declared: dict[str, Declaration] = {}
+        edges = self.recipe.plan.passing if self.recipe.plan is not None else ()
+        self._mapped = {(edge.source, edge.sink) for edge in edges if edge.method == "machine"}
         self._pools: dict[str, str] = {}
         self._fallen: set[str] = set()
         self._invocations: list[Invocation] = []
@@ -274,6 +277,7 @@ class _Run:
                 PROCESS: Capacity(usable_vcpus()),
                 **{name: definition.capacity for name, definition in self._elsewhere.items()},
             },
+            shelf_bytes=MEMORY_SHARE * usable_memory_mb() * 2**20,
         )
 
     def submit(
@@ -313,6 +317,7 @@ class _Run:
             tags=tags,
             has_inputs=has_inputs or bool(wait_for),
             submitted=time.monotonic(),
+            mapped=self._mapped_into(stage, inputs) if self._mapped else frozenset(),
         )
         buffer: list[Call] | None = getattr(self._gathered, "calls", None)
         if buffer is None:
@@ -370,6 +375,11 @@ class _Run:
         except Exception as error:
             self._notice(f"No plan for this run ({type(error).__name__}: {error}); it runs by the default.")
             return None
+
+    def _mapped_into(self, stage: str, inputs: Mapping[str, set[RunInput]]) -> frozenset[UUID]:
+        """Upstream task runs whose results the plan passes to a stage through shared memory."""
+        ids = run_ids(inputs, None)
+        return frozenset(id_ for id_ in ids if (self._graph.stage_of(id_), stage) in self._mapped)
 
     def _with_knobs(self, stage: str, parameters: dict[str, Any]) -> dict[str, Any]:
         """The arguments with the plan's choices for those that were declared as knobs."""

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from prefect.context import FlowRunContext
+from prefect.utilities.importtools import from_qualified_name
 
 from prefect_slo.errors import InvalidValue, SloError
 from prefect_slo.pricing import price_list
@@ -21,6 +22,9 @@ from prefect_slo.units import instances, whole
 
 if TYPE_CHECKING:
     from distributed import Client
+
+MANY = 64
+"""Bundles at once of a flow that had its cluster before: the scheduler queues what finds no room."""
 
 QUANTITIES = ("vcpus", "memory_mb", "gpu")
 
@@ -106,7 +110,8 @@ class DaskPool(_ClusterPool):
     "MEMORY"}``; without ``resources``, a bundle takes one thread of a worker, whatever its size.
 
     Args:
-        cluster: Makes a cluster for a flow run, e.g. ``dask_kubernetes.operator.KubeCluster``; closed at its end.
+        cluster: Makes a cluster for a flow run, e.g. ``dask_kubernetes.operator.KubeCluster`` or its name as text;
+            closed at its end.
         cluster_options: Its arguments.
         adapt: Arguments of its ``adapt``: it then grows and shrinks by what is queued.
 
@@ -118,7 +123,7 @@ class DaskPool(_ClusterPool):
     """
 
     name: str = "dask"
-    cluster: Callable[..., Any] | None = None
+    cluster: Callable[..., Any] | str | None = None
     cluster_options: Mapping[str, Any] = field(default_factory=dict)
     adapt: Mapping[str, Any] | None = None
 
@@ -130,6 +135,21 @@ class DaskPool(_ClusterPool):
             raise InvalidValue("dask.cluster", self.cluster, "none where an address is given")
         super().__post_init__()
 
+    @classmethod
+    def of(cls, runner: Any) -> DaskPool:
+        """The pool that stands for a ``DaskTaskRunner`` of prefect-dask."""
+        options, cluster = dict(runner.client_kwargs or {}), runner._cluster
+        if runner.address or cluster is not None:
+            address = runner.address or cluster.scheduler_address
+            return cls(address=address, concurrency=MANY, options=options)
+        return cls(
+            cluster=runner.cluster_class,
+            cluster_options=dict(runner.cluster_kwargs or {}),
+            adapt=runner.adapt_kwargs or None,
+            concurrency=MANY,
+            options=options,
+        )
+
     def _cluster(self) -> Cluster:
         from prefect_slo.runner.backends.dask_cluster import DaskCluster
 
@@ -138,23 +158,20 @@ class DaskPool(_ClusterPool):
     def _connect(self) -> tuple[Client, Callable[[], None]]:
         from distributed import Client, LocalCluster
 
+        options = {"set_as_default": False, **self.options}
         if self.address is not None:
-            client = Client(self.address, set_as_default=False, **self.options)
+            client = Client(self.address, **options)
             return client, client.close
         if self.cluster is not None:
-            cluster = self.cluster(**self.cluster_options)
+            made = self.cluster if callable(self.cluster) else from_qualified_name(self.cluster)
+            cluster = made(**self.cluster_options)
         else:
-            cluster = LocalCluster(
-                n_workers=1,
-                processes=False,  # bundles run in processes of their own
-                threads_per_worker=self.concurrency,
-                resources=self._here,
-                dashboard_address=None,
-                **self.cluster_options,
-            )
+            here = {"n_workers": 1, "threads_per_worker": self.concurrency, "resources": self._here}
+            # bundles run in processes of their own
+            cluster = LocalCluster(**{"processes": False, "dashboard_address": None, **here, **self.cluster_options})
         if self.adapt is not None:
             cluster.adapt(**self.adapt)
-        client = Client(cluster, set_as_default=False, **self.options)
+        client = Client(cluster, **options)
 
         def close() -> None:
             client.close()
@@ -190,6 +207,11 @@ class RayPool(_ClusterPool):
     _package: ClassVar[str] = "ray"
     _extra: ClassVar[str] = "ray"
 
+    @classmethod
+    def of(cls, runner: Any) -> RayPool:
+        """The pool that stands for a ``RayTaskRunner`` of prefect-ray."""
+        return cls(address=runner.address, concurrency=MANY, options=dict(runner.init_kwargs or {}))
+
     def _cluster(self) -> Cluster:
         from prefect_slo.runner.backends.ray_cluster import RayCluster
 
@@ -202,4 +224,5 @@ class RayPool(_ClusterPool):
             return lambda: None
         here = {"include_dashboard": False, "resources": self._here or None} if self.address is None else {}
         ray.init(address=self.address or "local", **{"log_to_driver": False, **here, **self.options})
-        return ray.shutdown  # type: ignore[no-any-return]
+        shutdown: Callable[[], None] = ray.shutdown
+        return shutdown

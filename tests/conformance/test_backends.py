@@ -38,7 +38,7 @@ BACKENDS: dict[str, Callable[[pytest.FixtureRequest, Path], Backend]] = {
     "process": lambda request, folder: ProcessBackend(ledger=Ledger(FileBook(folder / "vcpus.json"), vcpus=4)),
     "lambda": lambda request, folder: request.getfixturevalue("account").pool(memory_mb=(512,)).backend(None),
     "dask": lambda request, folder: DaskPool(concurrency=4).backend(None),
-    "ray": lambda request, folder: request.getfixturevalue("ray").backend(None),
+    "ray": lambda request, folder: (request.getfixturevalue("ray"), RayPool(concurrency=4))[1].backend(None),
 }
 SIZE = Size(1, 512)
 PATIENCE_S = 60.0
@@ -136,15 +136,6 @@ def account() -> Iterator[LocalAws]:
     """Functions that really run and see what is installed here: the programs of these tests are of this package."""
     with local_aws(packages=None) as account:
         yield account
-
-
-@pytest.fixture(scope="module")
-def ray() -> Iterator[RayPool]:
-    """A Ray cluster of four CPUs on this machine, which its backends find connected."""
-    ray = pytest.importorskip("ray")
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield RayPool(concurrency=4)
-    ray.shutdown()
 
 
 @pytest.fixture(params=BACKENDS)

@@ -1,7 +1,7 @@
 """Bundles on a cluster with a scheduler of its own: every bundle is one task of it, with the resources of its size.
 
-A lease holds nothing until it has a bundle: the scheduler queues what finds no room, and a cluster that grows by what is
-queued grows by that. All calls of the cluster's client are made by one thread, in order.
+A lease holds nothing until it has a bundle: the scheduler queues what finds no room, and a cluster that adapts grows by
+what is queued. All calls of the cluster's client are made by one thread, in order.
 """
 
 from __future__ import annotations

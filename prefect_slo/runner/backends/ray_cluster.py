@@ -16,7 +16,7 @@ class RayCluster:
 
     Args:
         make: Connects this process, and says how to disconnect it.
-        resources: By quantity of a size (``vcpus``, ``memory_mb``, ``gpu``), a custom resource that it takes of besides.
+        resources: By quantity of a size (``vcpus``, ``memory_mb``, ``gpu``), a custom resource that it takes of too.
     """
 
     def __init__(self, make: Callable[[], Callable[[], None]], resources: Mapping[str, str]) -> None:

@@ -213,7 +213,7 @@ class _Sweep:
     ) -> ObservedRun | None:
         seen: list[ObservedRun] = []
         plan = self._plan(settings, workflow) if workflow is not None else None
-        recipe = Recipe(prices=self._director.prices) if plan is None else None
+        recipe = Recipe(prices=self._director.prices, pool=self._director.usual.pool) if plan is None else None
         names: dict[str, Any] = {"flow_name": self._flow.name, "on_threads": self._on_threads}
         told = Following(plan, recipe, heard=seen.append, **names)
         parameters = dict(self._inputs[len(self._runs) % len(self._inputs)])

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefect_slo.errors import InvalidValue
 from prefect_slo.models.design import Floats
-from prefect_slo.models.drawing import Samples32, Shared, cost_of, draw_options, waves_of
+from prefect_slo.models.drawing import Samples32, Shared, cost_of, draw_options, requests_of, waves_of
 from prefect_slo.models.driver import Driver
 from prefect_slo.models.learning import Learned
 from prefect_slo.models.luck import SEEDS, StageLuck, luck_of
 from prefect_slo.models.makespan import makespan, stages_run
 from prefect_slo.models.tables import SampleTables, StageTable, upstream_sums
-from prefect_slo.plan import Prediction, Quantiles
+from prefect_slo.plan import Prediction, Quantiles, StagePlan
 from prefect_slo.resources import Option
 from prefect_slo.units import whole
 from prefect_slo.workflow import Workflow
@@ -91,10 +92,13 @@ class RunSampler:
 
     def plan(
         self, chosen: Mapping[str, Option], n_samples: int, rng: np.random.Generator, cold: bool | float,
-        blocks: int | None = None,
+        blocks: int | None = None, planned: Mapping[str, StagePlan] = MappingProxyType({}),
     ) -> PlanSamples:  # fmt: skip
-        """Draws of runs with one option per stage, in blocks that share their parameters or each with its own."""
-        return Luck(self, n_samples, rng, cold, blocks).of(chosen)
+        """Draws of runs with one option per stage, in blocks that share their parameters or each with its own.
+
+        What ``planned`` says of bundles decides what is billed by the call; without it, a plan of the option would.
+        """
+        return Luck(self, n_samples, rng, cold, blocks).of(chosen, planned)
 
     def shared(self, n_samples: int, rng: np.random.Generator, cold: bool | float) -> Shared:
         """What the stages of a run have in common.
@@ -117,11 +121,12 @@ class RunSampler:
 
     def draw(
         self, name: str, options: Sequence[Option], sums: Sequence[int], shared: Shared, stream: np.random.Generator,
-        luck: Mapping[str, StageLuck] | None = None,
+        luck: Mapping[str, StageLuck] | None = None, planned: StagePlan | None = None,
     ) -> tuple[Samples32, Samples32]:  # fmt: skip
         """Latency and cost, shape ``(len(sums), len(options), n_samples)``; 0 in runs that skip the stage."""
         wall, busy = draw_options(self.known[name], options, sums, shared, stream, luck=luck)
-        cost = cost_of(self.workflow[name].menu, options, wall, busy)
+        requests = requests_of(self.known[name], self.workflow[name], options, wall, shared, planned)
+        cost = cost_of(self.workflow[name].menu, options, wall, busy, requests)
         ran = shared.ran[name]
         return (wall, cost) if ran.all() else (wall * ran, cost * ran)
 
@@ -149,16 +154,18 @@ class Luck:
         self._seeds = {name: int(stream.integers(SEEDS)) for name, stream in streams.items()}
         self._shared = sampler.shared(n_samples, first, cold)
         self._driver = sampler.driver.sample(n_samples, rng.spawn(1)[0]).astype(np.float32)
-        self._drawn: dict[tuple[str, Option, int], _StageRuns] = {}
+        self._drawn: dict[tuple[str, Option, int, StagePlan | None], _StageRuns] = {}
         self._luck: dict[tuple[str, str], StageLuck] = {}
 
-    def of(self, chosen: Mapping[str, Option]) -> PlanSamples:
-        """The runs by a plan, as options by stage."""
+    def of(
+        self, chosen: Mapping[str, Option], planned: Mapping[str, StagePlan] = MappingProxyType({})
+    ) -> PlanSamples:  # fmt: skip
+        """The runs by a plan, as options by stage, and as stage plans where these say more."""
         workflow = self._sampler.workflow
-        drawn = {
-            name: self._stage(name, chosen[name], sum(chosen[parent].workers for parent in workflow[name].parents))
-            for name in workflow.order
-        }
+        drawn = {}
+        for name in workflow.order:
+            upstream = sum(chosen[parent].workers for parent in workflow[name].parents)
+            drawn[name] = self._stage(name, chosen[name], upstream, planned.get(name))
         latency = {name: stage.wall_s for name, stage in drawn.items()}
         cost = {name: stage.cost_usd for name, stage in drawn.items()}
         waves = {name: stage.waves for name, stage in drawn.items()}
@@ -166,8 +173,8 @@ class Luck:
         dollars = reduce(np.add, cost.values())
         return PlanSamples(total.astype(float), dollars.astype(float), latency, cost, self._shared.ran)
 
-    def _stage(self, name: str, option: Option, upstream: int) -> _StageRuns:
-        key = name, option, upstream
+    def _stage(self, name: str, option: Option, upstream: int, planned: StagePlan | None) -> _StageRuns:
+        key = name, option, upstream, planned
         if key not in self._drawn:
             stream, sampler, kind = np.random.default_rng(self._seeds[name]), self._sampler, option.size.hardware
             if (name, kind) not in self._luck:
@@ -176,7 +183,7 @@ class Luck:
                     model, self._n_samples, np.random.default_rng(self._seeds[name]), self._blocks
                 )
             luck = {kind: self._luck[name, kind]}
-            wall, cost = sampler.draw(name, (option,), (upstream,), self._shared, stream, luck)
+            wall, cost = sampler.draw(name, (option,), (upstream,), self._shared, stream, luck, planned)
             waves = waves_of(sampler.known[name], (option,))[0]
             self._drawn[key] = _StageRuns(wall[0, 0], cost[0, 0], float(waves))
         return self._drawn[key]

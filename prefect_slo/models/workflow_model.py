@@ -223,7 +223,8 @@ class WorkflowModel:
         chosen = self._chosen(plan)
         for name, option in chosen.items():
             self._learned(name, option.size.hardware)
-        return self._sampler.plan(chosen, n_samples, rng, cold, blocks)
+        planned = plan.stages if isinstance(plan, Plan) else {}
+        return self._sampler.plan(chosen, n_samples, rng, cold, blocks, planned)
 
     def sample_truths(
         self, plan: Plan | Mapping[str, Option], truths: int, runs: int, rng: np.random.Generator, *,

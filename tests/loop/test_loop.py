@@ -525,7 +525,7 @@ def test_a_plan_by_older_observations_does_not_replace_one_by_newer_ones(
     plans.put_in_force("profiled", other, "by another run, which has seen more")
     try:
         late = knowledge.replace(known, plan=None)
-        found, reason = learning._planned_again(late, slo_, 0, 60.0)
+        found, reason = learning._planned_again(late, slo_, 0, 60.0, SLOProfile.of_flow("profiled"))
         assert reason == learning.SUPERSEDED
         assert found.plan == other == SLOProfile.of_flow("profiled").plan_in_force()
     finally:

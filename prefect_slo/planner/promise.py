@@ -54,16 +54,15 @@ def promised(sampler: Sampler, solver: Solver, goal: Goal, at: float, confidence
     found = Found(None, inf, -inf, 0, False)
     if kept is not None or not test.open:
         found = solver.solve(goal.at(at).within(*room), () if kept is None else (kept,))
+    if found.choice is None:
+        others = (solver.solve(goal), solver.safest(goal))
+        return [other for other in others if test.keeps(other)]
+    plans = [found]
     if kept is not None and found.choice != kept:
         moved = replace(found, choice=kept, score=solver.problem.score(kept, goal), complete=False)
-        surer = found.choice is not None and test.judge(found.choice).kept
-        return [found, moved] if surer else [moved]
-    if found.choice is not None:
-        thrifty = solver.thrifty(goal.at(at).within(*room), found)
-        surer = thrifty.choice != found.choice and test.judge(thrifty.choice or ()).kept
-        return [thrifty, found] if surer else [found]
-    others = (solver.solve(goal), solver.safest(goal))
-    return [found for found in others if found.choice is not None and test.judge(found.choice).kept]
+        plans = [found, moved] if test.keeps(found) else [moved]
+    thrifty = solver.thrifty(goal.at(at).within(*room), plans[0])
+    return [thrifty, *plans] if thrifty.choice != plans[0].choice and test.keeps(thrifty) else plans
 
 
 def _moved(test: Promise, solver: Solver) -> tuple[Choice | None, Room]:
@@ -153,6 +152,10 @@ class Promise:
     def open(self) -> bool:
         """Whether there is anything to promise that the model is not sure of."""
         return self.sampler.uncertain and min(self.bounds) < inf
+
+    def keeps(self, found: Found) -> bool:
+        """Whether there is a plan, and the promise holds for it."""
+        return found.choice is not None and self.judge(found.choice).kept
 
     def judge(self, choice: Choice) -> Verdict:
         """What a plan surely keeps."""

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from types import MappingProxyType
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from prefect_slo import units
 from prefect_slo.declaration import NOTHING, Declaration, dimension
 from prefect_slo.errors import InvalidValue
-from prefect_slo.observation import StageRuns
-from prefect_slo.plan import Plan
 from prefect_slo.pricing import price_list
 from prefect_slo.resources import Capacity, Menu, Pool, Size
 from prefect_slo.runner.backends.local import usable_memory_mb, usable_vcpus
 from prefect_slo.runner.pools import PROCESS, THREAD, Pools, resolved
 from prefect_slo.settings import SLOSettings
 from prefect_slo.workflow import Workflow
+
+if TYPE_CHECKING:
+    from prefect_slo.observation import StageRuns
+    from prefect_slo.plan import Plan
 
 MOVED_SHARE, MOVED_BYTES = 0.1, 1e6
 """Threads go on the menu of a stage that spends this share of its busy time on moving bytes, and moves this many."""
@@ -227,9 +229,12 @@ def moving_much(rows: StageRuns, plan: Plan | None = None) -> frozenset[str]:
     kept = {name for name, stage in plan.stages.items() if stage.pool == THREAD} if plan is not None else set()
     rows = rows.select((rows["hardware"] != THREAD) & (rows["bytes_in"] + rows["bytes_out"] >= MOVED_BYTES))
     moved_s = rows["read_s"] + rows["write_s"]
-    shares = moved_s / np.maximum(moved_s + rows["compute_s"], 1e-12)
-    stages = rows["stage"].astype(str)
-    heavy = {name for name in set(stages.tolist()) if np.median(shares[stages == name]) > MOVED_SHARE}
+    shares = (moved_s / (moved_s + rows["compute_s"] + 1e-12)).tolist()
+    by_stage: dict[str, list[float]] = {}
+    for name, share in zip(rows["stage"].tolist(), shares, strict=True):
+        if not math.isnan(share):  # a run that did not time its steps says nothing
+            by_stage.setdefault(str(name), []).append(share)
+    heavy = {name for name, found in by_stage.items() if median(found) > MOVED_SHARE}
     return frozenset(heavy | kept)
 
 

@@ -41,9 +41,6 @@ from prefect_slo.runner.aws_pools import LambdaPool
 from prefect_slo.runner.recipe import ObservedRun, Recipe
 from prefect_slo.testing.aws import LocalAws, local_aws
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "ml_pipeline"))
-from flow import stock
-
 SIZES = (256, 384, 512, 640, 768)
 WORKERS = (1, 2, 4)
 SEEN = ("numpy", "scipy", "sklearn", "joblib", "threadpoolctl", "narwhals")
@@ -203,7 +200,7 @@ def summary(found: list[Series]) -> dict[str, float]:
 
 
 def note(words: str) -> None:
-    print(f"[load {os.getloadavg()[0]:.1f}] {words}", file=sys.stderr, flush=True)
+    print(f"[{time.strftime('%H:%M:%S')}, load {os.getloadavg()[0]:.1f}] {words}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
@@ -215,6 +212,9 @@ def main() -> None:
     options = parser.parse_args()
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_LOGGING_LEVEL, temporary_settings
     from prefect.testing.utilities import prefect_test_harness
+
+    sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "ml_pipeline"))
+    from flow import stock
 
     begun, load = time.monotonic(), os.getloadavg()[0]
     with ExitStack() as stack:

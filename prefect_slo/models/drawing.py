@@ -13,6 +13,7 @@ from prefect_slo.granularity import bundle_size, invocations, record_level
 from prefect_slo.models.design import Bools, Floats, Points
 from prefect_slo.models.history import knob_label
 from prefect_slo.models.learning import Learned
+from prefect_slo.models.luck import StageLuck
 from prefect_slo.plan import StagePlan
 from prefect_slo.resources import Menu, Option
 from prefect_slo.workflow import Stage
@@ -37,7 +38,7 @@ class Shared:
 
 def draw_options(
     learned: Mapping[str, Learned], options: Sequence[Option], sums: Sequence[int], shared: Shared,
-    stream: np.random.Generator, *, blocks: int | None = None,
+    stream: np.random.Generator, *, luck: Mapping[str, StageLuck] | None = None,
 ) -> tuple[Samples32, Samples32]:  # fmt: skip
     """Wall and busy time, shapes ``(len(sums), len(options), n_samples)``.
 
@@ -47,16 +48,18 @@ def draw_options(
         sums: Numbers of upstream workers.
         shared: Of the same samples.
         stream: The stage's own.
-        blocks: As in ``StageModel.sample``.
+        luck: Runs of the same number of samples by hardware, which all options share; drawn where there are none.
     """
     kinds = list(dict.fromkeys(option.size.hardware for option in options))
-    if len(kinds) == 1:
-        return _draw(learned[kinds[0]], options, sums, shared, stream, blocks)
     shape = (len(sums), len(options), len(shared.ranks))
     wall, busy = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
     for kind in kinds:
         at = [k for k, option in enumerate(options) if option.size.hardware == kind]
-        wall[:, at], busy[:, at] = _draw(learned[kind], [options[k] for k in at], sums, shared, stream, blocks)
+        runs = None if luck is None else luck[kind]
+        drawn = _draw(learned[kind], [options[k] for k in at], sums, shared, stream, runs)
+        if len(kinds) == 1:
+            return drawn
+        wall[:, at], busy[:, at] = drawn
     return wall, busy
 
 
@@ -151,9 +154,10 @@ def points_of(learned: Learned, options: Sequence[Option], sums: Sequence[int], 
 def waves_of(learned: Mapping[str, Learned], options: Sequence[Option]) -> Samples32:
     """Calls that the busiest worker makes one after another with a typical input, shape ``(n_options,)``."""
     waves = np.ones(len(options), dtype=np.float32)
-    for k, option in enumerate(options):
-        inputs = learned[option.size.hardware].inputs
-        waves[k] = points_of(learned[option.size.hardware], [option], (0,), inputs.typical).waves[0]
+    for kind in {option.size.hardware for option in options}:
+        at = [k for k, option in enumerate(options) if option.size.hardware == kind]
+        points = points_of(learned[kind], [options[k] for k in at], (0,), learned[kind].inputs.typical)
+        waves[at] = points.waves
     return waves
 
 
@@ -175,33 +179,29 @@ def _invocations(calls: float, stage: Stage, option: Option, item_s: float, plan
 
 def _draw(
     learned: Learned, options: Sequence[Option], sums: Sequence[int], shared: Shared, stream: np.random.Generator,
-    blocks: int | None,
+    luck: StageLuck | None,
 ) -> tuple[Samples32, Samples32]:  # fmt: skip
     shape = (len(sums), len(options), len(shared.ranks))
     levels = learned.inputs.levels(shared.ranks)
-    used = np.unique(levels).tolist()
-    if len(used) == 1:
-        draws = learned.model.sample(points_of(learned, options, sums, used[0]), shape[2], stream, blocks=blocks)
-        wall = np.asarray(draws.wall_s, dtype=np.float32).reshape(shape)
-        busy = np.asarray(draws.busy_s, dtype=np.float32).reshape(shape)
+    used = np.flatnonzero(np.bincount(levels)).tolist()
+    points = [points_of(learned, options, sums, level) for level in used]
+    if luck is not None:  # the same runs at every level of input: they are points of one draw
+        draws = luck.at(Points.joined(points))
+        mine = np.searchsorted(used, levels)[None, None]
+        values = (np.reshape(v, (len(used), -1, shape[2])) for v in (draws.wall_s, draws.busy_s))
+        wall, busy = (v[0] if len(used) == 1 else np.take_along_axis(v, mine, axis=0)[0] for v in values)
+    elif len(used) == 1:
+        draws = learned.model.sample(points[0], shape[2], stream)
+        wall, busy = draws.wall_s, draws.busy_s
     else:
-        wall, busy = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
-        state = stream.bit_generator.state
-        for level in used:
+        wall, busy = (np.empty((len(points[0]), shape[2]), dtype=np.float32) for _ in range(2))
+        for level, there in zip(used, points, strict=True):
             at = np.flatnonzero(levels == level)
-            points = points_of(learned, options, sums, level)
-            if blocks is None:
-                draws = learned.model.sample(points, len(at), stream)
-                wall[:, :, at] = draws.wall_s.reshape(*shape[:2], len(at))
-                busy[:, :, at] = draws.busy_s.reshape(*shape[:2], len(at))
-            else:
-                # A block keeps its parameters over all levels of input: each level is drawn from the same state.
-                stream.bit_generator.state = state
-                draws = learned.model.sample(points, shape[2], stream, blocks=blocks)
-                wall[:, :, at] = draws.wall_s.reshape(shape)[:, :, at]
-                busy[:, :, at] = draws.busy_s.reshape(shape)[:, :, at]
+            draws = learned.model.sample(there, len(at), stream)
+            wall[:, at], busy[:, at] = draws.wall_s, draws.busy_s
+    wall, busy = (np.asarray(values, dtype=np.float32).reshape(shape) for values in (wall, busy))
     if shared.cold.any():
-        extra_wall, extra_busy = learned.startup.sample(shape[2], stream)
-        wall += (extra_wall * shared.cold).astype(np.float32)
-        busy += (extra_busy * shared.cold).astype(np.float32)
+        extra_wall, extra_busy = learned.startup.sample(shape[2], stream.spawn(1)[0])
+        wall = wall + (extra_wall * shared.cold).astype(np.float32)
+        busy = busy + (extra_busy * shared.cold).astype(np.float32)
     return wall, busy

@@ -17,6 +17,7 @@ from prefect_slo.models.noise import enough_repeats
 from prefect_slo.models.protocol import Response, StageModel
 from prefect_slo.models.regression import Regression
 from prefect_slo.models.startup import Startup
+from prefect_slo.models.transfer import THREAD, on_threads
 from prefect_slo.models.whitebox import WhiteBox
 from prefect_slo.workflow import Stage
 
@@ -92,6 +93,30 @@ class Learned:
         for k, (name, scale) in enumerate(self.scales.items()):
             row[k] = features.get(name, row[k] * scale) / scale
         return replace(self, inputs=self.inputs.known(row))
+
+
+def by_hardware(
+    stage: Stage, rows: History, *, kind: str, features: Sequence[str], weigh: Callable[[History], Floats]
+) -> dict[str, Learned]:
+    """What is known of a stage on every kind of hardware that it ran on, the one measured most first.
+
+    Threads on its menu are known, too, where rows of processes tell how the stage would do on them.
+
+    Args:
+        stage: The stage.
+        rows: All its rows.
+        kind: Name of the stage model.
+        features: Columns that may hold the size of the input.
+        weigh: Weights of rows.
+    """
+    kinds, counts = np.unique(rows.hardware, return_counts=True)
+    by_kind = {name: rows.take(rows.hardware == name) for name in kinds[np.argsort(-counts, kind="stable")].tolist()}
+    offered = {option.size.hardware for option in stage.menu.options()}
+    if THREAD in offered - by_kind.keys() and (derived := on_threads(rows)) is not None:
+        by_kind[THREAD] = derived
+    return {
+        name: learn(stage, mine, kind=kind, features=features, weights=weigh(mine)) for name, mine in by_kind.items()
+    }
 
 
 def learn(stage: Stage, rows: History, *, kind: str, features: Sequence[str], weights: Floats) -> Learned:

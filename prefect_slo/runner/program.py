@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from contextvars import Context
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import cloudpickle
@@ -23,7 +24,7 @@ from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext, SyncClientContext, hydrated_context, serialize_context
 
 from prefect_slo.plan import Record
-from prefect_slo.runner import batches, engine, relay, worker_state
+from prefect_slo.runner import batches, engine, relay, shelf, worker_state
 from prefect_slo.runner.backends.protocol import Outcome, RunItem
 from prefect_slo.runner.calls import ATOMS, Payload, Raised, Returned, Several
 
@@ -95,8 +96,13 @@ def dump_context() -> bytes:
     return bytes(cloudpickle.dumps(context))
 
 
-def dump(calls: list[Payload], record: Record) -> bytes:
+def dump(calls: list[Payload], record: Record, kept: Mapping[int, str] = MappingProxyType({})) -> bytes:
     """The payload of some calls for a worker process.
+
+    Args:
+        calls: The calls.
+        record: Their record level.
+        kept: Names of files that stand for results among their arguments, by ``id``.
 
     Raises:
         Exception: Whatever pickling the arguments raises.
@@ -106,6 +112,8 @@ def dump(calls: list[Payload], record: Record) -> bytes:
         [(c.task_run_id, c.parameters, c.wait_for, c.dependencies, c.tags, c.resolve, c.cancelled) for c in calls],
         record,
     )
+    if kept:
+        return shelf.dump(content, kept)
     return pickle.dumps(content) if plain else bytes(cloudpickle.dumps(content))
 
 
@@ -164,7 +172,7 @@ def run_calls(task: Task[Any, Any], calls: list[Payload], record: Record, loop: 
 def _run_pickled(task: Task[Any, Any], payload: bytes, loop: asyncio.Runner) -> Outcome:
     begun = time.perf_counter()
     try:
-        content, record = pickle.loads(payload)
+        (content, record), mapped = shelf.load(payload)
         calls = [Payload(*call) for call in content]
     except Exception as error:
         return Outcome(b"", failed=True, unpicklable=f"{type(error).__name__}: {error}")
@@ -182,7 +190,7 @@ def _run_pickled(task: Task[Any, Any], payload: bytes, loop: asyncio.Runner) -> 
         if not failed:
             return Outcome(b"", unpicklable=f"{type(error).__name__}: {error}")
         dumped = cloudpickle.dumps(_portable(result))
-    return Outcome(dumped, failed=failed, read_s=read - begun, write_s=time.perf_counter() - ran)
+    return Outcome(dumped, failed=failed, read_s=read - begun, write_s=time.perf_counter() - ran, mapped=mapped)
 
 
 def is_failure(result: Any) -> bool:

@@ -49,6 +49,7 @@ class Session:
         notice: Tells the user something, once each; with a stage where that has moved to threads.
         level: Record level of the bundle that a call is in.
         capacity: By pool, what the run's leases may hold together.
+        shelf_bytes: What results may take in memory that worker processes share.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Session:
         notice: Callable[[str, str | None], None],
         level: Callable[[Call], Record],
         capacity: Mapping[str, Capacity],
+        shelf_bytes: float = 0.0,
     ) -> None:
         self._run_key, self._backends, self._context = run_key, backends, context
         self._measure, self._notice, self._level = measure, notice, level
@@ -72,7 +74,7 @@ class Session:
         self._sent: dict[int, _Sent] = {}
         self._writer = WriteBehind(context.copy())
         self._endings = Endings(context, measure, self._writer)
-        self._parcels = Parcels(run_key, context)
+        self._parcels = Parcels(run_key, context, shelf_bytes)
         self._events_of_run = relay.FlowRunEvents(context.copy())
         self._rules: dict[str, StageRule] = {}
         self._pool_of: dict[int, str] = {}
@@ -112,6 +114,7 @@ class Session:
             try:
                 self._thread.join(timeout=5)
             finally:
+                self._parcels.close()
                 self._writer.close()
 
     # ---- the loop ---------------------------------------------------------------------------------------------------
@@ -355,6 +358,8 @@ class Session:
 
     def _tell(self, stage: str, what: str, detail: str) -> None:
         if what == "fallback":
+            if self._loss is not None and self._loss.reason == "start":
+                detail = f"{detail} ({self._loss.detail.partition(chr(10))[0]})"
             self._notice(f"Stage {stage!r} runs on threads from now on: {detail}.", stage)
         elif what == "grown":
             self._notice(f"Stage {stage!r} ran out of memory and moves to workers of {detail}.", None)

@@ -29,6 +29,7 @@ class Outcome:
         unpicklable: Why its result cannot travel, where it cannot; ``payload`` is then empty.
         read_s: Seconds spent unpickling its arguments.
         write_s: Seconds spent pickling its result.
+        mapped: Bytes of its arguments that did not come with its payload.
     """
 
     payload: Any
@@ -36,6 +37,7 @@ class Outcome:
     unpicklable: str = ""
     read_s: float = 0.0
     write_s: float = 0.0
+    mapped: int = 0
 
 
 RunItem = Callable[[int, Any], Outcome]

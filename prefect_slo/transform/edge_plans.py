@@ -29,7 +29,7 @@ from prefect_slo.transform.passing import DataStage, Links, Place, Transfer, cos
 from prefect_slo.workflow import Stage, Workflow
 
 HERE = Links(
-    direct_mb_s=400, up_mb_s=400, down_mb_s=400, inline_mb_s=400, inline_s=1e-3, inline_limit_mb=inf,
+    direct_mb_s=300, up_mb_s=300, down_mb_s=300, inline_mb_s=300, inline_s=1e-3, inline_limit_mb=inf,
     machine_mb_s=250, machine_s=2e-3,
 )  # fmt: skip
 """Worker processes of one machine: pickled, sent and unpickled (``inline``), or received once and written once

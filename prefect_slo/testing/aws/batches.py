@@ -9,8 +9,10 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from prefect_slo.testing.aws.guard import FAKE
@@ -27,10 +29,19 @@ class LocalBatch:
         endpoint: Address of a server that stands for AWS, for the jobs' own calls.
         gpus: GPUs that there are; jobs that ask for more than are free wait.
         launch_s: Wait before every start.
+        images: Folders that stand for container images, by name: their ``bin`` is on the path of a job. Jobs of other
+            images see this machine's programs alone.
     """
 
-    def __init__(self, *, endpoint: str, gpus: int = 0, launch_s: float = 0.0) -> None:
-        self.endpoint, self.launch_s = endpoint, launch_s
+    def __init__(
+        self,
+        *,
+        endpoint: str,
+        gpus: int = 0,
+        launch_s: float = 0.0,
+        images: Mapping[str, Path] = MappingProxyType({}),
+    ) -> None:
+        self.endpoint, self.launch_s, self._images = endpoint, launch_s, dict(images)
         self.ended: list[str] = []
         self.visible: dict[str, str] = {}
         self.most_gpus = 0
@@ -123,7 +134,7 @@ class LocalBatch:
         visible = ",".join(map(str, devices))
         self.visible[job.job_id] = visible
         environment = {
-            "PATH": os.environ.get("PATH", os.defpath),
+            "PATH": os.pathsep.join([*self._programs(job), os.environ.get("PATH", os.defpath)]),
             **fake,
             "AWS_ENDPOINT_URL": self.endpoint,
             "CUDA_VISIBLE_DEVICES": visible,
@@ -152,6 +163,10 @@ class LocalBatch:
         reader.join(timeout=5)
         code = process.returncode
         return (128 - code if code < 0 else code), reason, "".join(written)
+
+    def _programs(self, job: Any) -> list[str]:
+        image = self._images.get(job._get_container_property("image", ""))
+        return [str(Path(image).resolve() / "bin")] if image is not None else []
 
     def _keep_log(self, job: Any, log: str) -> None:
         now = int(1000 * time.time())

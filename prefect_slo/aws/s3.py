@@ -23,7 +23,7 @@ STREAMS = 8
 ATTEMPTS = 8
 """Calls at most, with standard mode's back-off: up to about a minute of being told to slow down."""
 
-PARTS = ("args", "claim", "event", "reply", "result")
+PARTS = ("args", "array", "claim", "event", "reply", "result")
 """What may be stored for one invocation, under its key."""
 
 _RETRIEVED_S = 60.0

@@ -316,13 +316,22 @@ class _Job:
         return 3_600_000
 
 
+def _document(uri: str) -> Any:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return json.loads(_fetched({"bucket": bucket, "key": key}))
+
+
 def main(arguments: list[str]) -> int:
-    """Run the event that lies at ``s3://bucket/key``, and leave the reply beside it."""
+    """Run the event that lies at ``s3://bucket/key``, and leave the reply beside it.
+
+    A job of an array finds a list there, and its own event by its index.
+    """
     if len(arguments) != 1 or not arguments[0].startswith("s3://"):
         print("usage: python -m prefect_slo.worker s3://bucket/key", file=sys.stderr)
         return 2
-    bucket, _, key = arguments[0].removeprefix("s3://").partition("/")
-    event = json.loads(_fetched({"bucket": bucket, "key": key}))
+    event = _document(arguments[0])
+    if isinstance(event, list):
+        event = _document(event[int(os.environ["AWS_BATCH_JOB_ARRAY_INDEX"])])
     reply = json.dumps(handler(event, _Job())).encode()
     out = event["out"]
     _s3().put_object(Bucket=out["bucket"], Key=f"{out['key']}/reply", Body=reply, **(out.get("encryption") or {}))

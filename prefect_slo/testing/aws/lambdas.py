@@ -353,11 +353,11 @@ def _moto_function() -> Any:
     return LambdaFunction
 
 
-def role_arn() -> str:
-    """A role that functions may run under, made in the mocked account."""
+def role_arn(endpoint: str | None = None) -> str:
+    """A role that functions may run under, made in the mocked account, or in that of a server."""
     import boto3
 
-    iam = boto3.client("iam", region_name=REGION)
+    iam = boto3.client("iam", region_name=REGION, endpoint_url=endpoint)
     try:
         return str(iam.get_role(RoleName="prefect-slo-worker")["Role"]["Arn"])
     except iam.exceptions.NoSuchEntityException:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from prefect_slo.planner import make_plan as make_plan
     from prefect_slo.runner.aws_pools import BatchPool as BatchPool
     from prefect_slo.runner.aws_pools import LambdaPool as LambdaPool
+    from prefect_slo.runner.cluster_pools import DaskPool as DaskPool
+    from prefect_slo.runner.cluster_pools import RayPool as RayPool
     from prefect_slo.runner.task_runner import SLOTaskRunner as SLOTaskRunner
     from prefect_slo.workflow import Workflow as Workflow
 
@@ -29,12 +31,14 @@ _HOME = {
     "BatchPool": "runner.aws_pools",
     "BatchQueue": "aws.queues",
     "Budget": "objective",
+    "DaskPool": "runner.cluster_pools",
     "InfeasibleSlo": "errors",
     "LambdaPool": "runner.aws_pools",
     "Latency": "objective",
     "MenuBlock": "blocks",
     "Plan": "plan",
     "PriceListBlock": "blocks",
+    "RayPool": "runner.cluster_pools",
     "SLOProfile": "blocks",
     "SLOTaskRunner": "runner.task_runner",
     "Slo": "objective",

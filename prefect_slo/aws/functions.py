@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from prefect_slo.aws import limits
 from prefect_slo.aws.clients import client
+from prefect_slo.aws.concurrency import Allowed, allowed
 from prefect_slo.aws.packaging import HANDLER, content_hash, worker_zip
 from prefect_slo.aws.s3 import S3Prefix
 from prefect_slo.errors import InvalidValue
@@ -108,6 +109,11 @@ class WorkerFunctions:
                 self._lambda.put_function_concurrency(FunctionName=name, ReservedConcurrentExecutions=self.reserved)
             made.append(name)
         return made
+
+    def allowed(self, memory_mb: Iterable[int], *, fresh: bool = False) -> Allowed:
+        """What the account lets these functions have under way at once; asked for again after some minutes."""
+        names = [self.name(memory) for memory in memory_mb]
+        return allowed(self._lambda, self.region, self.endpoint, names, fresh=fresh)
 
     def status(self, memory_mb: Iterable[int]) -> list[FunctionStatus]:
         """Every worker function under the prefix, and those of these sizes that are missing."""
@@ -237,7 +243,10 @@ def policy(functions: WorkerFunctions, store: S3Prefix | None, besides: Statemen
     """
     region = functions.region or "*"
     mine = f"arn:aws:lambda:{region}:*:function:{functions.prefix}-*"
-    caller = [allow(["lambda:InvokeFunction"], mine)]
+    caller = [
+        allow(["lambda:InvokeFunction", "lambda:GetFunctionConcurrency"], mine),
+        allow(["lambda:GetAccountSettings"], "*"),
+    ]
     worker = [
         allow(["logs:CreateLogGroup", "logs:CreateLogStream", "logs:PutLogEvents"], f"arn:aws:logs:{region}:*:*"),
     ]

@@ -77,7 +77,7 @@ class BatchQueue:
             self._create_environment()
         self._valid(self._environment, wait)
         if not self._queue():
-            order = [{"order": 1, "computeEnvironment": self.name}]
+            order = [{"order": 1, "computeEnvironment": self._environment()["computeEnvironmentArn"]}]
             self._batch.create_job_queue(
                 jobQueueName=self.name, state="ENABLED", priority=1, computeEnvironmentOrder=order
             )

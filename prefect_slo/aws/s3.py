@@ -111,11 +111,13 @@ class S3Prefix:
             s3.abort_multipart_upload(**upload)
             raise
 
-    def put_once(self, key: str, body: bytes) -> None:
-        """Write an object whose key names its content, unless this process has written it."""
-        if key not in self._known:
-            self.put(key, body)
-            self._known.add(key)
+    def put_once(self, key: str, body: bytes) -> bool:
+        """Write an object whose key names its content, unless this process has written it; whether it did so now."""
+        if key in self._known:
+            return False
+        self.put(key, body)
+        self._known.add(key)
+        return True
 
     def get(self, key: str, size: int | None = None) -> bytes:
         """Read an object; where its ``size`` is known and large, in parallel ranges."""

@@ -29,7 +29,7 @@ INLINE_RESULT = 4_400_000
 SPARE_MS = 300
 """A second run of an event stops waiting for the first one's result this long before its own time is over."""
 
-_STATE: dict[str, Any] = {"calls": 0, "s3": None, "loop": None}
+_STATE: dict[str, Any] = {"calls": 0, "s3": None, "loop": None, "puts": 0, "gets": 0}
 _FUNCTIONS: dict[str, Any] = {}
 
 
@@ -54,6 +54,8 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
         reply = _handled(event, context, telemetry, begun)
     except Exception as error:
         reply = _failure("handler", error)
+    telemetry["s3_puts"], telemetry["s3_gets"] = _STATE["puts"], _STATE["gets"]
+    _STATE["puts"] = _STATE["gets"] = 0
     telemetry["cpu_s"] = time.process_time() - cpu
     telemetry["peak_mb"] = peak_mb()
     telemetry["handler_s"] = time.time() - begun
@@ -211,6 +213,7 @@ def _outcome(
 def _fetched(place: dict[str, Any]) -> bytes:
     if "b64" in place:
         return base64.b64decode(place["b64"])
+    _STATE["gets"] += 1
     return bytes(_s3().get_object(Bucket=place["bucket"], Key=place["key"])["Body"].read())
 
 
@@ -251,6 +254,7 @@ def _put(out: dict[str, Any], name: str, body: bytes) -> bool:
     from botocore.exceptions import ClientError
 
     encryption = out.get("encryption") or {}
+    _STATE["puts"] += 1
     try:
         _s3().put_object(Bucket=out["bucket"], Key=f"{out['key']}/{name}", Body=body, IfNoneMatch="*", **encryption)
     except ClientError as error:
@@ -263,6 +267,7 @@ def _put(out: dict[str, Any], name: str, body: bytes) -> bool:
 def _found(out: dict[str, Any], name: str) -> bytes | None:
     from botocore.exceptions import ClientError
 
+    _STATE["gets"] += 1
     try:
         return bytes(_s3().get_object(Bucket=out["bucket"], Key=f"{out['key']}/{name}")["Body"].read())
     except ClientError as error:
@@ -332,7 +337,8 @@ def main(arguments: list[str]) -> int:
     event = _document(arguments[0])
     if isinstance(event, list):
         event = _document(event[int(os.environ["AWS_BATCH_JOB_ARRAY_INDEX"])])
-    reply = json.dumps(handler(event, _Job())).encode()
-    out = event["out"]
-    _s3().put_object(Bucket=out["bucket"], Key=f"{out['key']}/reply", Body=reply, **(out.get("encryption") or {}))
+    reply = handler(event, _Job())
+    reply["telemetry"]["s3_puts"] += 1  # the reply itself
+    body, out = json.dumps(reply).encode(), event["out"]
+    _s3().put_object(Bucket=out["bucket"], Key=f"{out['key']}/reply", Body=body, **(out.get("encryption") or {}))
     return 0

@@ -21,7 +21,7 @@ from prefect_slo.blocks import SLOProfile, fold_in, plan_from_history, put_in_fo
 from prefect_slo.errors import InvalidPlan
 from prefect_slo.loop import background, policy
 from prefect_slo.loop.knowledge import UNPICKLED, Knowledge, impatient, knowledge, remember, remember_plan
-from prefect_slo.loop.menus import with_menus
+from prefect_slo.loop.menus import moving_much, with_menus
 from prefect_slo.loop.planning import KEPT, Decision, plan_digest, replan
 from prefect_slo.loop.policy import PastRun
 from prefect_slo.loop.reporting import objective_of
@@ -146,7 +146,8 @@ class Learner:
         log.note(**{f"{UNPICKLED}{stage}": source for stage, source in unpickled.items()})
         if run.workflow is not None:
             menus = (self._director.menu, run.declarations, frozenset(unpickled), self._director.pools)
-            log.workflow(with_menus(run.workflow, *menus).to_document())
+            heavy = moving_much(run.stage_runs, self._decision.followed)
+            log.workflow(with_menus(run.workflow, *menus, or_threads=heavy).to_document())
 
     def _write_stages(self, run: ObservedRun, log: RunLog) -> None:
         features = self._director.features_of(run.flow_name, run.parameters)

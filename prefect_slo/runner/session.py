@@ -31,6 +31,7 @@ from prefect_slo.runner.endings import Endings
 from prefect_slo.runner.futures import Callbacks
 from prefect_slo.runner.measure import Measure
 from prefect_slo.runner.parcels import Parcels
+from prefect_slo.runner.pools import PROCESS
 from prefect_slo.runner.write_behind import WriteBehind
 
 GRACE_S = 30.0
@@ -315,7 +316,8 @@ class Session:
         for first in range(0, len(calls), batch):
             together = calls[first : first + batch]
             try:
-                items.append((together[0].item, self._parcels.payload(together, record, isolated=isolated)))
+                payload = self._parcels.payload(together, record, isolated=isolated, here=pool == PROCESS)
+                items.append((together[0].item, payload))
                 if len(together) > 1:
                     batches[together[0].item] = tuple(call.item for call in together)
             except BaseException as error:
@@ -358,6 +360,8 @@ class Session:
 
     def _tell(self, stage: str, what: str, detail: str) -> None:
         if what == "fallback":
+            if self._loss is not None and self._loss.reason == "start":
+                detail = f"{detail} ({self._loss.detail.partition(chr(10))[0]})"
             self._notice(f"Stage {stage!r} runs on threads from now on: {detail}.", stage)
         elif what == "grown":
             self._notice(f"Stage {stage!r} ran out of memory and moves to workers of {detail}.", None)

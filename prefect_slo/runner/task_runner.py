@@ -35,7 +35,7 @@ from prefect_slo.runner.futures import CallFuture
 from prefect_slo.runner.graph import StageGraph
 from prefect_slo.runner.ids import uuid7
 from prefect_slo.runner.inputs import find_inputs, run_ids
-from prefect_slo.runner.pools import PROCESS, THREAD, PoolDefinition, Pools, by_name
+from prefect_slo.runner.pools import PROCESS, THREAD, PoolDefinition, Pools, by_name, resolved
 from prefect_slo.runner.recipe import Director, Isolation, ObservedRun, Recipe, StageSeen
 from prefect_slo.runner.rules import loss_retries, stage_rule
 from prefect_slo.runner.shelf import MEMORY_SHARE
@@ -66,9 +66,11 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
         stages: Declarations by task name, as ``slo_task`` makes them.
         director: Decides about each run in place of the arguments above, and hears how it went.
         pools: Pools beyond worker processes and threads, which plans and declarations may then name.
+        pool: The one of them that stages run on without a plan or a declaration; by default worker processes.
 
     Raises:
         InvalidValue: A value that an argument may not hold.
+        UnknownPool: There is no pool of that name.
 
     Example:
         ```python
@@ -96,6 +98,7 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
         stages: Mapping[str, Declaration | Mapping[str, Any]] | None = None,
         director: Director | None = None,
         pools: Sequence[PoolDefinition] = (),
+        pool: str | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         if isolation not in ("auto", "process", "thread"):
@@ -105,10 +108,11 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
         for name, value in (("max_workers", max_workers), ("bundle", bundle)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise InvalidValue(name, value, "a whole number of at least 1")
-        self.recipe = Recipe(plan, isolation, max_workers, record, bundle)
         self.stages = {name: Declaration.of(value) for name, value in (stages or {}).items()}
         self.director = director
         self.pools: Pools = by_name(pools)
+        pool = resolved(pool, self.pools) if pool is not None else None
+        self.recipe = Recipe(plan, isolation, max_workers, record, bundle, pool=pool)
         self.stock: TaskRunner[Any] | None = None
         self.clock = FlowClock()
         self._run: _Run | None = None

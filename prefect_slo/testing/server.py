@@ -24,7 +24,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m prefect_slo.testing.server", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--concurrency", type=int, default=1000, help="invocations at once")
-    parser.add_argument("--cpu", choices=("modelled", "off"), default="off", help="whether CPU time takes its share")
+    parser.add_argument(
+        "--cpu", choices=("shares", "modelled", "off"), default="off", help="whether CPU time takes its share"
+    )
     parser.add_argument(
         "--image", action="append", default=[], metavar="URI=FOLDER", help="a folder that stands for a container image"
     )

@@ -5,10 +5,11 @@ own. What is left to choose is the way of each edge, among those that there are 
 
     this machine        through the flow's own process (``inline``), or once into memory that all map (``machine``)
     its threads         as it is (``machine``)
-    elsewhere           in the request and the reply (``inline``) while they fit, over storage (``remote``) beyond
+    AWS                 in the request and the reply (``inline``) while they fit, over storage (``remote``) beyond
+    other pools         with the call and its result (``inline``)
 
 Until the size of what a stage hands on can be told from the size of a run's input, an edge goes the way that bears any
-size: over storage, or on this machine through the flow's process.
+size: over storage, or through the flow's process.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ ELSEWHERE = Links(
 
 THREADS = Links(direct_mb_s=1, up_mb_s=1, down_mb_s=1, inline_mb_s=1)
 """Threads of one process hand on objects as they are."""
+
+AWS_HARDWARE = frozenset({"lambda", "lambda-arm", "batch"})
+"""Names of the machines of AWS's pools, unless they were given others; stages on pools named so count, too."""
 
 _PROCESSES, _THREADS = ("default", "process"), ("thread",)
 
@@ -132,7 +136,14 @@ def _between(source: StagePlan, sink: StagePlan, speeds: tuple[Links, Links]) ->
         return _Between(speeds[0], ("machine", "inline"), "inline")
     if all(pool in (*_PROCESSES, *_THREADS) for pool in pools):
         return _Between(speeds[0], ("inline",), "inline")
-    return _Between(speeds[1], ("inline", "remote"), "remote")
+    if _on_aws(source) or _on_aws(sink):
+        return _Between(speeds[1], ("inline", "remote"), "remote")
+    return _Between(replace(speeds[1], inline_limit_mb=inf), ("inline",), "inline")
+
+
+def _on_aws(stage: StagePlan) -> bool:
+    """Whether a stage runs where messages have a limit, and storage is there for larger ones."""
+    return stage.size.hardware in AWS_HARDWARE or stage.pool in AWS_HARDWARE
 
 
 def _end(stage: Stage, plan: Plan, runs: StageRuns) -> DataStage:

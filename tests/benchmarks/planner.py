@@ -35,9 +35,9 @@ from planning.profiles import Profile, profiles
 
 from prefect_slo.objective import Latency
 from prefect_slo.planner.goals import goal_of
-from prefect_slo.planner.make import solve
 from prefect_slo.planner.problem import Problem
 from prefect_slo.planner.search import search
+from prefect_slo.planner.solver import solve
 
 PUBLISHED = ("empirical", "analytic", "regression")
 HELD_OUT = {"video-analytics": (0.026, 0.072, 0.035), "ml-pipeline": (0.056, 0.063, 0.06)}

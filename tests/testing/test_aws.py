@@ -19,7 +19,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from prefect_slo.aws.report import Report
-from prefect_slo.testing.aws import Fault, Faults, LocalAws, local_aws
+from prefect_slo.testing.aws import Fault, Faults, LocalAws, lambdas, local_aws, shares
+from prefect_slo.testing.aws.lambdas import Throttled
 from prefect_slo.testing.aws.sandbox import package_folder
 
 CODE = """
@@ -200,6 +201,61 @@ def test_cpu_time_takes_as_long_as_its_share_makes_it(call, account, monkeypatch
     assert time.process_time() - began < 5
 
 
+@pytest.mark.parametrize("kept", ["quota", "duty"])
+def test_a_sandbox_really_has_its_share(call, account, monkeypatch, kept: str) -> None:
+    """442 MB have a quarter of a vCPU: 0.2 s of CPU time take 0.8 s, and the start is not held back."""
+    if kept == "quota" and shares._place() is None:
+        pytest.skip("no control group can be made here")
+    limits: list[Any] = []
+
+    def limit(vcpus: float) -> Any:
+        limits.append(shares.Duty(vcpus) if kept == "duty" else shares.cpu_limit(vcpus))
+        return limits[-1]
+
+    monkeypatch.setattr(lambdas, "cpu_limit", limit)
+    monkeypatch.setattr(account.lambdas, "cpu", "shares")
+    name = call.function(memory=442)
+    call(name)
+    _, error, report = call(name, do="spin", s=0.2)
+    assert not error
+    assert report.duration_ms > 0.8 * 800
+    [only] = limits
+    account.lambdas.reap()
+    assert kept == "duty" or not only._path.exists()
+    assert kept == "quota" or only._ended.is_set()
+
+
+def test_a_sandbox_that_was_killed_while_idle_is_not_used_again(call, account) -> None:
+    name = call.function()
+    first, _, _ = call(name)
+    assert account.lambdas.kill(name) == 1
+    second, error, report = call(name)
+    assert not error
+    assert second["pid"] != first["pid"]
+    assert report.init_ms > 0
+
+
+def test_what_is_killed_twice_is_ended_once_and_lets_its_runtime_go(call, account) -> None:
+    name = call.function()
+    call(name)
+    [sandbox] = account.lambdas._every
+    sandbox.kill()
+    sandbox.kill()
+    assert not sandbox.alive
+    assert sandbox.next_event() is None, "nobody waits for an event for ever"
+    account.lambdas.reap()
+
+
+def test_a_bed_that_is_closed_starts_nothing_more() -> None:
+    with local_aws() as account:
+        name = account.pool(memory_mb=(128,), bucket=None).functions.name(128)
+        boto3.client("lambda").invoke(FunctionName=name, Payload=b'{"warm": true}')
+        spec = next(iter(account.lambdas._idle))
+    with pytest.raises(Throttled):
+        account.lambdas.run(spec, b"{}")
+    assert account.lambdas.sandboxes == 0
+
+
 def test_a_request_that_is_too_large_is_refused(call) -> None:
     with pytest.raises(ClientError, match="RequestEntityTooLarge"):
         call(call.function(), do="x" * 6_300_000)
@@ -238,25 +294,6 @@ def test_the_same_seed_strikes_the_same_calls(account) -> None:
 
     assert struck(1) == struck(1)
     assert struck(1) != struck(2)
-
-
-def test_what_is_patched_of_moto_is_as_it_was_known() -> None:
-    """One line for every symbol of moto that is replaced."""
-    import inspect
-
-    from moto.awslambda.exceptions import LambdaClientError
-    from moto.awslambda.models import ImageConfig, LambdaBackend, LambdaFunction
-    from moto.core.botocore_stubber import BotocoreStubber
-
-    assert list(inspect.signature(LambdaFunction.invoke).parameters)[1:] == [
-        "body",
-        "request_headers",
-        "response_headers",
-    ]
-    assert list(inspect.signature(BotocoreStubber.__call__).parameters)[1:3] == ["event_name", "request"]
-    assert LambdaClientError("Code", "message").description
-    assert {"layers_versions_by_arn"} <= set(dir(LambdaBackend))
-    assert ImageConfig({"Command": ["a.b"]}).cmd == ["a.b"]
 
 
 def _once() -> Any:

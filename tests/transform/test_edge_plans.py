@@ -239,3 +239,10 @@ def test_the_crossover_by_size_is_where_both_take_as_long() -> None:
     assert found[1].at == pytest.approx(closed, rel=2e-3)
     just_over = methods_of(*ends, replace(edge, size_mb=closed * 1.01), links, AT)  # type: ignore[arg-type]
     assert just_over["remote"] < just_over["direct"]
+
+
+def test_on_a_cluster_data_travel_with_their_bundle_whatever_their_size() -> None:
+    flow, plan = workflow(("dask", "dask"))
+    runs = [*rows("make", [50.0] * 8), *rows("use", [0.01] * 8, taken_mb=400, items=8)]
+    [edge] = with_passing(plan, flow, StageRuns.of(runs)).passing
+    assert (edge.method, edge.others) == ("inline", ())

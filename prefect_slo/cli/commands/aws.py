@@ -14,7 +14,7 @@ from prefect_slo.cli.output import print_json, print_line, print_table, working
 if TYPE_CHECKING:
     from prefect_slo.runner.aws_pools import BatchPool, LambdaPool
 
-aws = App(name="aws", help="Functions, jobs and queues of pools on AWS: deploy, look, remove. Files of SCAR.")
+aws = App(name="aws", help="Functions, jobs and queues of pools on AWS: deploy, look, remove. Prices. Files of SCAR.")
 app.command(aws)
 
 Pool = Annotated[
@@ -70,6 +70,52 @@ def destroy(
 def policy(pool: Pool, /) -> None:
     """The least that callers, functions and deployers may do, as IAM policy documents in JSON."""
     print_json(_pool(pool).policy())
+
+
+@aws.command
+def prices(
+    *,
+    region: Annotated[str, Parameter(help="Region that the prices are to hold for.")] = "us-east-1",
+    to: Annotated[
+        Path | None,
+        Parameter(help="Folder to write to; by default that of PREFECT_INTEGRATIONS_SLO_PRICES, which then is used."),
+    ] = None,
+    instances: Annotated[bool, Parameter(help="Ask for EC2 instances, too.")] = True,
+    json: AsJson = False,
+) -> None:
+    """Read price lists anew from AWS's Pricing API, and write those that have changed. Needs pricing:GetProducts."""
+    import os
+    from datetime import date
+
+    from prefect_slo.aws.refresh import charges_toml, refreshed
+    from prefect_slo.blocks import PriceListBlock
+    from prefect_slo.errors import InvalidValue
+    from prefect_slo.pricing import OWN, price_list
+
+    folder = to or (Path(own) if (own := os.environ.get(OWN)) else None)
+    if folder is None:
+        raise InvalidValue("--to", None, f"a folder, or {OWN} set to one")
+    with working("asking AWS"):
+        found = refreshed(region, today := date.today(), instances=instances)
+    rows = []
+    (folder / "services").mkdir(parents=True, exist_ok=True)
+    for name, fresh in found.lists.items():
+        before = price_list(name)
+        PriceListBlock.of(fresh).write(folder / f"{name}.toml")
+        rows.append(
+            {
+                "list": name,
+                "vCPU-hour": f"${3600 * before.vcpu_second:.4g} -> ${3600 * fresh.vcpu_second:.4g}",
+                "GB-second": f"${before.gb_second:.4g} -> ${fresh.gb_second:.4g}",
+                "file": str(folder / f"{name}.toml"),
+            }
+        )
+    if found.charges:
+        (folder / "services" / "aws.toml").write_text(charges_toml(found, region, today), encoding="utf-8")
+    if json:
+        print_json({"region": region, "lists": rows, "charges": dict(found.charges)})
+    else:
+        print_table(rows)
 
 
 @aws.command

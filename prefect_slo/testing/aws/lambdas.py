@@ -27,10 +27,13 @@ from typing import Any, Literal
 from prefect_slo.aws.packaging import HANDLER
 from prefect_slo.testing.aws.guard import FAKE, REGION
 from prefect_slo.testing.aws.sandbox import RUNTIME_PACKAGES, Ended, Sandbox, Spec, package_folder
+from prefect_slo.testing.aws.shares import cpu_limit
 
-Cpu = Literal["modelled", "off"]
+Cpu = Literal["shares", "modelled", "off"]
 REQUEST_BYTES, REPLY_BYTES = 6_291_456, 6_291_556
 LOG_TAIL_BYTES = 4096
+ACCOUNT_SETTINGS = "{0}/(?P<api_version>[^/]+)/account-settings/?$"
+"""A path that moto leaves unanswered."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,9 @@ class LocalLambda:
 
     Args:
         concurrency: Invocations that the account may have at once; a function's reserved concurrency holds besides.
-        cpu: ``modelled``: an invocation takes as long as its CPU time would on the share of its memory size (1 vCPU per
-            1,769 MB; the difference is waited out and reported); ``off``: as long as it takes.
+        cpu: ``shares``: a sandbox really has the share of its memory size (1 vCPU per 1,769 MB), by a control group's
+            quota or, where none can be made, by being stopped in between; ``modelled``: an invocation takes as long as
+            its CPU time would on that share (the difference is waited out and reported); ``off``: as long as it takes.
         cold_start_s: Added to the start of every sandbox.
         packages: Installed packages that sandboxes see beyond those of Lambda's own runtime, e.g. ``("numpy",)``;
             ``None`` for everything that is installed here.
@@ -103,6 +107,7 @@ class LocalLambda:
         self._every: list[Sandbox] = []
         self._busy: Counter[str] = Counter()
         self._original: Any = None
+        self._closing = threading.Event()
 
     # ---- life -------------------------------------------------------------------------------------------------------
 
@@ -113,10 +118,13 @@ class LocalLambda:
             return lambdas._invoked(function, body, request_headers, response_headers)
 
         self._original, kept.invoke = kept.invoke, invoke
+        _moto_paths()[ACCOUNT_SETTINGS] = lambda request, url, headers: self._account(request)
         return self
 
     def __exit__(self, *_: object) -> None:
         _moto_function().invoke = self._original
+        _moto_paths().pop(ACCOUNT_SETTINGS, None)
+        self._closing.set()
         self.reap()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -173,19 +181,28 @@ class LocalLambda:
                 raise self._refused("ReservedFunctionConcurrentInvocationLimitExceeded")
             if sum(self._busy.values()) >= self.concurrency:
                 raise self._refused("ConcurrentInvocationLimitExceeded")
+            if self._closing.is_set():
+                raise self._refused("CallerRateLimitExceeded")
             self._busy[spec.name] += 1
-            if self._idle[spec]:
-                return self._idle[spec].pop()
+            while self._idle[spec]:
+                idle = self._idle[spec].pop()
+                if idle.alive:
+                    return idle
+                self._every.remove(idle)  # killed while it waited: nothing runs on it again
         try:
             if self.cold_start_s:
                 self._sleep(self.cold_start_s)
-            sandbox = Sandbox(spec, self._folder / uuid.uuid4().hex[:12], self._seen(), self._environment())
+            limit = cpu_limit(spec.share) if self.cpu == "shares" else None
+            sandbox = Sandbox(spec, self._folder / uuid.uuid4().hex[:12], self._seen(), self._environment(), limit)
         except BaseException:
             with self._lock:
                 self._busy[spec.name] -= 1
             raise
         with self._lock:
             self._every.append(sandbox)
+            late = self._closing.is_set()
+        if late:  # nobody else would end it
+            sandbox.kill()
         return sandbox
 
     def _refused(self, reason: str) -> Throttled:
@@ -203,7 +220,7 @@ class LocalLambda:
     def _model(self, ended: Ended, spec: Spec) -> None:
         """Wait out what the invocation would have taken on its share of a vCPU."""
         ended.init_ms += 1000 * self.cold_start_s if ended.init_ms else 0.0
-        if self.cpu == "off" or spec.share >= 1 or ended.error in ("Sandbox.Timedout", "Runtime.OutOfMemory"):
+        if self.cpu != "modelled" or spec.share >= 1 or ended.error in ("Sandbox.Timedout", "Runtime.OutOfMemory"):
             return
         extra_s = ended.cpu_s * (1 / spec.share - 1)
         self._sleep(extra_s)
@@ -242,6 +259,28 @@ class LocalLambda:
         response_headers["x-amz-executed-version"] = spec.version
         response_headers["x-amz-log-result"] = base64.b64encode(done.log.encode()[-LOG_TAIL_BYTES:]).decode()
         return payload
+
+    def _account(self, request: Any) -> tuple[int, dict[str, str], str]:
+        """``GetAccountSettings``: the concurrency of the account, and what functions have not reserved of it."""
+        from moto.awslambda.models import lambda_backends
+
+        region = _region(request)
+        functions = [
+            function
+            for account in list(lambda_backends)
+            if region in lambda_backends[account]
+            for function in lambda_backends[account][region].list_functions()
+        ]
+        reserved = sum(int(function.reserved_concurrency or 0) for function in functions)
+        limit = {
+            "ConcurrentExecutions": self.concurrency,
+            "UnreservedConcurrentExecutions": max(self.concurrency - reserved, 0),
+            "TotalCodeSize": 80_530_636_800,
+            "CodeSizeUnzipped": 262_144_000,
+            "CodeSizeZipped": 52_428_800,
+        }
+        usage = {"FunctionCount": len(functions), "TotalCodeSize": 0}
+        return 200, {"Content-Type": "application/json"}, json.dumps({"AccountLimit": limit, "AccountUsage": usage})
 
     def _asynchronous(self, spec: Spec, raw: bytes, reserved: Any) -> None:
         """An event: two more tries after an error, as Lambda makes them, without its minutes between."""
@@ -309,6 +348,12 @@ def _reported(spec: Spec, request: str, ended: Ended) -> Invocation:
     )
 
 
+def _region(request: Any) -> str:
+    """The region that a request was signed for: the third field of its credential's scope."""
+    scope = str(request.headers.get("Authorization", "")).partition("Credential=")[2].split("/")
+    return scope[2] if len(scope) > 2 else REGION
+
+
 def _refusal(status: int, code: str, message: str, **fields: str) -> Exception:
     """An error that moto turns into AWS's response."""
     from moto.awslambda.exceptions import LambdaClientError
@@ -344,6 +389,13 @@ def _extract(content: bytes, folder: Path) -> None:
             mode = entry.external_attr >> 16
             if mode and written.is_file():
                 written.chmod(mode & 0o777)
+
+
+def _moto_paths() -> dict[str, Any]:
+    """What moto answers for Lambda, by path."""
+    from moto.awslambda.urls import url_paths
+
+    return url_paths
 
 
 def _moto_function() -> Any:

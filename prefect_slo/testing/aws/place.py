@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from prefect_slo.aws.clients import forget_clients
+from prefect_slo.aws.concurrency import forget_allowed
 from prefect_slo.testing.aws.batches import LocalBatch
 from prefect_slo.testing.aws.guard import REGION, fake_credentials, no_real_aws
 from prefect_slo.testing.aws.lambdas import LocalLambda, role_arn
@@ -92,11 +93,17 @@ def local_aws(
         server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
         server.start()
         stack.callback(server.stop)
-        forget_clients()
-        stack.callback(forget_clients)
+        _forget()
+        stack.callback(_forget)
         host, port = server.get_host_and_port()
         endpoint = f"http://{host}:{port}"
         boto3.client("s3", region_name=REGION).create_bucket(Bucket=BUCKET)
         lambdas = stack.enter_context(LocalLambda(endpoint=endpoint, images=images, **settings))
         batch = stack.enter_context(LocalBatch(endpoint=endpoint, gpus=gpus, images=images))
         yield LocalAws(lambdas, role_arn(), f"s3://{BUCKET}/prefect-slo", endpoint, batch)
+
+
+def _forget() -> None:
+    """Nothing that another account has said holds in this one, nor after it."""
+    forget_clients()
+    forget_allowed()

@@ -15,6 +15,7 @@ import pandas as pd
 from prefect_slo.models import PlanSamples, SampleTables, StageTable, WorkflowModel
 from prefect_slo.models.tables import upstream_sums
 from prefect_slo.planner.problem import Goal, Problem
+from prefect_slo.planner.sampling import Truths
 from prefect_slo.planner.search import search
 from prefect_slo.resources import Option
 from prefect_slo.workflow import Workflow
@@ -58,12 +59,9 @@ class Measured:
         """Draws of runs of one plan."""
         return self.model.sample_plan(plan, n_samples, rng, cold=cold)
 
-    def sample_truths(
-        self, plan: Mapping[str, Option], truths: int, runs: int, rng: np.random.Generator, *,
-        cold: bool | float = False,
-    ) -> PlanSamples:  # fmt: skip
-        """Draws of runs of one plan under each of several truths."""
-        return self.model.sample_truths(plan, truths, runs, rng, cold=cold)
+    def truths(self, truths: int, runs: int, rng: np.random.Generator, *, cold: bool | float = False) -> Truths:
+        """Draws of runs of any plan under each of several truths."""
+        return self.model.truths(truths, runs, rng, cold=cold)
 
 
 @dataclass(frozen=True)

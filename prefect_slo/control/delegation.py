@@ -17,7 +17,7 @@ from typing import Literal
 Mode = Literal["lambda", "lambda-batch", "batch"]
 Place = Literal["lambda", "batch"]
 By = Literal["latency", "cost"]
-DELEGATED = frozenset({"timeout", "memory", "throttled"})
+DELEGATED = frozenset({"timeout", "memory", "disk", "throttled"})
 """Ends of an invocation that Batch may make good. Not a lost reply: the work may have been done."""
 
 LEAST_SEEN = 5

@@ -59,6 +59,11 @@ class _Between:
     ways: tuple[Method, ...]
     unknown: Method
 
+    def of_parts(self) -> _Between:
+        """The same for a result that the flow takes apart: parts lie in no file, they travel with their calls."""
+        ways = tuple(way for way in self.ways if way != "machine" or "inline" not in self.ways)
+        return replace(self, ways=ways)
+
 
 def with_passing(plan: Plan, workflow: Workflow, runs: StageRuns) -> Plan:
     """The plan with how data passes along each of its edges; edges of which no run has shown any bytes are left out.
@@ -94,12 +99,15 @@ def _into(
     rows = runs.of_stage(sink.name)
     taken_mb = float(np.median(rows["bytes_in"] / MB)) if len(rows) else 0.0
     item_wise = {edge.parent for edge in sink.after if edge.kind == "item"}
-    all_of_it = broadcasts(taken_mb, tuple(sizes), _calls(sink, runs))
+    calls = _calls(sink, runs)
+    all_of_it = broadcasts(taken_mb, tuple(sizes), calls)
     planned = []
     for parent, size_mb, broadcast in zip(parents, sizes, all_of_it, strict=True):
         if size_mb <= 0:
             continue
         between = _between(plan[parent.name], plan[sink.name], speeds)
+        if calls > 1 and not broadcast and parent.name not in item_wise:
+            between = between.of_parts()
         ends = (_end(parent, plan, runs), _end(sink, plan, runs))
         edge = Transfer(parent.name, sink.name, size_mb, broadcast and parent.name not in item_wise, between.ways)
         planned.append(_chosen(edge, ends, between, given[parent.name]))

@@ -6,6 +6,7 @@ import os
 import pickle
 
 import boto3
+import moto
 import pytest
 
 from prefect_slo.aws import s3, worker
@@ -126,6 +127,9 @@ def test_workers_read_and_write_large_objects_in_parts_side_by_side(here: dict[s
     boto3.client("s3").delete_object(Bucket=here["bucket"], Key="worker/one/result")
 
 
+@pytest.mark.skipif(
+    tuple(map(int, moto.__version__.split(".")[:3])) < (5, 1, 11), reason="moto minds no condition on parts before"
+)
 def test_a_large_result_is_not_written_over_either(here: dict[str, str]) -> None:
     first, second = (bytes([n]) * (6 * 2**20) for n in (1, 2))
     assert worker._put(here, "result", first)

@@ -105,6 +105,13 @@ def test_until_sizes_are_known_the_way_that_bears_any_size_is_taken(pools: tuple
     assert "bears any size" in early.why
 
 
+def test_parts_of_a_result_that_the_flow_takes_apart_travel_with_their_calls() -> None:
+    apart = passed(("process", "process"), 50.0, broadcast=False)
+    assert (apart.method, apart.others) == ("inline", ())
+    item_wise = passed(("process", "process"), 50.0, broadcast=False, kind="item")
+    assert item_wise.method == "machine"
+
+
 def test_a_stage_that_few_runs_come_by_counts_by_its_chance() -> None:
     flow, plan = workflow(("lambda", "lambda"))
     sure = passed(("lambda", "lambda"), 50.0, broadcast=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prefect_slo.aws.batch import BatchJobs as BatchJobs
+    from prefect_slo.aws.queues import BatchQueue as BatchQueue
     from prefect_slo.blocks import SLOProfile as SLOProfile
     from prefect_slo.declaration import slo_task as slo_task
     from prefect_slo.decorators import slo as slo
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 _HOME = {
     "BatchJobs": "aws.batch",
     "BatchPool": "runner.aws_pools",
+    "BatchQueue": "aws.queues",
     "Budget": "objective",
     "DaskPool": "runner.cluster_pools",
     "InfeasibleSlo": "errors",

@@ -67,8 +67,14 @@ class Parcels:
             self._hosted[variant.ordinal] = FunctionProgram.of(variant.task)
         return self._hosted[variant.ordinal]
 
-    def payload(self, calls: list[Call], record: Record, *, isolated: bool) -> Any:
+    def payload(self, calls: list[Call], record: Record, *, isolated: bool, here: bool = False) -> Any:
         """Calls that run as one, as a worker takes them.
+
+        Args:
+            calls: The calls.
+            record: Their record level.
+            isolated: Whether the worker is another process.
+            here: Whether it is one of this machine, which has files in common with this process.
 
         Raises:
             Exception: Whatever pickling the arguments raises.
@@ -83,7 +89,7 @@ class Parcels:
             if value is not None and (name := self._shelf.keep(future.task_run_id, value)) is not None:
                 kept[id(value)] = name
 
-        ready = [_ready(call, isolated=True, found=found) for call in calls]
+        ready = [_ready(call, isolated=True, found=found if here else None) for call in calls]
         return program.dump(ready, record, kept)
 
     def close(self) -> None:

@@ -31,6 +31,7 @@ from prefect_slo.runner.endings import Endings
 from prefect_slo.runner.futures import Callbacks
 from prefect_slo.runner.measure import Measure
 from prefect_slo.runner.parcels import Parcels
+from prefect_slo.runner.pools import PROCESS
 from prefect_slo.runner.write_behind import WriteBehind
 
 GRACE_S = 30.0
@@ -315,7 +316,8 @@ class Session:
         for first in range(0, len(calls), batch):
             together = calls[first : first + batch]
             try:
-                items.append((together[0].item, self._parcels.payload(together, record, isolated=isolated)))
+                payload = self._parcels.payload(together, record, isolated=isolated, here=pool == PROCESS)
+                items.append((together[0].item, payload))
                 if len(together) > 1:
                     batches[together[0].item] = tuple(call.item for call in together)
             except BaseException as error:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from prefect_slo.runner.aws_pools import BatchPool as BatchPool
     from prefect_slo.runner.aws_pools import LambdaPool as LambdaPool
     from prefect_slo.runner.task_runner import SLOTaskRunner as SLOTaskRunner
+    from prefect_slo.runner.work_pools import WorkPool as WorkPool
     from prefect_slo.workflow import Workflow as Workflow
 
 __version__ = "0.1.0"
@@ -37,6 +38,7 @@ _HOME = {
     "SLOTaskRunner": "runner.task_runner",
     "Slo": "objective",
     "SloError": "errors",
+    "WorkPool": "runner.work_pools",
     "Workflow": "workflow",
     "WorkflowModel": "models",
     "make_plan": "planner",

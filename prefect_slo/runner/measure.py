@@ -112,6 +112,11 @@ class Measure:
         self._leases[lease] = _Lease(stage, pool, size, now, metered)
         self._stages[stage].size = size
 
+    def stage_of(self, lease: int) -> str:
+        """The stage that a lease works for; empty where it is over."""
+        held = self._leases.get(lease)
+        return held.stage if held is not None else ""
+
     def opened(self, report: protocol.Opened) -> None:
         lease = self._leases.get(report.lease)
         if lease is None:

@@ -18,7 +18,7 @@ from prefect_slo.runner.backends.protocol import HostedProgram
 from prefect_slo.runner.calls import Call, Payload
 from prefect_slo.runner.futures import RaisedFuture
 from prefect_slo.runner.hosted import FunctionProgram
-from prefect_slo.runner.payloads import importable_by_workers
+from prefect_slo.runner.payloads import by_value, importable_by_workers
 from prefect_slo.runner.variants import Variant
 
 
@@ -34,8 +34,10 @@ class Parcels:
         self._run_key, self._context = run_key, context
         self._hosted: dict[int, HostedProgram] = {}
         self._flow_context: bytes | None = None
+        self._elsewhere: dict[int, bytes] = {}
+        self._context_elsewhere: bytes | None = None
 
-    def program(self, variant: Variant, *, isolated: bool, inline: bool) -> Any:
+    def program(self, variant: Variant, *, isolated: bool, inline: bool, elsewhere: bool = False) -> Any:
         """What a worker opens for the calls of a variant.
 
         Raises:
@@ -43,6 +45,8 @@ class Parcels:
         """
         if not isolated:
             return program.ThreadProgram(inline=inline)
+        if elsewhere:
+            return self._by_value(variant)
         if variant.program is None:
             importable_by_workers(variant.task.fn)
             if self._flow_context is None:
@@ -50,6 +54,17 @@ class Parcels:
             opened = program.ProcessProgram(self._run_key, self._flow_context, cloudpickle.dumps(variant.task))
             variant.program = bytes(cloudpickle.dumps(opened))
         return variant.program
+
+    def _by_value(self, variant: Variant) -> bytes:
+        """What a worker on another machine opens, where the user's own modules are not installed."""
+        if variant.ordinal not in self._elsewhere:
+            with by_value():
+                if self._context_elsewhere is None:
+                    self._context_elsewhere = self._context.copy().run(program.dump_context, without_flow=True)
+                dumped = cloudpickle.dumps(variant.task)
+            opened = program.ProcessProgram(self._run_key, self._context_elsewhere, dumped)
+            self._elsewhere[variant.ordinal] = bytes(cloudpickle.dumps(opened))
+        return self._elsewhere[variant.ordinal]
 
     def hosted(self, variant: Variant) -> HostedProgram:
         """What a backend whose workers have no Prefect hosts for the calls of a variant.
@@ -61,7 +76,7 @@ class Parcels:
             self._hosted[variant.ordinal] = FunctionProgram.of(variant.task)
         return self._hosted[variant.ordinal]
 
-    def payload(self, calls: list[Call], record: Record, *, isolated: bool) -> Any:
+    def payload(self, calls: list[Call], record: Record, *, isolated: bool, elsewhere: bool = False) -> Any:
         """Calls that run as one, as a worker takes them.
 
         Raises:
@@ -69,7 +84,7 @@ class Parcels:
         """
         ready = [_ready(call, isolated=isolated) for call in calls]
         if isolated:
-            return program.dump(ready, record)
+            return program.dump(ready, record, by_value() if elsewhere else None)
         return calls[0].context, (calls[0].task, ready, record)
 
 

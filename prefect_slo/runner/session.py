@@ -367,8 +367,6 @@ class Session:
 
     def _tell(self, stage: str, what: str, detail: str) -> None:
         if what == "fallback":
-            if self._loss is not None and self._loss.reason == "start":
-                detail = f"{detail} ({self._loss.detail.partition(chr(10))[0]})"
             self._notice(f"Stage {stage!r} runs on threads from now on: {detail}.", stage)
         elif what == "grown":
             self._notice(f"Stage {stage!r} ran out of memory and moves to workers of {detail}.", None)

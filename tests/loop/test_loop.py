@@ -308,6 +308,14 @@ def test_then_runs_are_planned_executed_by_the_plan_compared_and_learned(
     assert said("runs as it is") == 0
 
 
+def test_the_plan_says_how_data_pass(profiled: tuple[Flow[..., int], SweepReport]) -> None:
+    plan = SLOProfile.of_flow("profiled").plan_in_force()
+    [edge] = plan.passing
+    assert (edge.source, edge.sink, edge.method) == ("load", "train", "inline")
+    assert 0 < edge.size_mb < 0.01
+    assert edge.why.startswith("inline")
+
+
 def test_a_mode_that_only_advises_shows_the_plan_and_follows_nothing(
     profiled: tuple[Flow[..., int], SweepReport], seen: list[ObservedRun], said: Callable[[str], int]
 ) -> None:

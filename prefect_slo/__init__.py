@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prefect_slo.aws.batch import BatchJobs as BatchJobs
+    from prefect_slo.aws.queues import BatchQueue as BatchQueue
     from prefect_slo.blocks import SLOProfile as SLOProfile
     from prefect_slo.declaration import slo_task as slo_task
     from prefect_slo.decorators import slo as slo
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from prefect_slo.runner.cluster_pools import DaskPool as DaskPool
     from prefect_slo.runner.cluster_pools import RayPool as RayPool
     from prefect_slo.runner.task_runner import SLOTaskRunner as SLOTaskRunner
+    from prefect_slo.runner.work_pools import WorkPool as WorkPool
     from prefect_slo.workflow import Workflow as Workflow
 
 __version__ = "0.1.0"
@@ -28,6 +30,7 @@ __version__ = "0.1.0"
 _HOME = {
     "BatchJobs": "aws.batch",
     "BatchPool": "runner.aws_pools",
+    "BatchQueue": "aws.queues",
     "Budget": "objective",
     "DaskPool": "runner.cluster_pools",
     "InfeasibleSlo": "errors",
@@ -41,6 +44,7 @@ _HOME = {
     "SLOTaskRunner": "runner.task_runner",
     "Slo": "objective",
     "SloError": "errors",
+    "WorkPool": "runner.work_pools",
     "Workflow": "workflow",
     "WorkflowModel": "models",
     "make_plan": "planner",

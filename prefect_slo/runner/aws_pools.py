@@ -11,14 +11,15 @@ from prefect.context import FlowRunContext
 from prefect.logging import get_logger
 
 from prefect_slo.aws import limits
-from prefect_slo.aws.batch import BatchInvoker, BatchJobs
+from prefect_slo.aws.batch import BatchJobs
 from prefect_slo.aws.clients import GRACE_S
 from prefect_slo.aws.clients import client as aws_client
 from prefect_slo.aws.concurrency import remembered
 from prefect_slo.aws.delegating import Delegating
 from prefect_slo.aws.exchange import Exchange
-from prefect_slo.aws.functions import Architecture, FunctionStatus, WorkerFunctions, policy
+from prefect_slo.aws.functions import Architecture, FunctionStatus, WorkerFunctions, documents, policy, storage
 from prefect_slo.aws.invoke import Invoker
+from prefect_slo.aws.jobs import BatchInvoker
 from prefect_slo.aws.report import bill
 from prefect_slo.aws.s3 import S3Prefix
 from prefect_slo.aws.spending import Caller, CappedCaller, SpendLimit
@@ -191,7 +192,7 @@ class LambdaPool:
             "lambda-batch",
             self.needs,
             Limits(float(max(self.memory_mb)), float(self.storage_mb), float(self.timeout_s)),
-            Terms(float(self.timeout_s), self.batch.launch_s, rate, self.batch.usd_s),
+            Terms(float(self.timeout_s), self.batch.launch_s, rate, self.batch.usd_s, batch_least_s=self.batch.least_s),
             self.by,
         )
 
@@ -226,21 +227,21 @@ class LambdaPool:
         return names
 
     def status(self) -> list[FunctionStatus]:
-        """The functions as the account has them."""
-        return self.functions.status(self.memory_mb)
+        """The functions as the account has them, and what jobs on Batch need."""
+        return [*self.functions.status(self.memory_mb), *(self.batch.status() if self.batch is not None else ())]
 
     def destroy(self, *, only_old: bool = False) -> list[str]:
         """Delete the functions, or those of earlier versions, and what is stored; returns the functions' names."""
         gone = self.functions.destroy(only_old=only_old, memory_mb=self.memory_mb)
-        if self.batch is not None and not only_old:
-            gone += self.batch.destroy()
+        if self.batch is not None:
+            gone += self.batch.destroy(only_old=only_old)
         if self._store is not None and not only_old:
             self._store.delete()
         return gone
 
     def policy(self) -> dict[str, Any]:
         """The least that callers, functions and deployers may do, as IAM policy documents."""
-        return policy(self.functions, self._store)
+        return policy(self.functions, self._store, self.batch.policy() if self.batch is not None else None)
 
     @property
     def _store(self) -> S3Prefix | None:
@@ -311,11 +312,21 @@ class BatchPool:
         self.bucket.expire(KEPT_DAYS)
         return names
 
-    def destroy(self) -> list[str]:
-        """Deregister job definitions, and delete what is stored."""
-        gone = self.jobs.destroy()
-        self.bucket.delete()
+    def status(self) -> list[FunctionStatus]:
+        """Job definitions and the queue as the account has them."""
+        return self.jobs.status()
+
+    def destroy(self, *, only_old: bool = False) -> list[str]:
+        """Deregister job definitions, or those of earlier settings; else delete what is stored and a queue of ours."""
+        gone = self.jobs.destroy(only_old=only_old)
+        if not only_old:
+            self.bucket.delete()
         return gone
+
+    def policy(self) -> dict[str, Any]:
+        """The least that callers, jobs and deployers may do, as IAM policy documents."""
+        needs = storage(self.bucket)
+        return documents({who: [*self.jobs.policy().get(who, []), *statements] for who, statements in needs.items()})
 
 
 def _capped(caller: Caller, limit: SpendLimit | None, worst_usd: Callable[[str], Decimal]) -> Caller:

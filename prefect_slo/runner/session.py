@@ -31,6 +31,7 @@ from prefect_slo.runner.endings import Endings
 from prefect_slo.runner.futures import Callbacks
 from prefect_slo.runner.measure import Measure
 from prefect_slo.runner.parcels import Parcels
+from prefect_slo.runner.pools import PROCESS
 from prefect_slo.runner.write_behind import WriteBehind
 
 GRACE_S = 30.0
@@ -193,11 +194,12 @@ class Session:
     def _whole(self, lost: protocol.Lost) -> protocol.Lost:
         """A loss that also speaks of the bundle that was on its way when the worker was already gone."""
         sent = self._sent.pop(lost.lease, None)
+        pool = self._pool_of.get(lost.lease)
+        if lost.reason == "start" and pool is not None and self._away(pool):
+            stage = self._measure.stage_of(lost.lease)
+            self._notice(f"A worker of stage {stage!r} did not start: {lost.detail.rstrip('.')}.", None)
         if sent is None:
             return lost
-        if lost.reason == "start" and self._capabilities(self._pool_of[lost.lease]).hosted:
-            stage = self._calls[sent.items[0]].stage
-            self._notice(f"A worker of stage {stage!r} did not start: {lost.detail}.", None)
         if sent.bundle != lost.bundle:
             return replace(lost, running=None, untouched=sent.items)
         return replace(lost, untouched=tuple(item for first in lost.untouched for item in sent.together(first)))
@@ -315,7 +317,9 @@ class Session:
         for first in range(0, len(calls), batch):
             together = calls[first : first + batch]
             try:
-                items.append((together[0].item, self._parcels.payload(together, record, isolated=isolated)))
+                where = {"here": pool == PROCESS, "elsewhere": can.elsewhere}
+                payload = self._parcels.payload(together, record, isolated=isolated, **where)
+                items.append((together[0].item, payload))
                 if len(together) > 1:
                     batches[together[0].item] = tuple(call.item for call in together)
             except BaseException as error:
@@ -329,7 +333,7 @@ class Session:
                 if can.hosted:
                     opened = self._parcels.hosted(variant)
                 else:
-                    opened = self._parcels.program(variant, isolated=isolated, inline=inline)
+                    opened = self._parcels.program(variant, isolated=isolated, inline=inline, elsewhere=can.elsewhere)
             except BaseException as error:
                 for item in action.items:
                     self._reports[item] = _stuck(item, error)
@@ -356,10 +360,13 @@ class Session:
             self._can[pool] = self._backends[pool].capabilities()
         return self._can[pool]
 
+    def _away(self, pool: str) -> bool:
+        """Whether a pool's workers are not this machine's, so that a user has to hear why they don't start."""
+        can = self._capabilities(pool)
+        return can.hosted or can.elsewhere
+
     def _tell(self, stage: str, what: str, detail: str) -> None:
         if what == "fallback":
-            if self._loss is not None and self._loss.reason == "start":
-                detail = f"{detail} ({self._loss.detail.partition(chr(10))[0]})"
             self._notice(f"Stage {stage!r} runs on threads from now on: {detail}.", stage)
         elif what == "grown":
             self._notice(f"Stage {stage!r} ran out of memory and moves to workers of {detail}.", None)

@@ -5,10 +5,11 @@ own. What is left to choose is the way of each edge, among those that there are 
 
     this machine        through the flow's own process (``inline``), or once into memory that all map (``machine``)
     its threads         as it is (``machine``)
-    elsewhere           in the request and the reply (``inline``) while they fit, over storage (``remote``) beyond
+    AWS                 in the request and the reply (``inline``) while they fit, over storage (``remote``) beyond
+    other pools         with the call and its result (``inline``)
 
 Until the size of what a stage hands on can be told from the size of a run's input, an edge goes the way that bears any
-size: over storage, or on this machine through the flow's process.
+size: over storage, or through the flow's process.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from prefect_slo.transform.passing import DataStage, Links, Place, Transfer, cos
 from prefect_slo.workflow import Stage, Workflow
 
 HERE = Links(
-    direct_mb_s=400, up_mb_s=400, down_mb_s=400, inline_mb_s=400, inline_s=1e-3, inline_limit_mb=inf,
+    direct_mb_s=300, up_mb_s=300, down_mb_s=300, inline_mb_s=300, inline_s=1e-3, inline_limit_mb=inf,
     machine_mb_s=250, machine_s=2e-3,
 )  # fmt: skip
 """Worker processes of one machine: pickled, sent and unpickled (``inline``), or received once and written once
@@ -44,6 +45,9 @@ ELSEWHERE = Links(
 THREADS = Links(direct_mb_s=1, up_mb_s=1, down_mb_s=1, inline_mb_s=1)
 """Threads of one process hand on objects as they are."""
 
+AWS_HARDWARE = frozenset({"lambda", "lambda-arm", "batch"})
+"""Names of the machines of AWS's pools, unless they were given others; stages on pools named so count, too."""
+
 _PROCESSES, _THREADS = ("default", "process"), ("thread",)
 
 
@@ -54,6 +58,11 @@ class _Between:
     links: Links
     ways: tuple[Method, ...]
     unknown: Method
+
+    def of_parts(self) -> _Between:
+        """The same for a result that the flow takes apart: parts lie in no file, they travel with their calls."""
+        ways = tuple(way for way in self.ways if way != "machine" or "inline" not in self.ways)
+        return replace(self, ways=ways)
 
 
 def with_passing(plan: Plan, workflow: Workflow, runs: StageRuns) -> Plan:
@@ -90,12 +99,15 @@ def _into(
     rows = runs.of_stage(sink.name)
     taken_mb = float(np.median(rows["bytes_in"] / MB)) if len(rows) else 0.0
     item_wise = {edge.parent for edge in sink.after if edge.kind == "item"}
-    all_of_it = broadcasts(taken_mb, tuple(sizes), _calls(sink, runs))
+    calls = _calls(sink, runs)
+    all_of_it = broadcasts(taken_mb, tuple(sizes), calls)
     planned = []
     for parent, size_mb, broadcast in zip(parents, sizes, all_of_it, strict=True):
         if size_mb <= 0:
             continue
         between = _between(plan[parent.name], plan[sink.name], speeds)
+        if calls > 1 and not broadcast and parent.name not in item_wise:
+            between = between.of_parts()
         ends = (_end(parent, plan, runs), _end(sink, plan, runs))
         edge = Transfer(parent.name, sink.name, size_mb, broadcast and parent.name not in item_wise, between.ways)
         planned.append(_chosen(edge, ends, between, given[parent.name]))
@@ -132,7 +144,14 @@ def _between(source: StagePlan, sink: StagePlan, speeds: tuple[Links, Links]) ->
         return _Between(speeds[0], ("machine", "inline"), "inline")
     if all(pool in (*_PROCESSES, *_THREADS) for pool in pools):
         return _Between(speeds[0], ("inline",), "inline")
-    return _Between(speeds[1], ("inline", "remote"), "remote")
+    if _on_aws(source) or _on_aws(sink):
+        return _Between(speeds[1], ("inline", "remote"), "remote")
+    return _Between(replace(speeds[1], inline_limit_mb=inf), ("inline",), "inline")
+
+
+def _on_aws(stage: StagePlan) -> bool:
+    """Whether a stage runs where messages have a limit, and storage is there for larger ones."""
+    return stage.size.hardware in AWS_HARDWARE or stage.pool in AWS_HARDWARE
 
 
 def _end(stage: Stage, plan: Plan, runs: StageRuns) -> DataStage:

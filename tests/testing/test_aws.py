@@ -125,6 +125,50 @@ def test_functions_end_as_lambda_ends_them(call, event, kind, words) -> None:
     )
 
 
+def program(folder: Path, name: str, code: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(code)
+    (folder / name).chmod(0o755)
+
+
+def test_layers_bring_programs_and_packages(call, account, tmp_path) -> None:
+    """What lies in ``bin`` can be called, what lies in ``python`` be imported; a later layer is laid over earlier."""
+    program(tmp_path / "one/bin", "shout", "#!/bin/sh\necho $1 | tr a-z A-Z\n")
+    program(tmp_path / "one/python", "brought.py", "word = 'first'\n")
+    program(tmp_path / "two/python", "brought.py", "word = 'second'\n")
+    arns = [account.layer(name, tmp_path / name) for name in ("one", "two")]
+    code = """
+import brought, os, subprocess
+def handler(event, context):
+    said = subprocess.run(["shout", "hello"], capture_output=True, text=True, check=True).stdout.strip()
+    return {"said": said, "word": brought.word, "from": brought.__file__, "opt": os.path.exists("/opt/bin/shout")}
+"""
+    name = call.function("layered", code=code)
+    boto3.client("lambda").update_function_configuration(FunctionName=name, Layers=arns)
+    reply, error, _ = call(name)
+    assert not error, reply
+    assert (reply["said"], reply["word"]) == ("HELLO", "second")
+    assert reply["opt"] == reply["from"].startswith("/opt/"), "where the system lets it, at /opt itself"
+    assert not Path("/opt/bin/shout").exists(), "and nobody else sees it"
+
+
+def test_images_are_refused_unless_a_folder_stands_for_them(account, tmp_path) -> None:
+    client = boto3.client("lambda", config=_once())
+    program(tmp_path / "image", "own.py", "def run(event, context): return {'from': __file__}\n")
+    account.lambdas._images["here/worker:1"] = tmp_path / "image"
+    for name, uri in (("known", "here/worker:1"), ("unknown", "here/worker:2")):
+        client.create_function(
+            FunctionName=name, Role=account.role, PackageType="Image", Code={"ImageUri": uri},
+            ImageConfig={"Command": ["own.run"]}, MemorySize=256,
+        )  # fmt: skip
+    reply = json.loads(client.invoke(FunctionName="known", Payload=b"{}")["Payload"].read())
+    assert reply == {"from": str(tmp_path / "image/own.py")}
+    with pytest.raises(ClientError, match="no image is run here"):
+        client.invoke(FunctionName="unknown", Payload=b"{}")
+    for name in ("known", "unknown"):
+        client.delete_function(FunctionName=name)
+
+
 def test_a_handler_that_cannot_be_imported_says_so(call) -> None:
     reply, error, _ = call(call.function(code="import not_deployed\ndef handler(e, c): pass"))
     assert (reply["errorType"], error) == ("Runtime.ImportModuleError", "Unhandled")

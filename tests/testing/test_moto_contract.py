@@ -88,3 +88,18 @@ def test_a_mocked_account_and_its_server_have_one_state() -> None:
         here = boto3.client("s3").get_object(Bucket="prefect-slo-test", Key="there")["Body"].read()
         assert here == b"1"
         assert isinstance(account, LocalAws)
+
+
+def test_layers_are_kept_with_their_content_and_images_with_their_command() -> None:
+    from moto.awslambda.models import ImageConfig, LambdaBackend
+
+    assert list(inspect.signature(LambdaBackend.layers_versions_by_arn).parameters)[1:] == ["layer_version_arn"]
+    assert ImageConfig({"Command": ["module.handler"]}).cmd == ["module.handler"]
+
+
+def test_jobs_of_an_array_know_their_index_and_the_array_its_jobs() -> None:
+    from moto.batch.models import Job
+
+    parameters = inspect.signature(Job.__init__).parameters
+    assert {"array_properties", "all_jobs", "provided_job_id"} <= set(parameters)
+    assert callable(Job._mark_stopped)

@@ -105,6 +105,13 @@ def test_until_sizes_are_known_the_way_that_bears_any_size_is_taken(pools: tuple
     assert "bears any size" in early.why
 
 
+def test_parts_of_a_result_that_the_flow_takes_apart_travel_with_their_calls() -> None:
+    apart = passed(("process", "process"), 50.0, broadcast=False)
+    assert (apart.method, apart.others) == ("inline", ())
+    item_wise = passed(("process", "process"), 50.0, broadcast=False, kind="item")
+    assert item_wise.method == "machine"
+
+
 def test_a_stage_that_few_runs_come_by_counts_by_its_chance() -> None:
     flow, plan = workflow(("lambda", "lambda"))
     sure = passed(("lambda", "lambda"), 50.0, broadcast=True)
@@ -239,3 +246,10 @@ def test_the_crossover_by_size_is_where_both_take_as_long() -> None:
     assert found[1].at == pytest.approx(closed, rel=2e-3)
     just_over = methods_of(*ends, replace(edge, size_mb=closed * 1.01), links, AT)  # type: ignore[arg-type]
     assert just_over["remote"] < just_over["direct"]
+
+
+def test_on_a_cluster_data_travel_with_their_bundle_whatever_their_size() -> None:
+    flow, plan = workflow(("dask", "dask"))
+    runs = [*rows("make", [50.0] * 8), *rows("use", [0.01] * 8, taken_mb=400, items=8)]
+    [edge] = with_passing(plan, flow, StageRuns.of(runs)).passing
+    assert (edge.method, edge.others) == ("inline", ())

@@ -83,6 +83,7 @@ class ClusterBackend:
             vcpus=float("inf"),
             memory_mb=float("inf"),
             streams=False,
+            elsewhere=True,
         )
 
     def open(self, lease: int, size: Size, sink: Sink) -> None:

@@ -18,11 +18,13 @@ import time
 import uuid
 import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
+from prefect_slo.aws.packaging import HANDLER
 from prefect_slo.testing.aws.guard import FAKE, REGION
 from prefect_slo.testing.aws.sandbox import RUNTIME_PACKAGES, Ended, Sandbox, Spec, package_folder
 from prefect_slo.testing.aws.shares import cpu_limit
@@ -78,6 +80,8 @@ class LocalLambda:
         cold_start_s: Added to the start of every sandbox.
         packages: Installed packages that sandboxes see beyond those of Lambda's own runtime, e.g. ``("numpy",)``;
             ``None`` for everything that is installed here.
+        images: Folders that stand for container images, by URI: what is in one is what its handler sees beside Lambda's
+            own runtime. Functions of other images are refused as they are invoked.
         endpoint: Address of a server that stands for AWS, for the sandboxes' own calls.
         sleep: Waits; a test may pass its own.
     """
@@ -89,13 +93,14 @@ class LocalLambda:
         cpu: Cpu = "off",
         cold_start_s: float = 0.0,
         packages: tuple[str, ...] | None = (),
+        images: Mapping[str, Path] = MappingProxyType({}),
         endpoint: str | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.concurrency, self.cpu, self.cold_start_s, self.endpoint = concurrency, cpu, cold_start_s, endpoint
         self.invocations: list[Invocation] = []
         self.throttled: Counter[str] = Counter()
-        self._packages, self._sleep = packages, sleep
+        self._packages, self._sleep, self._images = packages, sleep, dict(images)
         self._folder = Path(tempfile.mkdtemp(prefix="prefect-slo-lambda-"))
         self._lock = threading.Lock()
         self._idle: defaultdict[Spec, list[Sandbox]] = defaultdict(list)
@@ -289,26 +294,38 @@ class LocalLambda:
                 return
 
     def _spec(self, function: Any) -> Spec:
-        code = self._unpacked(function.code_bytes)
+        code = self._image(function) if function.package_type == "Image" else self._unpacked(function.code_bytes)
         variables = function.environment_vars or {}
         return Spec(
             function.function_name,
             function.function_arn,
             str(function.version),
             code,
-            function.handler,
+            _handler(function),
             int(function.memory_size),
             float(function.timeout),
             tuple(sorted((str(name), str(value)) for name, value in variables.items())),
+            tuple(self._unpacked(_layer_zip(layer["Arn"])) for layer in function.layers),
         )
+
+    def _image(self, function: Any) -> Path:
+        """The folder that stands for a function's image.
+
+        Raises:
+            LambdaClientError: There is none: images aren't run here.
+        """
+        uri = function.code.get("ImageUri", "")
+        if uri not in self._images:
+            words = f"no image is run here; name a folder that stands for it: images={{{uri!r}: folder}}"
+            raise _refusal(502, "InvalidRuntimeException", words)
+        return self._images[uri]
 
     def _unpacked(self, content: bytes) -> Path:
         folder = self._folder / f"code-{hashlib.sha256(content).hexdigest()[:16]}"
         with self._lock:
             if not folder.exists():
                 fresh = folder.with_suffix(".new")
-                with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                    archive.extractall(fresh)
+                _extract(content, fresh)
                 fresh.rename(folder)
         return folder
 
@@ -347,6 +364,33 @@ def _refusal(status: int, code: str, message: str, **fields: str) -> Exception:
     return error  # type: ignore[no-any-return]
 
 
+def _handler(function: Any) -> str:
+    """``module.function``: of an image what its configuration says, by default that of the worker."""
+    if function.package_type != "Image":
+        return str(function.handler)
+    command = function.image_config.cmd
+    return str(command[0]) if command else HANDLER
+
+
+def _layer_zip(arn: str) -> bytes:
+    """The content of a version of a layer, as moto keeps it."""
+    from moto.awslambda.models import lambda_backends
+
+    _, _, _, region, account, *_ = arn.split(":")
+    kept: Any = lambda_backends[account][region].layers_versions_by_arn(arn)
+    return bytes(kept.code_bytes)
+
+
+def _extract(content: bytes, folder: Path) -> None:
+    """Unpack a zip with the permissions of its files: those of a layer may be programs."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        for entry in archive.infolist():
+            written = Path(archive.extract(entry, folder))
+            mode = entry.external_attr >> 16
+            if mode and written.is_file():
+                written.chmod(mode & 0o777)
+
+
 def _moto_paths() -> dict[str, Any]:
     """What moto answers for Lambda, by path."""
     from moto.awslambda.urls import url_paths
@@ -361,11 +405,11 @@ def _moto_function() -> Any:
     return LambdaFunction
 
 
-def role_arn() -> str:
-    """A role that functions may run under, made in the mocked account."""
+def role_arn(endpoint: str | None = None) -> str:
+    """A role that functions may run under, made in the mocked account, or in that of a server."""
     import boto3
 
-    iam = boto3.client("iam", region_name=REGION)
+    iam = boto3.client("iam", region_name=REGION, endpoint_url=endpoint)
     try:
         return str(iam.get_role(RoleName="prefect-slo-worker")["Role"]["Arn"])
     except iam.exceptions.NoSuchEntityException:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+import zipfile
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from prefect_slo.aws.clients import forget_clients
@@ -42,15 +46,37 @@ class LocalAws:
         pool.deploy()
         return pool
 
+    def layer(self, name: str, folder: str | Path) -> str:
+        """Publish a folder as a layer of this account: ``bin``, ``python`` and ``lib`` below ``/opt``; its ARN."""
+        import boto3
+
+        made = boto3.client("lambda", region_name=REGION).publish_layer_version(
+            LayerName=name, Content={"ZipFile": _zipped(Path(folder))}
+        )
+        return str(made["LayerVersionArn"])
+
+
+def _zipped(folder: Path) -> bytes:
+    """A folder as a zip, permissions kept."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                archive.write(path, path.relative_to(folder))
+    return buffer.getvalue()
+
 
 @contextmanager
-def local_aws(*, gpus: int = 0, **settings: Any) -> Iterator[LocalAws]:
+def local_aws(
+    *, gpus: int = 0, images: Mapping[str, Path] = MappingProxyType({}), **settings: Any
+) -> Iterator[LocalAws]:
     """Inside, AWS is moto in this process, and Lambda's handlers and Batch's jobs run.
 
     Their processes reach S3 through a server on the loopback interface that shares moto's state.
 
     Args:
         gpus: GPUs that jobs may have.
+        images: Folders that stand for container images, of functions and of jobs; see ``LocalLambda``, ``LocalBatch``.
         settings: Those of ``LocalLambda``.
     """
     import logging
@@ -72,8 +98,8 @@ def local_aws(*, gpus: int = 0, **settings: Any) -> Iterator[LocalAws]:
         host, port = server.get_host_and_port()
         endpoint = f"http://{host}:{port}"
         boto3.client("s3", region_name=REGION).create_bucket(Bucket=BUCKET)
-        lambdas = stack.enter_context(LocalLambda(endpoint=endpoint, **settings))
-        batch = stack.enter_context(LocalBatch(endpoint=endpoint, gpus=gpus))
+        lambdas = stack.enter_context(LocalLambda(endpoint=endpoint, images=images, **settings))
+        batch = stack.enter_context(LocalBatch(endpoint=endpoint, gpus=gpus, images=images))
         yield LocalAws(lambdas, role_arn(), f"s3://{BUCKET}/prefect-slo", endpoint, batch)
 
 

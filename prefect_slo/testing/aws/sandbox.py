@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import dataclass
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,6 +57,7 @@ class Spec:
         memory_mb: Its memory.
         timeout_s: Its timeout.
         environment: Its variables.
+        layers: Folders of its unpacked layers, in order; together they are ``/opt``.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Spec:
     memory_mb: int
     timeout_s: float
     environment: tuple[tuple[str, str], ...] = ()
+    layers: tuple[Path, ...] = ()
 
     @property
     def share(self) -> float:
@@ -127,9 +131,11 @@ class Sandbox:
         self._log = folder / "log"
         (folder / "tmp").mkdir(parents=True, exist_ok=True)
         self._begun = time.monotonic()
+        opt, command = _opt(spec, folder)
         variables = {
-            "PATH": os.environ.get("PATH", os.defpath),
-            "PYTHONPATH": os.pathsep.join([str(spec.code), *packages]),
+            "PATH": os.pathsep.join([*_paths(opt, "bin"), os.environ.get("PATH", os.defpath)]),
+            "PYTHONPATH": os.pathsep.join([str(spec.code), *_paths(opt, "python", *_SITE), *packages]),
+            **({"LD_LIBRARY_PATH": os.pathsep.join(_paths(opt, "lib"))} if _paths(opt, "lib") else {}),
             "PYTHONDONTWRITEBYTECODE": "1",
             "TMPDIR": str(folder / "tmp"),
             "LAMBDA_TASK_ROOT": str(spec.code),
@@ -145,7 +151,7 @@ class Sandbox:
         }
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-S", "-s", "-m", "awslambdaric", spec.handler],
+                [*command, sys.executable, "-S", "-s", "-m", "awslambdaric", spec.handler],
                 cwd=spec.code, env=variables, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
         if limit is not None:
@@ -338,6 +344,43 @@ class _Api(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Says nothing."""
+
+
+_SITE = (f"python/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages",)
+_MOUNTED = 'mount --bind "$0" /opt && exec "$@"'
+
+
+def _opt(spec: Spec, folder: Path) -> tuple[Path | None, list[str]]:
+    """Where a sandbox finds its layers, and what its command begins with so that it does.
+
+    ``/opt`` itself where the system lets a process have file systems of its own; else a folder, which is on its paths.
+    """
+    if not spec.layers:
+        return None, []
+    opt = folder / "opt"
+    for layer in spec.layers:  # later ones are laid over earlier ones
+        shutil.copytree(layer, opt, dirs_exist_ok=True, symlinks=True)
+    if _may_mount():
+        return Path("/opt"), ["unshare", "--mount", "sh", "-c", _MOUNTED, str(opt)]
+    return opt, []
+
+
+def _paths(opt: Path | None, *names: str) -> list[str]:
+    return [str(opt / name) for name in names] if opt is not None else []
+
+
+@cache
+def _may_mount() -> bool:
+    """Whether a process here may have an ``/opt`` of its own; not where this Python itself lies there."""
+    if Path(sys.prefix).is_relative_to("/opt") or Path(sys.base_prefix).is_relative_to("/opt"):
+        return False
+    if not Path("/opt").is_dir():
+        return False
+    try:
+        tried = ["unshare", "--mount", "sh", "-c", _MOUNTED, "/tmp", "true"]
+        return subprocess.run(tried, capture_output=True, timeout=10, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
 
 def package_folder(folder: Path, names: tuple[str, ...]) -> str:

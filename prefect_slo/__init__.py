@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from prefect_slo.runner.cluster_pools import DaskPool as DaskPool
     from prefect_slo.runner.cluster_pools import RayPool as RayPool
     from prefect_slo.runner.task_runner import SLOTaskRunner as SLOTaskRunner
+    from prefect_slo.runner.work_pools import WorkPool as WorkPool
     from prefect_slo.workflow import Workflow as Workflow
 
 __version__ = "0.1.0"
@@ -43,6 +44,7 @@ _HOME = {
     "SLOTaskRunner": "runner.task_runner",
     "Slo": "objective",
     "SloError": "errors",
+    "WorkPool": "runner.work_pools",
     "Workflow": "workflow",
     "WorkflowModel": "models",
     "make_plan": "planner",

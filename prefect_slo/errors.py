@@ -197,6 +197,23 @@ class TaskTimedOut(WorkerLost):
         return type(self), (self.stage, self.timeout_s, self.attempts)
 
 
+class WorkPoolUnusable(SloError):
+    """A Prefect work pool that cannot run what a flow would send to it.
+
+    Args:
+        pool: Its name.
+        why: What is wrong with it.
+        then: What to do next.
+    """
+
+    def __init__(self, pool: str, why: str, then: str) -> None:
+        self.pool, self.why, self.then = pool, why, then
+        super().__init__(f"work pool {pool!r} {why}. {then}")
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.pool, self.why, self.then)
+
+
 class SpendLimitReached(SloError):
     """Work that was not started because a run has spent what it may.
 

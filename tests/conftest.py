@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import settings
@@ -52,3 +56,44 @@ def prefect_server() -> Iterator[str]:
     with temporary_settings(quiet), prefect_test_harness(server_startup_timeout=240):
         yield str(PREFECT_API_URL.value())
         settle(30)  # what the last flows have left to learn is learned while there is a server
+
+
+@pytest.fixture(scope="session")
+def process_pool(prefect_server: str) -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
+    """Makes a work pool of that name, and a real worker that starts jobs on this machine; returns the worker."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectAlreadyExists
+
+    workers: list[subprocess.Popen[bytes]] = []
+
+    def make(name: str) -> subprocess.Popen[bytes]:
+        with get_client(sync_client=True) as client, contextlib.suppress(ObjectAlreadyExists):
+            client.create_work_pool(WorkPoolCreate(name=name, type="process"))
+        quiet = {
+            "PREFECT_API_URL": prefect_server,
+            "PREFECT_WORKER_QUERY_SECONDS": "0.5",
+            "PREFECT_WORKER_HEARTBEAT_SECONDS": "2",
+            "PREFECT_LOGGING_LEVEL": "WARNING",
+            "PREFECT_LOGGING_TO_API_ENABLED": "false",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        }
+        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", name]
+        worker = subprocess.Popen(
+            command,
+            env={**os.environ, **quiet},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where pytest runs in background
+        )
+        workers.append(worker)
+        return worker
+
+    yield make
+    from prefect_slo.runner.work_pools import shut_offices
+
+    shut_offices()
+    for worker in workers:
+        worker.send_signal(signal.SIGINT)
+    for worker in workers:
+        worker.wait(60)

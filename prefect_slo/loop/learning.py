@@ -27,6 +27,7 @@ from prefect_slo.loop.policy import PastRun
 from prefect_slo.loop.reporting import objective_of
 from prefect_slo.loop.saying import say_once
 from prefect_slo.objective import Slo
+from prefect_slo.observation import StageRuns
 from prefect_slo.plan import Plan
 from prefect_slo.runner.recipe import ObservedRun
 from prefect_slo.settings import SLOSettings
@@ -146,7 +147,7 @@ class Learner:
         log.note(**{f"{UNPICKLED}{stage}": source for stage, source in unpickled.items()})
         if run.workflow is not None:
             menus = (self._director.menu, run.declarations, frozenset(unpickled), self._director.pools)
-            heavy = moving_much(run.stage_runs, self._decision.followed)
+            heavy = moving_much(StageRuns.of(run.stage_runs), self._decision.followed)
             log.workflow(with_menus(run.workflow, *menus, or_threads=heavy).to_document())
 
     def _write_stages(self, run: ObservedRun, log: RunLog) -> None:

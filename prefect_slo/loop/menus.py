@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from prefect_slo import units
 from prefect_slo.declaration import NOTHING, Declaration, dimension
 from prefect_slo.errors import InvalidValue
-from prefect_slo.observation import StageRun
+from prefect_slo.observation import StageRuns
 from prefect_slo.plan import Plan
 from prefect_slo.pricing import price_list
 from prefect_slo.resources import Capacity, Menu, Pool, Size
@@ -215,21 +217,20 @@ def with_menus(
     return replace(workflow, stages=tuple(stages), capacity=capacity_of(pools))
 
 
-def moving_much(rows: Iterable[StageRun], plan: Plan | None = None) -> frozenset[str]:
+def moving_much(rows: StageRuns, plan: Plan | None = None) -> frozenset[str]:
     """Stages that threads of the flow's own process may serve better: moving their arguments and results takes long.
 
     Args:
-        rows: Of one run. Rows of processes say how long moving took, and how much was moved.
-        plan: What the run was run by: a stage that is on threads for this reason shows nothing of it, and stays.
+        rows: Stage runs; those of processes say how long moving took, and how much was moved.
+        plan: What the runs were run by: a stage that is on threads shows nothing of what that saves, and stays.
     """
-    found = set()
-    for row in rows:
-        planned = plan.stages.get(row.stage) if plan is not None else None
-        moved_s, moved_bytes = row.read_s + row.write_s, row.bytes_in + row.bytes_out
-        heavy = moved_s > MOVED_SHARE * (moved_s + row.compute_s) and moved_bytes >= MOVED_BYTES
-        if heavy or (planned is not None and planned.pool == THREAD):
-            found.add(row.stage)
-    return frozenset(found)
+    kept = {name for name, stage in plan.stages.items() if stage.pool == THREAD} if plan is not None else set()
+    rows = rows.select((rows["hardware"] != THREAD) & (rows["bytes_in"] + rows["bytes_out"] >= MOVED_BYTES))
+    moved_s = rows["read_s"] + rows["write_s"]
+    shares = moved_s / np.maximum(moved_s + rows["compute_s"], 1e-12)
+    stages = rows["stage"].astype(str)
+    heavy = {name for name in set(stages.tolist()) if np.median(shares[stages == name]) > MOVED_SHARE}
+    return frozenset(heavy | kept)
 
 
 def _offer(name: str, declared: Declaration, local: tuple[Size, ...], pools: Pools) -> Pool:

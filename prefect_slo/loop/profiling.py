@@ -168,6 +168,7 @@ class _Sweep:
         for _ in range(PASSES):
             fold_in(self._flow.name)  # the first time, this brings rows of tasks that other flows have profiled, too
             rows = self._known_rows(workflow)
+            workflow = self._workflow(shown, rows)
             repeats = sweep.wanted_repeats(rows, repeats=self._repeats, most=self._most)
             design = sweep.design(workflow, rows, repeats=repeats, seed=self._seed)
             if not design.runs:
@@ -255,14 +256,14 @@ class _Sweep:
             busy = (row.wall_s - row.overhead_s) * row.workers
             self._item_s.setdefault(row.stage, busy / max(row.items, 1))
 
-    def _workflow(self, run: ObservedRun) -> Workflow:
+    def _workflow(self, run: ObservedRun, rows: StageRuns | None = None) -> Workflow:
         if run.workflow is None:
             raise InvalidValue("flow", run.flow_name, "a flow that submits tasks: there is nothing to size")
         self._on_threads = unpickled_stages(run, {})
         director = self._director
         on_threads = frozenset(self._on_threads)
         menus = (director.menu, run.declarations, on_threads, director.pools)
-        return with_menus(run.workflow, *menus, or_threads=moving_much(run.stage_runs))
+        return with_menus(run.workflow, *menus, or_threads=moving_much(rows) if rows is not None else frozenset())
 
 
 def _call(flow: Flow[Any, Any], parameters: Mapping[str, Any]) -> None:

@@ -93,7 +93,9 @@ class Correction:
 
         The normals are stratified per direction, so that a few draws have the right mean and variance.
         """
-        distinct, back = np.unique(where(points, self.by_upstream), axis=0, return_inverse=True)
+        distinct, back = where(points, self.by_upstream), np.zeros(1, dtype=np.int64)
+        if len(points) > 1:
+            distinct, back = np.unique(distinct, axis=0, return_inverse=True)
         across = self._prior(distinct)
         covariance = self._prior(distinct, distinct) - across @ self._inverse @ across.T
         values, vectors = np.linalg.eigh(covariance)

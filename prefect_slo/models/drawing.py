@@ -185,19 +185,14 @@ def _draw(
     levels = learned.inputs.levels(shared.ranks)
     used = np.flatnonzero(np.bincount(levels)).tolist()
     points = [points_of(learned, options, sums, level) for level in used]
-    if luck is not None:  # the same runs at every level of input: they are points of one draw
-        draws = luck.at(Points.joined(points))
-        mine = np.searchsorted(used, levels)[None, None]
-        values = (np.reshape(v, (len(used), -1, shape[2])) for v in (draws.wall_s, draws.busy_s))
-        wall, busy = (v[0] if len(used) == 1 else np.take_along_axis(v, mine, axis=0)[0] for v in values)
-    elif len(used) == 1:
-        draws = learned.model.sample(points[0], shape[2], stream)
+    if len(used) == 1:
+        draws = learned.model.sample(points[0], shape[2], stream) if luck is None else luck.at(points[0])
         wall, busy = draws.wall_s, draws.busy_s
     else:
         wall, busy = (np.empty((len(points[0]), shape[2]), dtype=np.float32) for _ in range(2))
         for level, there in zip(used, points, strict=True):
             at = np.flatnonzero(levels == level)
-            draws = learned.model.sample(there, len(at), stream)
+            draws = learned.model.sample(there, len(at), stream) if luck is None else luck.at(there, at)
             wall[:, at], busy[:, at] = draws.wall_s, draws.busy_s
     wall, busy = (np.asarray(values, dtype=np.float32).reshape(shape) for values in (wall, busy))
     if shared.cold.any():

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from prefect_slo.models.design import Points
+from prefect_slo.models.design import Ints, Points
 from prefect_slo.models.protocol import Draws, StageModel
 
 SEEDS = 2**62
@@ -17,8 +17,8 @@ SEEDS = 2**62
 class StageLuck(Protocol):
     """Parameters and noise of some runs of one stage."""
 
-    def at(self, points: Points) -> Draws:
-        """What the runs take at each point, shapes ``(n_points, n_samples)``."""
+    def at(self, points: Points, runs: Ints | None = None) -> Draws:
+        """What the runs, or those with these numbers, take at each point, shapes ``(n_points, n_samples)``."""
         ...
 
 
@@ -38,9 +38,10 @@ class Again:
     seed: int
     blocks: int | None = None
 
-    def at(self, points: Points) -> Draws:
+    def at(self, points: Points, runs: Ints | None = None) -> Draws:
         """As ``StageLuck.at``."""
-        return self.model.sample(points, self.n_samples, np.random.default_rng(self.seed), blocks=self.blocks)
+        drawn = self.model.sample(points, self.n_samples, np.random.default_rng(self.seed), blocks=self.blocks)
+        return drawn if runs is None else Draws(drawn.wall_s[:, runs], drawn.busy_s[:, runs])
 
 
 def luck_of(model: StageModel, n_samples: int, rng: np.random.Generator, blocks: int | None = None) -> StageLuck:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from types import MappingProxyType
 
 import numpy as np
@@ -37,8 +38,8 @@ class PlanSamples:
 
     latency_s: Floats
     cost_usd: Floats
-    stage_latency_s: Mapping[str, Floats]
-    stage_cost_usd: Mapping[str, Floats]
+    stage_latency_s: Mapping[str, Samples32]
+    stage_cost_usd: Mapping[str, Samples32]
     ran: Mapping[str, NDArray[np.bool_]]
 
 
@@ -152,7 +153,7 @@ class Luck:
         first, streams = sampler.streams(rng)
         self._seeds = {name: int(stream.integers(SEEDS)) for name, stream in streams.items()}
         self._shared = sampler.shared(n_samples, first, cold)
-        self._driver = sampler.driver.sample(n_samples, rng.spawn(1)[0])
+        self._driver = sampler.driver.sample(n_samples, rng.spawn(1)[0]).astype(np.float32)
         self._drawn: dict[tuple[str, Option, int, StagePlan | None], _StageRuns] = {}
         self._luck: dict[tuple[str, str], StageLuck] = {}
 
@@ -169,7 +170,8 @@ class Luck:
         cost = {name: stage.cost_usd for name, stage in drawn.items()}
         waves = {name: stage.waves for name, stage in drawn.items()}
         total = makespan(workflow, latency, waves=waves, driver_s=self._driver)
-        return PlanSamples(total, sum(cost.values(), np.zeros(self._n_samples)), latency, cost, self._shared.ran)
+        dollars = reduce(np.add, cost.values())
+        return PlanSamples(total.astype(float), dollars.astype(float), latency, cost, self._shared.ran)
 
     def _stage(self, name: str, option: Option, upstream: int, planned: StagePlan | None) -> _StageRuns:
         key = name, option, upstream, planned
@@ -183,7 +185,7 @@ class Luck:
             luck = {kind: self._luck[name, kind]}
             wall, cost = sampler.draw(name, (option,), (upstream,), self._shared, stream, luck, planned)
             waves = waves_of(sampler.known[name], (option,))[0]
-            self._drawn[key] = _StageRuns(wall[0, 0].astype(float), cost[0, 0].astype(float), float(waves))
+            self._drawn[key] = _StageRuns(wall[0, 0], cost[0, 0], float(waves))
         return self._drawn[key]
 
 
@@ -191,8 +193,8 @@ class Luck:
 class _StageRuns:
     """Wall time and cost of a stage's runs, ``(n_samples,)``, and the calls that its busiest worker makes."""
 
-    wall_s: Floats
-    cost_usd: Floats
+    wall_s: Samples32
+    cost_usd: Samples32
     waves: float
 
 

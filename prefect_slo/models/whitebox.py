@@ -326,16 +326,19 @@ class WhiteBoxLuck:
     seed: int
     noise: Deviations
 
-    def at(self, points: Points) -> Draws:
-        """What the runs take at each point, shapes ``(n_points, n_samples)``."""
-        noise, n_blocks = self.model.noise, len(self.which)
+    def at(self, points: Points, runs: Ints | None = None) -> Draws:
+        """What the runs, or those with these numbers, take at each point, shapes ``(n_points, n_samples)``."""
+        noise, which = self.model.noise, self.which
+        if runs is not None:
+            which = which[runs // (self.n_samples // len(which))]
         scales, back = np.unique(noise.spread.scale(points.workers), return_inverse=True)
         drawn = []
         located = self.model.located(points, np.random.default_rng(self.seed))
-        for at, deviations, response in zip(located, self.noise, RESPONSES, strict=True):
+        for at, every, response in zip(located, self.noise, RESPONSES, strict=True):
+            deviations = every if runs is None else every[runs]
             factors = np.exp(_widened(deviations, noise.centre(response), scales)).astype(np.float32, copy=False)
             rows = factors if len(scales) == 1 else factors[back.ravel()]
-            times = at[:, self.which][:, :, None] * rows.reshape(len(rows), n_blocks, -1)
-            drawn.append(times.reshape(len(points), self.n_samples))
+            times = at[:, which][:, :, None] * rows.reshape(len(rows), len(which), -1)
+            drawn.append(times.reshape(len(points), -1))
         wall, busy = drawn
         return Draws(wall, np.minimum(busy, wall, out=busy))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import copy
 from typing import Any, Self
 
@@ -175,18 +175,24 @@ class WorkflowModel:
         """Mean busy time of a stage's workers: what a function service bills. Arguments as in ``stage_time``."""
         return self._time(stage, "busy", workers, memory_mb, vcpus, hardware, batch, items, upstream, knobs)
 
-    def tables(self, n_samples: int, rng: np.random.Generator, *, cold: bool | float = False) -> SampleTables:
+    def tables(
+        self, n_samples: int, rng: np.random.Generator, *, cold: bool | float = False,
+        only: Mapping[str, Collection[Option]] | None = None,
+    ) -> SampleTables:  # fmt: skip
         """Draws of every option that the menus offer and the models know.
 
         Args:
             n_samples: Draws per option.
             rng: Spawns one independent stream per stage, by position, so that names don't matter.
             cold: Whether workers have to start, or the share of runs in which they do.
+            only: By stage, the options to draw; all by default.
 
         Raises:
             NotEnoughObservations: A stage of which no option can be predicted.
         """
         options = {name: self._options(name) for name in self.workflow.order}
+        if only is not None:
+            options = {name: tuple(o for o in known if o in only.get(name, known)) for name, known in options.items()}
         return self._sampler.tables(options, n_samples, rng, cold)
 
     def sample_plan(

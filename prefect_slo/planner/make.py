@@ -118,7 +118,10 @@ def stage_plans(problem: Problem, choice: Choice) -> dict[str, StagePlan]:
 
 def predict(latency: NDArray[np.floating], cost: NDArray[np.floating], at: float) -> Prediction:
     """Summary of samples of latency (seconds) and cost (US dollars), ``(n_samples,)`` each."""
-    return Prediction(_quantiles(latency), _quantiles(cost), _at(latency, at), _at(cost, at))
+    both = _quantiles(latency), _quantiles(cost)
+    if at == 0.95:
+        return Prediction(*both, both[0].p95, both[1].p95)
+    return Prediction(*both, _at(latency, at), _at(cost, at))
 
 
 def uncertified(sampler: Sampler, problem: Problem, choice: Sequence[int], slo: Slo | None) -> Plan:

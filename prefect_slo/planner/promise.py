@@ -59,7 +59,9 @@ def promised(sampler: Sampler, solver: Solver, goal: Goal, at: float, confidence
         surer = found.choice is not None and test.judge(found.choice).kept
         return [found, moved] if surer else [moved]
     if found.choice is not None:
-        return [found]
+        thrifty = solver.thrifty(goal.at(at).within(*room), found)
+        surer = thrifty.choice != found.choice and test.judge(thrifty.choice or ()).kept
+        return [thrifty, found] if surer else [found]
     others = (solver.solve(goal), solver.safest(goal))
     return [found for found in others if found.choice is not None and test.judge(found.choice).kept]
 
@@ -190,10 +192,10 @@ def sure_quantile(values: NDArray[np.floating], at: float, confidence: float) ->
         at: Percentile of runs, as a fraction.
         confidence: Share of truths.
     """
-    half = (values.shape[1] + 1) // 2
-    logs, first, second = (
-        np.log(np.maximum(_percentiles(part, at), 1e-12)) for part in (values, values[:, :half], values[:, half:])
-    )
+    half = values.shape[1] // 2
+    halves = values[:, : 2 * half].reshape(-1, half)
+    logs = np.log(np.maximum(_percentiles(values, at), 1e-12))
+    first, second = np.log(np.maximum(_percentiles(halves, at), 1e-12)).reshape(-1, 2).T
     total = float(np.var(logs, ddof=1))
     between = float(np.cov(first, second)[0, 1])
     kept = sqrt(min(max(between, 0.0) / total, 1.0)) if total > 0 else 0.0

@@ -18,6 +18,9 @@ from prefect_slo.planner.relax import quantile_bound
 from prefect_slo.planner.search import NODE_LIMIT, Found, search
 from prefect_slo.planner.sweep import Sweeps
 
+EVEN = 0.001
+"""Plans whose latency differs by less than this are taken for equally fast: nobody wants to pay for the difference."""
+
 _TIGHTENINGS = 8
 
 
@@ -55,6 +58,17 @@ class Solver:
             problem, goal, incumbent=first.plan, node_limit=self.node_limit, reference=first.reference
         )  # fmt: skip
         return found if found.choice is None else replace(found, choice=reduced.whole(found.choice))
+
+    def thrifty(self, goal: Goal, found: Found) -> Found:
+        """Of plans about as fast as one found for a budget, the cheapest that moves reach."""
+        if found.choice is None or not goal.latency_weight or goal.cost_weight:
+            return found
+        slower = percentile(self.problem.latency(found.choice), goal.allowed(self.problem.n_samples)) * (1 + EVEN)
+        cheapest = Goal(goal.percentile, min(slower, goal.latency_bound_s), goal.cost_bound_usd)
+        plan = self.start(cheapest, (found.choice,)).plan
+        if plan is None or plan == found.choice:
+            return found
+        return replace(found, choice=plan, score=self.problem.score(plan, goal), complete=False)
 
     def safest(self, goal: Goal) -> Found:
         """The plan with most room to its bound, where the cheapest could not be certified or none was found."""

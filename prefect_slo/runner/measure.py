@@ -118,6 +118,11 @@ class Measure:
         seen = self._stages[stage]
         seen.size, seen.pool, seen.metered = size, pool, seen.metered and metered
 
+    def stage_of(self, lease: int) -> str:
+        """The stage that a lease works for; empty where it is over."""
+        held = self._leases.get(lease)
+        return held.stage if held is not None else ""
+
     def opened(self, report: protocol.Opened) -> None:
         lease = self._leases.get(report.lease)
         if lease is None:

@@ -21,7 +21,7 @@ from prefect_slo.runner.backends.protocol import HostedProgram
 from prefect_slo.runner.calls import Call, Payload
 from prefect_slo.runner.futures import RaisedFuture
 from prefect_slo.runner.hosted import FunctionProgram
-from prefect_slo.runner.payloads import importable_by_workers
+from prefect_slo.runner.payloads import by_value, importable_by_workers
 from prefect_slo.runner.shelf import Shelf
 from prefect_slo.runner.variants import Variant
 
@@ -40,8 +40,10 @@ class Parcels:
         self._shelf = Shelf(shelf_bytes)
         self._hosted: dict[int, HostedProgram] = {}
         self._flow_context: bytes | None = None
+        self._elsewhere: dict[int, bytes] = {}
+        self._context_elsewhere: bytes | None = None
 
-    def program(self, variant: Variant, *, isolated: bool, inline: bool) -> Any:
+    def program(self, variant: Variant, *, isolated: bool, inline: bool, elsewhere: bool = False) -> Any:
         """What a worker opens for the calls of a variant.
 
         Raises:
@@ -49,6 +51,8 @@ class Parcels:
         """
         if not isolated:
             return program.ThreadProgram(inline=inline)
+        if elsewhere:
+            return self._by_value(variant)
         if variant.program is None:
             importable_by_workers(variant.task.fn)
             if self._flow_context is None:
@@ -56,6 +60,17 @@ class Parcels:
             opened = program.ProcessProgram(self._run_key, self._flow_context, cloudpickle.dumps(variant.task))
             variant.program = bytes(cloudpickle.dumps(opened))
         return variant.program
+
+    def _by_value(self, variant: Variant) -> bytes:
+        """What a worker on another machine opens, where the user's own modules are not installed."""
+        if variant.ordinal not in self._elsewhere:
+            with by_value():
+                if self._context_elsewhere is None:
+                    self._context_elsewhere = self._context.copy().run(program.dump_context, without_flow=True)
+                dumped = cloudpickle.dumps(variant.task)
+            opened = program.ProcessProgram(self._run_key, self._context_elsewhere, dumped)
+            self._elsewhere[variant.ordinal] = bytes(cloudpickle.dumps(opened))
+        return self._elsewhere[variant.ordinal]
 
     def hosted(self, variant: Variant) -> HostedProgram:
         """What a backend whose workers have no Prefect hosts for the calls of a variant.
@@ -67,7 +82,9 @@ class Parcels:
             self._hosted[variant.ordinal] = FunctionProgram.of(variant.task)
         return self._hosted[variant.ordinal]
 
-    def payload(self, calls: list[Call], record: Record, *, isolated: bool, here: bool = False) -> Any:
+    def payload(
+        self, calls: list[Call], record: Record, *, isolated: bool, here: bool = False, elsewhere: bool = False
+    ) -> Any:
         """Calls that run as one, as a worker takes them.
 
         Args:
@@ -75,6 +92,7 @@ class Parcels:
             record: Their record level.
             isolated: Whether the worker is another process.
             here: Whether it is one of this machine, which has files in common with this process.
+            elsewhere: Whether it is on a machine that has none of the user's own modules.
 
         Raises:
             Exception: Whatever pickling the arguments raises.
@@ -90,7 +108,7 @@ class Parcels:
                 kept[id(value)] = name
 
         ready = [_ready(call, isolated=True, found=found if here else None) for call in calls]
-        return program.dump(ready, record, kept)
+        return program.dump(ready, record, kept, by_value() if elsewhere else None)
 
     def close(self) -> None:
         """Let go of what was kept for workers."""

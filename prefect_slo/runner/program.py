@@ -8,20 +8,22 @@ rebuilding it costs 40-90 ms, a task run 2-3 ms.
 from __future__ import annotations
 
 import asyncio
+import copy
 import pickle
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from contextvars import Context
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 import cloudpickle
-from prefect import Task
+from prefect import Flow, Task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext, SyncClientContext, hydrated_context, serialize_context
+from prefect.task_runners import ThreadPoolTaskRunner
 
 from prefect_slo.plan import Record
 from prefect_slo.runner import batches, engine, relay, shelf, worker_state
@@ -84,25 +86,54 @@ class ProcessProgram:
         return run
 
 
-def dump_context() -> bytes:
+def dump_context(*, without_flow: bool = False) -> bytes:
     """The current flow run's context for ``ProcessProgram``, without settings.
+
+    Args:
+        without_flow: The flow goes by its name and options alone: its code, hooks and runner stay here, and with them
+            whatever they refer to.
 
     Raises:
         Exception: Whatever pickling the flow or its parameters raises.
     """
     context = serialize_context()
+    flow = context["flow_run_context"].get("flow")
+    if without_flow and flow is not None:
+        context["flow_run_context"]["flow"] = _hollow(flow)
     context["settings_context"] = {}
     context["tags_context"] = {}  # every call brings the tags that it was submitted under
     return bytes(cloudpickle.dumps(context))
 
 
-def dump(calls: list[Payload], record: Record, kept: Mapping[int, str] = MappingProxyType({})) -> bytes:
+def _hollow(flow: Flow[..., Any]) -> Flow[..., Any]:
+    """A flow of the same name and options that does nothing."""
+    hollow = copy.copy(flow)
+    hollow.fn = _stays_at_home
+    hollow.task_runner = ThreadPoolTaskRunner()  # type: ignore[assignment]
+    for hooks in [name for name in vars(hollow) if name.endswith("_hooks")]:
+        setattr(hollow, hooks, [])
+    for name in ("__wrapped__", "_storage", "parameters"):
+        hollow.__dict__.pop(name, None)
+    return hollow
+
+
+def _stays_at_home(*_: Any, **__: Any) -> None:
+    """Stands for the function of a flow whose tasks run elsewhere."""
+
+
+def dump(
+    calls: list[Payload],
+    record: Record,
+    kept: Mapping[int, str] = MappingProxyType({}),
+    how: AbstractContextManager[None] | None = None,
+) -> bytes:
     """The payload of some calls for a worker process.
 
     Args:
         calls: The calls.
         record: Their record level.
         kept: Names of files that stand for results among their arguments, by ``id``.
+        how: Entered where the user's own objects have to be pickled.
 
     Raises:
         Exception: Whatever pickling the arguments raises.
@@ -114,7 +145,10 @@ def dump(calls: list[Payload], record: Record, kept: Mapping[int, str] = Mapping
     )
     if kept:
         return shelf.dump(content, kept)
-    return pickle.dumps(content) if plain else bytes(cloudpickle.dumps(content))
+    if plain:
+        return pickle.dumps(content)
+    with how or nullcontext():
+        return bytes(cloudpickle.dumps(content))
 
 
 def load_result(payload: bytes) -> Result:

@@ -194,11 +194,12 @@ class Session:
     def _whole(self, lost: protocol.Lost) -> protocol.Lost:
         """A loss that also speaks of the bundle that was on its way when the worker was already gone."""
         sent = self._sent.pop(lost.lease, None)
+        pool = self._pool_of.get(lost.lease)
+        if lost.reason == "start" and pool is not None and self._away(pool):
+            stage = self._measure.stage_of(lost.lease)
+            self._notice(f"A worker of stage {stage!r} did not start: {lost.detail.rstrip('.')}.", None)
         if sent is None:
             return lost
-        if lost.reason == "start" and self._capabilities(self._pool_of[lost.lease]).hosted:
-            stage = self._calls[sent.items[0]].stage
-            self._notice(f"A worker of stage {stage!r} did not start: {lost.detail}.", None)
         if sent.bundle != lost.bundle:
             return replace(lost, running=None, untouched=sent.items)
         return replace(lost, untouched=tuple(item for first in lost.untouched for item in sent.together(first)))
@@ -316,7 +317,8 @@ class Session:
         for first in range(0, len(calls), batch):
             together = calls[first : first + batch]
             try:
-                payload = self._parcels.payload(together, record, isolated=isolated, here=pool == PROCESS)
+                where = {"here": pool == PROCESS, "elsewhere": can.elsewhere}
+                payload = self._parcels.payload(together, record, isolated=isolated, **where)
                 items.append((together[0].item, payload))
                 if len(together) > 1:
                     batches[together[0].item] = tuple(call.item for call in together)
@@ -331,7 +333,7 @@ class Session:
                 if can.hosted:
                     opened = self._parcels.hosted(variant)
                 else:
-                    opened = self._parcels.program(variant, isolated=isolated, inline=inline)
+                    opened = self._parcels.program(variant, isolated=isolated, inline=inline, elsewhere=can.elsewhere)
             except BaseException as error:
                 for item in action.items:
                     self._reports[item] = _stuck(item, error)
@@ -357,6 +359,11 @@ class Session:
         if pool not in self._can:
             self._can[pool] = self._backends[pool].capabilities()
         return self._can[pool]
+
+    def _away(self, pool: str) -> bool:
+        """Whether a pool's workers are not this machine's, so that a user has to hear why they don't start."""
+        can = self._capabilities(pool)
+        return can.hosted or can.elsewhere
 
     def _tell(self, stage: str, what: str, detail: str) -> None:
         if what == "fallback":

@@ -406,6 +406,8 @@ class _Run:
         free = THREAD not in (self.recipe.isolation, declaration.isolation)
         if free and get_transaction() is not None and TaskRunContext.get() is None:  # a task run has one of its own
             self._notice(f"Stage {stage!r} runs on threads: it is submitted inside a transaction.")
+        if rule.pool in self._elsewhere:
+            _ = self.backends[rule.pool]  # one that cannot be used says so here, in the flow
         self._batch[stage] = rule.batch
         self._pools[stage] = rule.pool
         return rule

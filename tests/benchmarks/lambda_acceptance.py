@@ -25,6 +25,7 @@ from typing import Any
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
 
 import numpy as np
+from prefect import Flow
 from threadpoolctl import threadpool_limits
 
 from prefect_slo.aws.report import bill
@@ -34,13 +35,11 @@ from prefect_slo.errors import InfeasibleSlo
 from prefect_slo.loop import background
 from prefect_slo.loop.director import Following, following
 from prefect_slo.loop.profiling import profile
-from prefect_slo.plan import Plan
+from prefect_slo.plan import Plan, StagePlan
 from prefect_slo.pricing import price_list
-from prefect_slo.runner.recipe import ObservedRun
+from prefect_slo.runner.aws_pools import LambdaPool
+from prefect_slo.runner.recipe import ObservedRun, Recipe
 from prefect_slo.testing.aws import LocalAws, local_aws
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "ml_pipeline"))
-from flow import stock
 
 SIZES = (256, 384, 512, 640, 768)
 WORKERS = (1, 2, 4)
@@ -82,33 +81,43 @@ class Series:
         return sum(latency > self.bound_s for latency in self.latency_s)
 
 
-def accept(account: LocalAws, *, runs: int, repeats: int, scale: float, seed: int = 0) -> tuple[int, list[Series]]:
-    """Profile, plan and run; returns the runs of the sweep, and a series for each deadline."""
-    pool = account.pool(
-        memory_mb=SIZES,
-        workers=WORKERS,
-        concurrency=max(WORKERS),
-        timeout_s=120,
-        environment={"OPENBLAS_NUM_THREADS": "1"},
-    )
+def accept(
+    account: LocalAws,
+    pool: LambdaPool,
+    stock: Flow[Any, Any],
+    parameters: dict[str, Any],
+    *,
+    runs: int,
+    repeats: int,
+    bounds: tuple[float, ...] | None = None,
+    seed: int = 0,
+) -> tuple[int, list[Series]]:
+    """Profile, plan and run; returns the runs of the sweep, and a series for each deadline.
+
+    Args:
+        account: The mocked account.
+        pool: A deployed pool in it.
+        stock: The flow, undecorated.
+        parameters: Of every run.
+        runs: For each deadline.
+        repeats: Rows for each setting of the profile.
+        bounds: Deadlines; by default one that is just feasible, one that the cheapest plan keeps, and one between.
+        seed: Of every draw.
+    """
     options: dict[str, Any] = {
-        "mode": "enforce",
-        "explore": 0,
-        "seed": seed,
-        "pools": [pool],
-        "menu": {"pools": "lambda"},
-    }
-    parameters = {"scale": scale}
+        "mode": "enforce", "explore": 0, "seed": seed, "pools": [pool], "menu": {"pools": pool.name},
+    }  # fmt: skip
     with threadpool_limits(1):  # as over there: sums of floats depend on how many threads share them
-        local = stock(scale)
-    warm(account, pool)
+        local = stock(**parameters)
+    sized = slo(latency=3600, **options)(stock)
+    warm(sized, pool, parameters)
     report = profile(
-        slo(latency=3600, **options)(stock), [parameters], max_seconds=900, repeats=repeats, seed=seed,
+        sized, [parameters], max_seconds=900, repeats=repeats, seed=seed,
         heard=lambda run: note(f"profile {run.number}/{run.planned}: {run.error or f'{run.latency_s:.2f} s'}"),
     )  # fmt: skip
     assert report.known.model is not None, report.stopped
     found = []
-    for bound in deadlines(report.known.model, seed):
+    for bound in bounds or deadlines(report.known.model, seed):
         flow, series = slo(latency=bound, **options)(stock), Series(bound)
         found.append(series)
         seen: list[ObservedRun] = []
@@ -116,31 +125,27 @@ def accept(account: LocalAws, *, runs: int, repeats: int, scale: float, seed: in
             for number in range(runs):
                 before = len(account.lambdas.invocations)
                 try:
-                    accuracy = flow(**parameters)
+                    result = flow(**parameters)
                 except InfeasibleSlo as error:
                     series.infeasible = str(error)
                     break
                 background.settle()
-                take(series, seen[-1], account.lambdas.invocations[before:], accuracy == local)
+                take(series, seen[-1], account.lambdas.invocations[before:], result == local)
                 note(f"deadline {bound:.2f} s, run {number + 1}/{runs}: {series.latency_s[-1]:.2f} s")
     return len(report.runs), found
 
 
-def warm(account: LocalAws, pool: Any) -> None:
-    """One run at each size, so that its environments are there: plans are made for warm ones."""
-    sizes = {size.memory_mb: size for size in pool.pool.sizes}
-    from prefect_slo.plan import StagePlan
-
-    for memory, size in sizes.items():
-        stages = {
-            name: StagePlan(workers, size, "lambda")
-            for name, workers in (("pca", 1), ("train", 4), ("merge", 1), ("test", 1))
-        }
-        plan = Plan("ml-pipeline", None, stages)
-        flow = slo(latency=3600, mode="enforce", explore=0, pools=[pool], menu={"pools": "lambda"})(stock)
-        with following(Following(plan=plan, heard=lambda _: None, mode="reference")):
-            flow(scale=0.05)
-        note(f"warm: {memory} MB")
+def warm(flow: Flow[Any, Any], pool: LambdaPool, parameters: dict[str, Any]) -> None:
+    """Runs that no figure is taken of, at each size, so that environments are there: plans are made for warm ones."""
+    shown: list[ObservedRun] = []
+    with following(Following(recipe=Recipe(workers=1), heard=shown.append, mode="reference")):
+        flow(**parameters)
+    for size in pool.pool.sizes:
+        workers = {row.stage: min(row.items, max(pool.workers)) for row in shown[0].stage_runs}
+        stages = {name: StagePlan(count, size, pool.name) for name, count in workers.items()}
+        with following(Following(Plan(flow.name, None, stages), heard=shown.append, mode="reference")):
+            flow(**parameters)
+        note(f"warm: {size.memory_mb} MB, {shown[-1].latency_s:.2f} s")
 
 
 def take(series: Series, run: ObservedRun, done: list[Any], same: bool) -> None:
@@ -195,7 +200,7 @@ def summary(found: list[Series]) -> dict[str, float]:
 
 
 def note(words: str) -> None:
-    print(f"[load {os.getloadavg()[0]:.1f}] {words}", file=sys.stderr, flush=True)
+    print(f"[{time.strftime('%H:%M:%S')}, load {os.getloadavg()[0]:.1f}] {words}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
@@ -208,6 +213,9 @@ def main() -> None:
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_LOGGING_LEVEL, temporary_settings
     from prefect.testing.utilities import prefect_test_harness
 
+    sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "ml_pipeline"))
+    from flow import stock
+
     begun, load = time.monotonic(), os.getloadavg()[0]
     with ExitStack() as stack:
         os.environ["PREFECT_INTEGRATIONS_SLO_HOME"] = stack.enter_context(tempfile.TemporaryDirectory())
@@ -215,7 +223,12 @@ def main() -> None:
         stack.enter_context(temporary_settings(quiet))
         stack.enter_context(prefect_test_harness(server_startup_timeout=240))
         account = stack.enter_context(local_aws(cpu="shares", packages=SEEN))
-        swept, found = accept(account, runs=options.runs, repeats=options.repeats, scale=options.scale)
+        pool = account.pool(
+            memory_mb=SIZES, workers=WORKERS, concurrency=max(WORKERS), timeout_s=120,
+            environment={"OPENBLAS_NUM_THREADS": "1"},
+        )  # fmt: skip
+        parameters = {"scale": options.scale}
+        swept, found = accept(account, pool, stock, parameters, runs=options.runs, repeats=options.repeats)
     took_s = time.monotonic() - begun
     if options.json:
         print(

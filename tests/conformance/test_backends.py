@@ -29,13 +29,16 @@ from prefect_slo.runner.backends.protocol import (
     Report,
 )
 from prefect_slo.runner.backends.threads import ThreadBackend
+from prefect_slo.runner.backends.work_pool import WorkPoolBackend
 from prefect_slo.runner.cluster_pools import DaskPool, RayPool
 from prefect_slo.runner.local.ledger import FileBook, Ledger
+from prefect_slo.runner.work_pools import WorkPool
 from prefect_slo.testing.aws import LocalAws, local_aws
 
 BACKENDS: dict[str, Callable[[pytest.FixtureRequest, Path], Backend]] = {
     "thread": lambda request, folder: ThreadBackend(),
     "process": lambda request, folder: ProcessBackend(ledger=Ledger(FileBook(folder / "vcpus.json"), vcpus=4)),
+    "work pool": lambda request, folder: request.getfixturevalue("pilots")(),
     "lambda": lambda request, folder: request.getfixturevalue("account").pool(memory_mb=(512,)).backend(None),
     "dask": lambda request, folder: DaskPool(concurrency=4).backend(None),
     "ray": lambda request, folder: (request.getfixturevalue("ray"), RayPool(concurrency=4))[1].backend(None),
@@ -136,6 +139,17 @@ def account() -> Iterator[LocalAws]:
     """Functions that really run and see what is installed here: the programs of these tests are of this package."""
     with local_aws(packages=None) as account:
         yield account
+
+
+@pytest.fixture(scope="module")
+def pilots(process_pool: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Backend]]:
+    """Backends on the pilots of a real work pool, which stay warm from test to test: each takes seconds to start."""
+    process_pool("conformance")
+    storage = tmp_path_factory.mktemp("mailboxes")
+    pool = WorkPool("conformance", sizes=(SIZE,), storage=storage, concurrency=2, idle_s=600)
+    office = pool.new_office()
+    yield lambda: WorkPoolBackend(office, hardware=("cpu",), memory_mb=512, notice=print)
+    office.shut()
 
 
 @pytest.fixture(params=BACKENDS)

@@ -9,7 +9,7 @@ from prefect_slo.declaration import Declaration
 from prefect_slo.errors import InvalidValue, UnknownPrices
 from prefect_slo.loop import menus
 from prefect_slo.loop.menus import MenuSettings, capacity_of, moving_much, stage_menu, with_menus
-from prefect_slo.observation import StageRun
+from prefect_slo.observation import StageRun, StageRuns
 from prefect_slo.plan import Plan, StagePlan
 from prefect_slo.resources import Menu, Size
 from prefect_slo.workflow import Edge, Stage, Workflow
@@ -71,13 +71,16 @@ def moved(stage: str, *, moved_s: float, compute_s: float, megabytes: float) -> 
 
 
 def test_threads_are_offered_where_moving_bytes_takes_long() -> None:
-    found = (
-        moved("heavy", moved_s=0.4, compute_s=0.5, megabytes=100),
-        moved("tiny", moved_s=0.4, compute_s=0.5, megabytes=0.1),
-        moved("light", moved_s=0.01, compute_s=0.5, megabytes=100),
-        StageRun("r", "unknown", 2, 1024, 1.0, 3.0),
+    found = StageRuns.of(
+        (
+            moved("heavy", moved_s=0.4, compute_s=0.5, megabytes=100),
+            moved("tiny", moved_s=0.4, compute_s=0.5, megabytes=0.1),
+            moved("light", moved_s=0.01, compute_s=0.5, megabytes=100),
+            StageRun("r", "unknown", 2, 1024, 1.0, 3.0),
+        )
     )
     assert moving_much(found) == {"heavy"}
+    assert moving_much(found.select(found["stage"] == "nowhere")) == frozenset()
     plan = Plan("flow", None, {"unknown": StagePlan(1, Size(1, 1024, hardware="thread"), "thread")})
     assert moving_much(found, plan) == {"heavy", "unknown"}, "what runs on threads doesn't show what it saves"
 

@@ -261,6 +261,8 @@ class Capabilities:
         streams: Reports items as they end; what ran is known when a worker is lost. Elsewhere a bundle is heard of when
             it is over.
         metered: Work is billed by what it took: its reports say how much.
+        elsewhere: Workers may be on another machine, with what is installed there and nothing of the user's own: that
+            travels by value.
     """
 
     isolated: bool
@@ -273,6 +275,7 @@ class Capabilities:
     hosted: bool = False
     streams: bool = True
     metered: bool = False
+    elsewhere: bool = False
 
 
 class Backend(Protocol):

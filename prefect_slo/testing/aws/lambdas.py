@@ -218,11 +218,11 @@ class LocalLambda:
                 self._idle[spec].append(sandbox)
 
     def _model(self, ended: Ended, spec: Spec) -> None:
-        """Wait out what the invocation would have taken on its share of a vCPU."""
+        """Wait out what the invocation would have taken on its share of a vCPU, of which threads get no more either."""
         ended.init_ms += 1000 * self.cold_start_s if ended.init_ms else 0.0
         if self.cpu != "modelled" or spec.share >= 1 or ended.error in ("Sandbox.Timedout", "Runtime.OutOfMemory"):
             return
-        extra_s = ended.cpu_s * (1 / spec.share - 1)
+        extra_s = ended.cpu_s / spec.share - min(ended.cpu_s, ended.duration_ms / 1000)
         self._sleep(extra_s)
         ended.duration_ms += 1000 * extra_s
 

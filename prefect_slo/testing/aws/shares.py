@@ -135,7 +135,7 @@ class Duty:
 
 @cache
 def _place() -> Path | None:
-    """The folder in which groups with a quota can be made: one is made to see."""
+    """The folder in which groups with a quota can be made: one is made to see. What dead processes left is removed."""
     for parent in _candidates():
         trial = parent / f"{_PREFIX}{os.getpid()}-0"
         try:
@@ -147,11 +147,20 @@ def _place() -> Path | None:
         except OSError:
             continue
         else:
+            _sweep(parent)
             return parent
         finally:
             with contextlib.suppress(OSError):
                 trial.rmdir()
     return None
+
+
+def _sweep(parent: Path) -> None:
+    for path in parent.glob(f"{_PREFIX}*"):
+        pid = path.name.removeprefix(_PREFIX).partition("-")[0]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            with contextlib.suppress(OSError):  # something in it still lives
+                path.rmdir()
 
 
 def _candidates() -> list[Path]:

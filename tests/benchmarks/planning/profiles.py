@@ -48,10 +48,7 @@ class Measured:
 
     def tables(self, n_samples: int, rng: np.random.Generator, *, cold: bool | float = False) -> SampleTables:
         """Draws of the measured options."""
-        full = self.model.tables(n_samples, rng, cold=cold)
-        return SampleTables(
-            full.workflow, {n: _kept(t, self.options[n]) for n, t in full.stages.items()}, full.driver_s, full.ran
-        )
+        return self.model.tables(n_samples, rng, cold=cold, only=self.options)
 
     def sample_plan(
         self, plan: Mapping[str, Option], n_samples: int, rng: np.random.Generator, *, cold: bool | float = False
@@ -152,14 +149,6 @@ def profiles(data: Path) -> Iterator[Profile]:
     """Every workflow of a folder whose subfolders hold ``workflow.toml`` and ``stage_runs.csv``."""
     for path in sorted(data.glob("*/workflow.toml")):
         yield Profile(Workflow.load(path), pd.read_csv(path.with_name("stage_runs.csv")))
-
-
-def _kept(table: StageTable, options: frozenset[Option]) -> StageTable:
-    at = [k for k, option in enumerate(table.options) if option in options]
-    return StageTable(
-        table.stage, tuple(table.options[k] for k in at), table.upstream,
-        table.latency_s[:, at], table.cost_usd[:, at], table.waves[at],
-    )  # fmt: skip
 
 
 def _measured(rows: pd.DataFrame, upstream: np.ndarray, option: Option, above: int) -> tuple[float, float]:

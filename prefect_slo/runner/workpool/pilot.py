@@ -1,0 +1,281 @@
+"""A pilot: a job in a work pool that runs the bundles which come by its mailbox, until it is not needed any more.
+
+The job is a flow run of ``pilot``, deployed by its module's name, so that no code has to be stored. Bundles run in a
+worker process beside it, as they do on the flow's own machine: sized, watched and ended by force where an item overruns
+or outgrows its memory, which the job survives. What a worker reports goes back in small messages, and task runs are
+those of the flow that sent the work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from prefect import flow
+from prefect.logging import get_logger
+
+from prefect_slo.resources import Size
+from prefect_slo.runner.backends.local import PRELOAD, worker_environment
+from prefect_slo.runner.backends.processes import ProcessBackend
+from prefect_slo.runner.backends.protocol import Bundle, Finished, Lost, Opened, Progress, Report
+from prefect_slo.runner.workpool.mailbox import FROM_JOB, TO_JOB, Incoming, Outgoing, Pulse
+from prefect_slo.runner.workpool.stores import Store, referred
+
+ENTRYPOINT = f"{__name__}.pilot"
+VERSION = version("prefect-slo")
+GATHER_S = 0.01
+"""Reports of one bundle travel together over this long, or over one look at slower storage."""
+
+START_ATTEMPTS = 3
+SETTLE_S = 10.0
+LAZIEST = 10.0  # polls less often the longer nothing comes, down to a tenth
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a pilot is told with its flow run: plain JSON, no secrets.
+
+    Attributes:
+        storage: Where its mailbox is.
+        box: Its mailbox.
+        office: Box in which the flow's process gives signs of life.
+        size: Its worker.
+        idle_s: It ends when nothing has come for this long.
+        lifetime_s: It takes nothing new after this long.
+        heartbeat_s: It gives a sign of life this often.
+        silent_s: It ends when the flow's process has given no sign of life for this long.
+        version: Of prefect_slo, there.
+        python: Major and minor version of Python, there.
+    """
+
+    storage: dict[str, Any]
+    box: str
+    office: str
+    size: dict[str, Any]
+    idle_s: float
+    lifetime_s: float
+    heartbeat_s: float
+    silent_s: float
+    version: str = VERSION
+    python: list[int] = field(default_factory=lambda: list(sys.version_info[:2]))
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Letter:
+    """What a pilot sends.
+
+    Attributes:
+        sent: When, on its own clock.
+        received: By bundle, when its message was received, on that clock.
+        reports: Reports of its worker, in order.
+        over: Why it ends, in words, in its last letter.
+    """
+
+    sent: float
+    received: dict[int, float]
+    reports: tuple[Report, ...]
+    over: str = ""
+
+
+@flow(name="slo-pilot", persist_result=False)
+def pilot(order: dict[str, Any]) -> str:
+    """Run bundles for another flow; returns why it ended."""
+    return Pilot(Order(**order)).serve()
+
+
+class Pilot:
+    """One pilot, in its job.
+
+    Args:
+        order: What it was told.
+    """
+
+    def __init__(self, order: Order) -> None:
+        self._order, self._store = order, referred(order.storage)
+        self._size = Size(**order.size)
+        self._inbox = Incoming(self._store, order.box, TO_JOB)
+        self._programs: dict[str, Any] = {}
+        self._events: SimpleQueue[Report] = SimpleQueue()
+        self._sender = Sender(self._store, order.box)
+        self._lease, self._failures = 0, 0
+        self._over = threading.Event()
+        self._bundle: int | None = None
+        self._idle_since = time.monotonic()
+
+    def serve(self) -> str:
+        """Run bundles until there is a reason not to; returns the reason."""
+        mismatch = self._mismatch()
+        if mismatch:
+            self._sender.end(mismatch)
+            return mismatch
+        backend = ProcessBackend(env=worker_environment(None), preload=PRELOAD)
+        ended = "its job was ended"
+        threading.Thread(target=self._beat, name="prefect-slo-heart", daemon=True).start()
+        try:
+            self._open(backend)
+            ended = self._loop(backend)
+        finally:
+            self._over.set()
+            backend.shutdown()
+            self._sender.end(ended)
+        if ended in (CLOSED, ALONE):
+            self._store.clear(self._order.box)
+        return ended
+
+    def _loop(self, backend: ProcessBackend) -> str:
+        begun = heard = looked = time.monotonic()
+        pulse = Pulse(begun)
+        while True:
+            now = time.monotonic()
+            self._forward(backend, self._pause_s(now - heard))
+            if self._failures >= START_ATTEMPTS:
+                return "its worker does not start"
+            try:
+                message = self._inbox.receive()
+                if now - looked >= self._order.silent_s / 10:
+                    looked = now
+                    if pulse.silent_s(self._store.read(self._order.office, "beat"), now) > self._order.silent_s:
+                        return ALONE
+            except Exception as error:  # storage that can't be reached now may be in a moment
+                get_logger("slo").warning("The mailbox cannot be read: %r", error)
+                if now - heard > self._order.silent_s and pulse.silent_s(None, now) > self._order.silent_s:
+                    return "its mailbox cannot be reached"
+                time.sleep(1.0)
+                continue
+            if message is None:
+                if self._bundle is None and now - self._idle_since > self._order.idle_s:
+                    return f"nothing came for {self._order.idle_s:g} s"
+                if self._bundle is None and now - begun > self._order.lifetime_s:
+                    return f"it has run for {self._order.lifetime_s:g} s"
+                continue
+            heard = self._idle_since = time.monotonic()
+            match message:
+                case ("run", int(lease), Bundle() as bundle):
+                    self._run(backend, lease, bundle, heard)
+                case ("cancel", int(lease)) if lease == self._lease:
+                    backend.cancel(lease)
+                case ("close",):
+                    return CLOSED
+
+    def _beat(self) -> None:
+        count = 0
+        while not self._over.is_set():
+            count += 1
+            with contextlib.suppress(Exception):  # the main thread says what is wrong with the mailbox
+                self._store.write(self._order.box, "beat", f"{count}".encode())
+            self._over.wait(self._order.heartbeat_s)
+
+    def _run(self, backend: ProcessBackend, lease: int, bundle: Bundle, received: float) -> None:
+        program = self._programs.setdefault(bundle.program_key, bundle.program)
+        if lease != self._lease:  # for a worker that was lost meanwhile: its sender has heard of that by now
+            return
+        self._bundle = bundle.id
+        self._sender.received(bundle.id, received)
+        backend.submit(self._lease, replace(bundle, program=program))
+
+    def _forward(self, backend: ProcessBackend, wait_s: float) -> None:
+        """Pass on what the worker reports, for so long at most where it reports nothing."""
+        try:
+            report = self._events.get(timeout=wait_s)
+        except Empty:
+            return
+        while True:
+            self._sender.post(report)
+            self._idle_since = time.monotonic()
+            if isinstance(report, Opened):
+                self._failures = 0
+            elif isinstance(report, Finished):
+                self._bundle = None
+            elif isinstance(report, Lost):
+                self._failures += report.reason == "start" and report.bundle is None
+                self._bundle = None
+                if self._failures < START_ATTEMPTS:
+                    self._open(backend)
+            try:
+                report = self._events.get_nowait()
+            except Empty:
+                return
+
+    def _open(self, backend: ProcessBackend) -> None:
+        self._lease += 1
+        vcpus = min(self._size.vcpus, backend.capabilities().vcpus)
+        size = Size(vcpus, self._size.memory_mb)  # here it is a worker process, whatever hardware the pool has
+        backend.open(self._lease, size, self._events.put)
+
+    def _pause_s(self, quiet_s: float) -> float:
+        poll_s = self._store.poll_s
+        return max(poll_s, min(quiet_s / 50, LAZIEST * poll_s))
+
+    def _mismatch(self) -> str:
+        here, there = list(sys.version_info[:2]), self._order.python
+        if here != there:
+            versions = (".".join(map(str, version)) for version in (there, here))
+            return "the flow runs on Python {} and its job on {}: they must be the same".format(*versions)
+        if self._order.version != VERSION:
+            return f"the flow has prefect-slo {self._order.version} and its job {VERSION}: they must be the same"
+        return ""
+
+
+CLOSED, ALONE = "it is not needed any more", "its flow gives no sign of life"
+
+
+class Sender:
+    """Sends what is posted in letters, from a thread of its own: at once when it was quiet, else gathered a little."""
+
+    def __init__(self, store: Store, box: str) -> None:
+        self._store, self._box = store, box
+        self._out = Outgoing(store, box, FROM_JOB)
+        self._posted: SimpleQueue[Report | str] = SimpleQueue()
+        self._received: dict[int, float] = {}
+        self._thread = threading.Thread(target=self._run, name="prefect-slo-pilot-sender", daemon=True)
+        self._thread.start()
+
+    def received(self, bundle: int, at: float) -> None:
+        """A bundle was received at that instant."""
+        self._received[bundle] = at
+
+    def post(self, report: Report) -> None:
+        """Send a report."""
+        self._posted.put(report)
+
+    def end(self, why: str) -> None:
+        """Send what is left and why there will be no more; waits for that, within reason."""
+        self._posted.put(why)
+        self._thread.join(SETTLE_S)
+
+    def _run(self) -> None:
+        wait_s = max(GATHER_S, self._store.poll_s)
+        while True:
+            first = self._posted.get()
+            posted = [first]
+            if isinstance(first, Progress):
+                time.sleep(wait_s)
+            while not self._posted.empty():
+                posted.append(self._posted.get())
+            over = next((one for one in posted if isinstance(one, str)), "")
+            reports = tuple(one for one in posted if not isinstance(one, str))
+            received, self._received = self._received, {}
+            self._deliver(Letter(time.monotonic(), received, reports, over))
+            if over:
+                return
+
+    def _deliver(self, letter: Letter) -> None:
+        for attempt in range(10):
+            try:
+                self._out.send(letter)
+                return
+            except Exception as error:
+                get_logger("slo").warning("The mailbox cannot be written: %r", error)
+                time.sleep(min(0.1 * 2**attempt, 5.0))
+        get_logger("slo").error("A letter of %s reports could not be delivered.", len(letter.reports))

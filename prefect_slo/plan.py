@@ -183,6 +183,16 @@ class Plan:
         changed = {**self.stages, stage: replace(self[stage], **changes)}
         return replace(self, stages=changed, predicted=None, certificate=None, passing=())
 
+    def passing_as(self, other: Plan | None) -> Plan:
+        """A copy in which data pass as in another plan, along the edges whose stages are on the same pools in both.
+
+        Where this one says itself how they pass, or there is no other, it stays as it is.
+        """
+        if other is None or self.passing or not other.passing:
+            return self
+        same = {name for name, own in self.stages.items() if name in other.stages and own.pool == other[name].pool}
+        return replace(self, passing=tuple(edge for edge in other.passing if {edge.source, edge.sink} <= same))
+
     def to_document(self) -> dict[str, Any]:
         """The plan file as a document, in the order of its fields."""
         from prefect_slo import plan_document

@@ -103,7 +103,7 @@ def decide(
     if mode == "observe":
         return Decision(None, "observe")
     assert known.workflow is not None
-    plan, workflow = known.plan, known.workflow
+    plan, in_force, workflow = known.plan, known.plan, known.workflow
     if features:
         assert known.model is not None
         known = replace(known, fitted=Fitted.of(known.model.given(rounded(features))), plan=None)
@@ -122,7 +122,7 @@ def decide(
         tried = exploration(known.model, plan, slo, rng)
         if tried is not None:
             plan, mode = tried, "explore"
-    return Decision(plan, mode, note, known.on_threads, ladders(plan, workflow))
+    return Decision(plan.passing_as(in_force), mode, note, known.on_threads, ladders(plan, workflow))
 
 
 def rounded(features: Mapping[str, float]) -> dict[str, float]:

@@ -6,7 +6,7 @@ own. What is left to choose is the way of each edge, among those that there are 
     this machine        through the flow's own process (``inline``), or once into memory that all map (``machine``)
     its threads         as it is (``machine``)
     AWS                 in the request and the reply (``inline``) while they fit, over storage (``remote``) beyond
-    other pools         with the call and its result (``inline``)
+    other pools         with the call and its result (``inline``), whichever way the pool's bundles go
 
 Until the size of what a stage hands on can be told from the size of a run's input, an edge goes the way that bears any
 size: over storage, or through the flow's process.

@@ -152,6 +152,48 @@ def test_where_both_fail_the_error_has_both_causes(pool: LambdaPool) -> None:
     assert "the job says goodbye" in str(failed.value), "the end of its log"
 
 
+@slo_task(pool="lambda")
+@task
+def fated(what: str, folder: str) -> tuple[str, str]:
+    with (Path(folder) / f"{what}-{where()}").open("a") as file:
+        file.write("x")
+    if on_lambda() and what == "slow":
+        time.sleep(60)
+    if on_lambda() and what == "large":
+        too_large_there(1)
+    if on_lambda() and what == "full":
+        with open("/dev/full", "wb") as full:
+            full.write(bytes(100_000))
+    if what == "wrong":
+        raise LookupError(what)
+    return what, where()
+
+
+def test_whatever_calls_meet_no_input_is_lost_and_none_is_done_twice(
+    prefect_server: str, pool: LambdaPool, tmp_path: Path
+) -> None:
+    """The rule table by a flow: each call ends where its rule says, once on each side that it came to."""
+    fates = ["fine", "slow", "large", "full", "wrong", "fine too"]
+
+    with Faults(Fault("lambda.Invoke", "throttle", times=1)):
+        made: list[Any] = []
+
+        @flow(task_runner=SLOTaskRunner(pools=[pool], record="bare"))
+        def each() -> None:
+            futures = fated.map(fates, str(tmp_path))
+            futures.wait()
+            made.extend(future.state for future in futures)
+
+        each(return_state=True)
+    ends = [state.result(raise_on_failure=False) for state in made]
+    assert ends[:4] == [("fine", "lambda"), ("slow", "batch"), ("large", "batch"), ("full", "batch")]
+    assert isinstance(ends[4], LookupError), "an exception of the task goes nowhere"
+    assert ends[5] == ("fine too", "lambda")
+    done = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    moved = {f"{what}-{place}" for what in ("slow", "large", "full") for place in ("lambda", "batch")}
+    assert done == dict.fromkeys({"fine-lambda", "fine too-lambda", "wrong-lambda", *moved}, "x")
+
+
 def test_an_exception_of_the_task_goes_nowhere(pool: LambdaPool) -> None:
     def refuse() -> None:
         raise LookupError("no")

@@ -28,6 +28,15 @@ def test_nothing_reaches_aws_whatever_the_environment_says(monkeypatch, tmp_path
                 getattr(session.client(service, config=ONCE), ask)()
 
 
+async def test_asynchronous_clients_reach_nothing_either(monkeypatch) -> None:
+    aiobotocore = pytest.importorskip("aiobotocore.session")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "AKIAIOSFODNN7EXAMPLE")
+    async with aiobotocore.get_session().create_client("s3", region_name="eu-west-1") as client:
+        with no_real_aws(), pytest.raises(RealAwsCall, match=r"amazonaws\.com"):
+            await client.list_buckets()
+
+
 def test_with_real_looking_credentials_all_that_the_fixtures_do_stays_on_this_machine(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tmp_path
 ) -> None:

@@ -143,6 +143,16 @@ def test_plans_with_passing_are_written_and_read() -> None:
         EdgePlan("a", "b", Way("remote", math.nan, 0.0))
 
 
+def test_a_plan_for_another_input_passes_data_as_the_one_in_force() -> None:
+    flow, plan = workflow(("process", "process"))
+    runs = StageRuns.of([*rows("make", [50.0] * 8), *rows("use", [0.01] * 8, taken_mb=400, items=8)])
+    in_force = with_passing(plan, flow, runs)
+    assert plan.with_stage("use", workers=1).passing_as(in_force).passing == in_force.passing
+    assert plan.with_stage("use", pool="lambda").passing_as(in_force).passing == (), "it runs somewhere else"
+    assert plan.passing_as(None) is plan
+    assert in_force.passing_as(plan) is in_force
+
+
 # ---- sizes ----------------------------------------------------------------------------------------------------------
 
 

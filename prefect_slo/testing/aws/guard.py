@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -44,19 +45,47 @@ def fake_credentials() -> Iterator[dict[str, str]]:
 
 @contextmanager
 def no_real_aws() -> Iterator[None]:
-    """Inside, requests of botocore to anything but this machine raise ``RealAwsCall``, before a socket is opened."""
+    """Inside, requests of botocore to anything but this machine raise ``RealAwsCall``, before a socket is opened.
+
+    Those of aiobotocore too, where it is installed: moto answers none of them inside a process.
+    """
     from botocore.httpsession import URLLib3Session
 
     real = URLLib3Session.send
 
     def send(self: Any, request: Any) -> Any:
-        host = urlsplit(request.url).hostname or ""
-        if host in ("localhost", "::1") or host.startswith("127."):
-            return real(self, request)
-        raise RealAwsCall(f"blocked {request.method} {request.url}: it would have left this machine")
+        _refuse(request)
+        return real(self, request)
 
     URLLib3Session.send = send
     try:
-        yield
+        with _no_asynchronous_calls():
+            yield
     finally:
         URLLib3Session.send = real
+
+
+@contextmanager
+def _no_asynchronous_calls() -> Iterator[None]:
+    try:
+        session: Any = import_module("aiobotocore.httpsession").AIOHTTPSession
+    except (ImportError, AttributeError):
+        yield
+        return
+    real = session.send
+
+    async def send(self: Any, request: Any) -> Any:
+        _refuse(request)
+        return await real(self, request)
+
+    session.send = send
+    try:
+        yield
+    finally:
+        session.send = real
+
+
+def _refuse(request: Any) -> None:
+    host = urlsplit(request.url).hostname or ""
+    if host not in ("localhost", "::1") and not host.startswith("127."):
+        raise RealAwsCall(f"blocked {request.method} {request.url}: it would have left this machine")

@@ -93,6 +93,7 @@ def measure(rounds: int, bundles: int, poll_s: float) -> dict[str, Any]:
         begun = time.monotonic()
         call()
         seconds[what].append(time.monotonic() - begun)
+        print(f"{what}: {seconds[what][-1]:.3f} s", file=sys.stderr)
 
     with ExitStack() as stack:
         stack.enter_context(prefect_test_harness(server_startup_timeout=240))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prefect_slo.aws.batch import BatchJobs as BatchJobs
+    from prefect_slo.aws.queues import BatchQueue as BatchQueue
     from prefect_slo.blocks import SLOProfile as SLOProfile
     from prefect_slo.declaration import slo_task as slo_task
     from prefect_slo.decorators import slo as slo
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from prefect_slo.planner import make_plan as make_plan
     from prefect_slo.runner.aws_pools import BatchPool as BatchPool
     from prefect_slo.runner.aws_pools import LambdaPool as LambdaPool
+    from prefect_slo.runner.cluster_pools import DaskPool as DaskPool
+    from prefect_slo.runner.cluster_pools import RayPool as RayPool
     from prefect_slo.runner.task_runner import SLOTaskRunner as SLOTaskRunner
     from prefect_slo.runner.work_pools import WorkPool as WorkPool
     from prefect_slo.workflow import Workflow as Workflow
@@ -27,13 +30,16 @@ __version__ = "0.1.0"
 _HOME = {
     "BatchJobs": "aws.batch",
     "BatchPool": "runner.aws_pools",
+    "BatchQueue": "aws.queues",
     "Budget": "objective",
+    "DaskPool": "runner.cluster_pools",
     "InfeasibleSlo": "errors",
     "LambdaPool": "runner.aws_pools",
     "Latency": "objective",
     "MenuBlock": "blocks",
     "Plan": "plan",
     "PriceListBlock": "blocks",
+    "RayPool": "runner.cluster_pools",
     "SLOProfile": "blocks",
     "SLOTaskRunner": "runner.task_runner",
     "Slo": "objective",

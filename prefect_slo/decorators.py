@@ -7,6 +7,7 @@ import inspect
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -27,7 +28,10 @@ from prefect_slo.units import fraction, items, text, whole
 
 P = ParamSpec("P")
 R = TypeVar("R")
-SUPPORTED = ("ThreadPoolTaskRunner", "ProcessPoolTaskRunner", "SLOTaskRunner")
+SUPPORTED = ("ThreadPoolTaskRunner", "ProcessPoolTaskRunner", "DaskTaskRunner", "RayTaskRunner", "SLOTaskRunner")
+CLUSTERS = {("prefect_dask", "DaskTaskRunner"): "DaskPool", ("prefect_ray", "RayTaskRunner"): "RayPool"}
+"""Task runners of Prefect's integrations, and the pools that stand for them."""
+
 TIMED = "__slo_timed__"
 
 
@@ -107,13 +111,14 @@ def slo(
             own = own.stock or ThreadPoolTaskRunner()  # decorated before: this decorator takes the other's place
         usual, declared, elsewhere = _stands_for(own)
         elsewhere = {**elsewhere, **given}
+        offered = settings if settings.pools or usual.pool is None else replace(settings, pools=(usual.pool,))
         for name in (*(settings.pools or ()), *(name for one in declarations.values() for name in one.pools)):
             resolved(name, elsewhere)
         director = LoopDirector(
             slo=objective,
             mode=mode,
             usual=usual,
-            menu=settings,
+            menu=offered,
             stages={**declared, **declarations},
             pools=elsewhere,
             features=_features(features, flow),
@@ -207,7 +212,13 @@ def _stands_for(runner: TaskRunner[Any]) -> tuple[Recipe, Mapping[str, Declarati
     if type(runner) is ProcessPoolTaskRunner:
         # not pinned: its user has asked for nothing of us
         return Recipe(workers=runner._max_workers, record="full"), {}, {}
-    raise UnsupportedTaskRunner(type(runner).__name__, SUPPORTED)
+    kind = type(runner)
+    if (stands_for := CLUSTERS.get((kind.__module__.partition(".")[0], kind.__name__))) is not None:
+        from prefect_slo.runner import cluster_pools
+
+        pool = getattr(cluster_pools, stands_for).of(runner)
+        return Recipe(record="full", pool=pool.name), {}, {pool.name: pool}
+    raise UnsupportedTaskRunner(kind.__name__, SUPPORTED)
 
 
 def _features(features: Features | str | tuple[str, ...] | None, flow: Flow[Any, Any]) -> Features | None:

@@ -57,6 +57,16 @@ def bundle_size(queued: int, workers: int, item_s: float | None, fixed: int | No
     return min(-(-wanted // batch) * batch, queued)
 
 
+def invocations(calls: int, batch: int, record: Record, bundle: int | None) -> int:
+    """Invocations that a service which bills each of them sees, where Prefect stays with the flow.
+
+    At level ``full`` its engine makes every call by itself, and a batch is one call; else a bundle goes out as one.
+    """
+    if record == "full" or batch > 1 or not bundle:
+        return calls
+    return ceil(calls / bundle)
+
+
 def record_level(items: int, item_s: float | None, *, eligible: bool = True) -> Record:
     """The level for a stage of ``items`` items that take ``item_s`` seconds each (``None``: not known yet).
 

@@ -84,6 +84,9 @@ class StageRun:
         started_at: Unix time of its first item, or ``nan``.
         queue_s: Mean over the workers of the time spent waiting for capacity that other runs held; no part of
             ``wall_s``. ``nan`` where unknown.
+        requests: Invocations or jobs that were billed, where the stage ran on a service that bills each; else ``nan``.
+        billed_s: Seconds that were billed over all of them, starts and rounding included; else ``nan``.
+        storage_usd: Of ``cost_usd``, what reading and writing objects cost; else ``nan``.
     """
 
     run_id: str
@@ -106,6 +109,9 @@ class StageRun:
     hardware: str = "cpu"
     started_at: float = float("nan")
     queue_s: float = float("nan")
+    requests: float = float("nan")
+    billed_s: float = float("nan")
+    storage_usd: float = float("nan")
 
 
 @dataclass(frozen=True, eq=False)

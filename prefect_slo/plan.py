@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from prefect_slo.edges import EdgePlan
 from prefect_slo.errors import InvalidPlan, UnknownStage
 from prefect_slo.objective import Slo
 from prefect_slo.resources import Option, Size, knob_value
-from prefect_slo.units import finite, items, text, whole
+from prefect_slo.units import finite, instances, items, text, whole
 
 Record = Literal["full", "summary", "bare"]
 
@@ -139,6 +140,7 @@ class Plan:
         predicted: Under the model.
         certificate: ``None`` for a plan that nobody certified (a baseline, a default).
         seed: Seed of every sample that led to it.
+        passing: How data passes, by edge; empty where nothing was planned of it.
     """
 
     workflow: str
@@ -147,6 +149,7 @@ class Plan:
     predicted: Prediction | None = None
     certificate: Certificate | None = None
     seed: int = 0
+    passing: tuple[EdgePlan, ...] = ()
 
     def __post_init__(self) -> None:
         text(self.workflow, "plan.workflow")
@@ -159,6 +162,7 @@ class Plan:
             if not isinstance(plan, StagePlan):
                 raise InvalidPlan(f"plan.stages.{text(stage, 'plan.stages')}", plan, "StagePlan(...)")
         object.__setattr__(self, "seed", whole(self.seed, "plan.seed", least=0))
+        object.__setattr__(self, "passing", instances(EdgePlan, self.passing, "plan.passing"))
 
     def __getitem__(self, stage: str) -> StagePlan:
         try:
@@ -167,7 +171,7 @@ class Plan:
             raise UnknownStage(stage, tuple(self.stages)) from None
 
     def with_stage(self, stage: str, **changes: Any) -> Plan:
-        """A copy with some fields of one stage plan replaced; its prediction and certificate no longer hold.
+        """A copy with some fields of one stage plan replaced; what was predicted, certified and passed no longer holds.
 
         Raises:
             UnknownStage: The plan has no such stage.
@@ -177,7 +181,7 @@ class Plan:
             if name not in StagePlan.__dataclass_fields__:
                 raise InvalidPlan("plan", name, f"one of {', '.join(StagePlan.__dataclass_fields__)}")
         changed = {**self.stages, stage: replace(self[stage], **changes)}
-        return replace(self, stages=changed, predicted=None, certificate=None)
+        return replace(self, stages=changed, predicted=None, certificate=None, passing=())
 
     def to_document(self) -> dict[str, Any]:
         """The plan file as a document, in the order of its fields."""

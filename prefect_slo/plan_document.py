@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
 from typing import Any
 
+from prefect_slo.edges import EdgePlan, Way
 from prefect_slo.errors import InvalidPlan
 from prefect_slo.objective import Budget, Latency, Slo
 from prefect_slo.plan import Certificate, Plan, Prediction, Quantiles, StagePlan
@@ -18,7 +19,7 @@ from prefect_slo.resources import Size
 SCHEMA = 1
 """Version of the plan file; a file of another version is refused."""
 
-_PLAN = ("schema", "workflow", "objective", "seed", "stages", "predicted", "certificate", "timing")
+_PLAN = ("schema", "workflow", "objective", "seed", "stages", "predicted", "certificate", "passing", "timing")
 _SIZE = tuple(part.name for part in fields(Size))
 _OBJECTIVE = ("latency_s", "budget_usd", "percentile", "confidence")
 
@@ -33,6 +34,7 @@ def write(plan: Plan) -> dict[str, Any]:
         "stages": {name: _stage_document(stage) for name, stage in plan.stages.items()},
         "predicted": asdict(plan.predicted) if plan.predicted else None,
         "certificate": asdict(plan.certificate) if plan.certificate else None,
+        **({"passing": [_edge_document(edge) for edge in plan.passing]} if plan.passing else {}),
     }
 
 
@@ -55,6 +57,7 @@ def read(document: Mapping[str, Any]) -> Plan:
         predicted=None if predicted is None else _read_prediction(predicted),
         certificate=None if certificate is None else _build(Certificate, certificate, "plan.certificate"),
         seed=document.get("seed", 0),
+        passing=_read_passing(document.get("passing", [])),
     )
 
 
@@ -79,6 +82,42 @@ def _read_stage(entry: object, where: str) -> StagePlan:
     size = Size(**{name: read[name] for name in _SIZE if name in read})
     rest = {name: read[name] for name in known if name in read and name != "knobs"}
     return StagePlan(size=size, knobs=tuple(knobs.items()), **rest)
+
+
+def _edge_document(edge: EdgePlan) -> dict[str, Any]:
+    return {
+        "source": edge.source,
+        "sink": edge.sink,
+        **asdict(edge.chosen),
+        "size_mb": edge.size_mb,
+        "broadcast": edge.broadcast,
+        "others": [asdict(way) for way in edge.others],
+        "why": edge.why,
+    }
+
+
+def _read_passing(entries: object) -> tuple[EdgePlan, ...]:
+    where = "plan.passing"
+    if not isinstance(entries, list):
+        raise InvalidPlan(where, entries, "a list of edges")
+    way = tuple(part.name for part in fields(Way))
+    rest = ("size_mb", "broadcast", "why")
+    read = []
+    for entry in entries:
+        found = _fields(entry, ("source", "sink", *way, "others", *rest), ("source", "sink", *way), where)
+        others = found.get("others", [])
+        if not isinstance(others, list):
+            raise InvalidPlan(f"{where}.others", others, "a list of ways")
+        read.append(
+            EdgePlan(
+                found["source"],
+                found["sink"],
+                Way(**{name: found[name] for name in way}),
+                others=tuple(_build(Way, other, f"{where}.others") for other in others),
+                **{name: found[name] for name in rest if name in found},
+            )
+        )
+    return tuple(read)
 
 
 def _read_prediction(entry: object) -> Prediction:

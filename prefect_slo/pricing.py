@@ -4,26 +4,35 @@ Cost of one worker held for ``t`` seconds at size ``(vcpus, memory_mb, gpu)``:
 
     cost = t · (vcpus · vcpu_second + memory_mb / 1024 · gb_second + gpu · gpu_second) + request
 
-with ``t`` rounded up to ``granularity_s``. AWS Lambda prices memory alone, so its ``vcpu_second`` is 0 and its vCPU
-follow from memory (``mb_per_vcpu``).
+with ``t`` rounded up to ``granularity_s``, and ``minimum_s`` at least. AWS Lambda prices memory alone, so its
+``vcpu_second`` is 0 and its vCPU follow from memory (``mb_per_vcpu``).
+
+A list of the same name in the folder that ``PREFECT_INTEGRATIONS_SLO_PRICES`` names goes before a shipped one.
 """
 
 from __future__ import annotations
 
+import math
+import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from prefect_slo.errors import InvalidValue, UnknownPrices
-from prefect_slo.units import finite, positive, text
+from prefect_slo.units import finite, items, positive, text
 
 PRICES = Path(__file__).parent / "prices"
+OWN = "PREFECT_INTEGRATIONS_SLO_PRICES"
+"""Names a folder of the user's own: price lists, and ``services/`` for what services charge beside time."""
 
+Bills = Literal["leases", "calls"]
+Confidence = Literal["high", "medium", "low", ""]
 _RATES = ("vcpu_second", "gb_second", "gpu_second")
+_AMOUNTS = ("request", "granularity_s", "minimum_s", "storage_gb_second", "storage_included_mb")
 
 
 @dataclass(frozen=True)
@@ -37,10 +46,18 @@ class PriceList:
         gpu_second: US dollars per whole GPU and second.
         request: US dollars per dispatch of a worker (an invocation).
         granularity_s: Billed time is rounded up to a multiple of this.
+        minimum_s: Least time that is billed.
+        bills: ``leases``: workers for as long as they are held; ``calls``: each invocation or job by itself. By default
+            calls where a request has a price.
         mb_per_vcpu: Memory that brings one vCPU where the two are tied; ``None`` where they are chosen apart.
+        tiers: What a GB-second costs from so many of a month on, as ``(gb_seconds, price)``, ascending; ``gb_second``
+            holds below the first.
+        storage_gb_second: US dollars per GB of temporary disk and second, beyond ``storage_included_mb``.
+        storage_included_mb: Temporary disk that costs nothing.
         as_of: Day the prices were read, ISO format.
         region: Region they hold for.
         source: Where they were read.
+        confidence: ``high``: read at the source; ``medium``: by hearsay that agrees; ``low``: an estimate.
         hardware: Overrides of the unit prices by hardware name, e.g. ``{"gpu": {"vcpu_second": ...}}``.
 
     Raises:
@@ -53,21 +70,33 @@ class PriceList:
     gpu_second: float = 0.0
     request: float = 0.0
     granularity_s: float = 0.0
+    minimum_s: float = 0.0
+    bills: Bills | None = None
     mb_per_vcpu: float | None = None
+    tiers: tuple[tuple[float, float], ...] = ()
+    storage_gb_second: float = 0.0
+    storage_included_mb: float = 0.0
     as_of: str = ""
     region: str = ""
     source: str = ""
+    confidence: Confidence = ""
     hardware: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         where = f"prices.{text(self.name, 'prices.name')}"
-        for name in (*_RATES, "request", "granularity_s"):
+        for name in (*_RATES, *_AMOUNTS):
             object.__setattr__(self, name, _price(getattr(self, name), f"{where}.{name}"))
+        if self.bills not in (None, "leases", "calls"):
+            raise InvalidValue(f"{where}.bills", self.bills, "'leases' or 'calls'")
+        object.__setattr__(self, "bills", self.bills or ("calls" if self.request > 0 else "leases"))
         if self.mb_per_vcpu is not None:
             object.__setattr__(self, "mb_per_vcpu", positive(self.mb_per_vcpu, f"{where}.mb_per_vcpu"))
         for name in ("as_of", "region", "source"):
             if not isinstance(getattr(self, name), str):
                 raise InvalidValue(f"{where}.{name}", getattr(self, name), "a text")
+        if self.confidence not in ("high", "medium", "low", ""):
+            raise InvalidValue(f"{where}.confidence", self.confidence, "'high', 'medium' or 'low'")
+        object.__setattr__(self, "tiers", _tiers(self.tiers, f"{where}.tiers"))
         object.__setattr__(self, "hardware", _overrides(self.hardware, f"{where}.hardware"))
 
     def rate(self, vcpus: float, memory_mb: float, gpu: float = 0.0, hardware: str = "cpu") -> float:
@@ -78,6 +107,20 @@ class PriceList:
             + memory_mb / 1024.0 * own.get("gb_second", self.gb_second)
             + gpu * own.get("gpu_second", self.gpu_second)
         )
+
+    def billed_s(self, seconds: float) -> float:
+        """Seconds that are billed for so many: rounded up, and no less than the least."""
+        steps = math.ceil(seconds / self.granularity_s - 1e-9) if self.granularity_s > 0 else 0
+        return max(steps * self.granularity_s if self.granularity_s > 0 else seconds, self.minimum_s)
+
+    def after(self, gb_seconds: float) -> PriceList:
+        """The list as it is for an account that has used so many GB-seconds this month: its price is that of the tier.
+
+        Example:
+            ``price_list("aws-lambda-x86").after(7e9).gb_second`` is $0.000015.
+        """
+        reached = [price for start, price in self.tiers if start <= gb_seconds]
+        return replace(self, gb_second=reached[-1], tiers=self.tiers[len(reached) :]) if reached else self
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> PriceList:
@@ -109,7 +152,7 @@ def price_list(name: str) -> PriceList:
     """
     if not isinstance(name, str) or not name:
         raise UnknownPrices("menu.prices", name, _known())
-    path = Path(name) if name.endswith(".toml") else PRICES / f"{name}.toml"
+    path = Path(name) if name.endswith(".toml") else shipped(f"{name}.toml")
     try:
         return _read(path.resolve(), path.stat().st_mtime_ns)
     except (OSError, ValueError) as error:
@@ -119,13 +162,22 @@ def price_list(name: str) -> PriceList:
         raise UnknownPrices("menu.prices", name, _known() + reason) from None
 
 
+def shipped(name: str) -> Path:
+    """A file of prices: the user's own of that name where there is one, else the package's."""
+    own = Path(folder) / name if (folder := os.environ.get(OWN)) else None
+    try:
+        return own if own is not None and own.is_file() else PRICES / name
+    except (OSError, ValueError):  # no name of a file
+        return PRICES / name
+
+
 @lru_cache(maxsize=64)
 def _read(path: Path, _changed_ns: int) -> PriceList:
     return PriceList.from_document(tomllib.loads(path.read_text(encoding="utf-8")))
 
 
 def _known() -> str:
-    return f"one of {', '.join(sorted(shipped.stem for shipped in PRICES.glob('*.toml')))}, or a path to a .toml file"
+    return f"one of {', '.join(sorted(path.stem for path in PRICES.glob('*.toml')))}, or a path to a .toml file"
 
 
 def _price(value: object, where: str) -> float:
@@ -133,6 +185,17 @@ def _price(value: object, where: str) -> float:
     if number < 0:
         raise InvalidValue(where, value, "0 or more")
     return number
+
+
+def _tiers(tiers: object, where: str) -> tuple[tuple[float, float], ...]:
+    read: list[tuple[float, float]] = []
+    for tier in items(tiers, where):
+        if not isinstance(tier, (list, tuple)) or len(tier) != 2:
+            raise InvalidValue(where, tier, "pairs of GB-seconds and a price")
+        read.append((_price(tier[0], where), _price(tier[1], where)))
+    if read != sorted(read, key=lambda tier: tier[0]):
+        raise InvalidValue(where, tiers, "tiers in ascending order")
+    return tuple(read)
 
 
 def _overrides(hardware: object, where: str) -> dict[str, dict[str, float]]:

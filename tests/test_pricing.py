@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prefect_slo.errors import InvalidValue, SloError, UnknownPrices
-from prefect_slo.pricing import PRICES, PriceList, price_list
+from prefect_slo.pricing import OWN, PRICES, PriceList, price_list
 
 SHIPPED = sorted(path.stem for path in PRICES.glob("*.toml"))
 
@@ -104,3 +104,58 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(SloError, match=r"ours\.toml"):
         price_list(str(path))
+
+
+def test_a_call_is_billed_for_a_least_time_and_in_steps() -> None:
+    fargate, x86 = price_list("aws-fargate-x86"), price_list("aws-lambda-x86")
+    assert [fargate.billed_s(t) for t in (1.0, 60.0, 60.2)] == [60.0, 60.0, 61.0]
+    assert x86.billed_s(0.0123) == pytest.approx(0.013)
+    assert price_list("local").billed_s(0.0123) == 0.0123
+    assert [price_list(name).bills for name in ("local", "aws-lambda-x86", "aws-fargate-x86")] == [
+        "leases", "calls", "calls",
+    ]  # fmt: skip
+
+
+def test_a_month_of_billions_of_gb_seconds_is_cheaper() -> None:
+    x86 = price_list("aws-lambda-x86")
+    assert [x86.after(used).gb_second for used in (0, 6e9, 20e9)] == [0.0000166667, 0.000015, 0.0000133334]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_list_says_how_sure_it_is(name: str) -> None:
+    assert price_list(name).confidence in ("high", "medium", "low")
+
+
+def test_a_spot_list_costs_its_share_of_the_one_on_demand() -> None:
+    for kind, share in (("cpu", 0.45), ("gpu", 0.5)):
+        demand, spot = price_list(f"aws-ec2-{kind}"), price_list(f"aws-ec2-{kind}-spot")
+        assert spot.confidence == "low"
+        for hardware in spot.hardware:
+            paid = [each.rate(2, 4096, float(kind == "gpu"), hardware) for each in (demand, spot)]
+            assert paid[1] == pytest.approx(share * paid[0], rel=1e-4)
+
+
+def test_a_folder_of_ones_own_goes_before_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "aws-lambda-x86.toml").write_text('name = "aws-lambda-x86"\ngb_second = 0.00001\nrequest = 0.0000001\n')
+    monkeypatch.setenv(OWN, str(tmp_path))
+    assert price_list("aws-lambda-x86").gb_second == 0.00001
+    assert price_list("local").vcpu_second > 0
+    monkeypatch.delenv(OWN)
+    assert price_list("aws-lambda-x86").gb_second == 0.0000166667
+
+
+@pytest.mark.parametrize(
+    ("content", "field"),
+    [
+        ('name = "ours"\nbills = "often"', "prices.ours.bills"),
+        ('name = "ours"\nconfidence = "very"', "prices.ours.confidence"),
+        ('name = "ours"\ntiers = [[1, 2, 3]]', "prices.ours.tiers"),
+        ('name = "ours"\ntiers = [[2e9, 1.0], [1e9, 2.0]]', "prices.ours.tiers"),
+        ('name = "ours"\nminimum_s = -1', "prices.ours.minimum_s"),
+    ],
+)
+def test_how_time_is_billed_is_checked(tmp_path: Path, content: str, field: str) -> None:
+    (tmp_path / "ours.toml").write_text(content)
+    with pytest.raises(InvalidValue) as refused:
+        price_list(str(tmp_path / "ours.toml"))
+    assert refused.value.field == field

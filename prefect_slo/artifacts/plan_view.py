@@ -38,6 +38,24 @@ def plan_table(plan: Plan, forecasts: Mapping[str, StageForecast] | None = None)
     return rows
 
 
+def passing_table(plan: Plan) -> list[dict[str, object]]:
+    """One row per edge: which way data pass along it, and what that and the next best way would take."""
+    rows: list[dict[str, object]] = []
+    for edge in plan.passing:
+        other = edge.others[0] if edge.others else None
+        rows.append(
+            {
+                "from": edge.source,
+                "to": edge.sink,
+                "way": edge.method,
+                "data": f"{edge.size_mb:.3g} MB" + (" each" if edge.broadcast else ""),
+                "takes": f"{seconds_text(edge.chosen.seconds)}, {dollars_text(edge.chosen.cost_usd)}",
+                "next best": "–" if other is None else f"{other.method}: {seconds_text(other.seconds)}",
+            }
+        )
+    return rows
+
+
 def plan_markdown(plan: Plan, workflow: Workflow, forecasts: Mapping[str, StageForecast] | None = None) -> str:
     """What was asked, what is predicted and certified, and the graph of stages with its critical path."""
     lines = [f"## Plan for {cell_text(plan.workflow)}", ""]

@@ -1,33 +1,39 @@
-"""AWS Batch: the same events for the same worker, as jobs; the event and the reply lie on S3.
-
-Jobs are looked at together, a hundred to a request, at intervals that grow while nothing happens.
-"""
+"""AWS Batch: how jobs run the same events for the same worker; the event and the reply lie on S3."""
 
 from __future__ import annotations
 
-import json
-import threading
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from decimal import Decimal
+from dataclasses import dataclass
 from typing import Any
 
 from prefect_slo.aws.clients import client
-from prefect_slo.aws.invoke import Answer, Failed, Why
+from prefect_slo.aws.functions import FunctionStatus, State, allow
 from prefect_slo.aws.packaging import content_hash
-from prefect_slo.aws.s3 import S3Prefix
+from prefect_slo.aws.queues import BatchQueue
 from prefect_slo.errors import InvalidValue
 from prefect_slo.pricing import price_list
-from prefect_slo.units import positive, text, whole
+from prefect_slo.units import finite, positive, text, whole
+
+FARGATE: dict[float, tuple[int, int, int]] = {
+    0.25: (512, 2048, 512),
+    0.5: (1024, 4096, 1024),
+    1: (2048, 8192, 1024),
+    2: (4096, 16_384, 1024),
+    4: (8192, 30_720, 1024),
+    8: (16_384, 61_440, 4096),
+    16: (32_768, 122_880, 8192),
+}
+"""Least and most MB of memory beside so many vCPUs, and its steps; 0.25 vCPU have 512, 1024 or 2048."""
+
+ON_LOST_MACHINES = [
+    {"onStatusReason": "Host EC2*", "action": "RETRY"},
+    {"onStatusReason": "Your Spot Task was interrupted*", "action": "RETRY"},
+    {"onReason": "*", "action": "EXIT"},
+]
+"""Start a job again whose machine was taken away, and no other."""
 
 COMMAND = ("python", "-m", "prefect_slo.worker", "Ref::event")
-LOG_LINES = 20
 LOG_GROUP = "/aws/batch/job"
-_DESCRIBED = 100
-_ENDED = ("SUCCEEDED", "FAILED")
 _CONTROL_S = 60.0
-_JOB_NAME = 128
 
 
 @dataclass(frozen=True)
@@ -35,17 +41,21 @@ class BatchJobs:
     """How jobs are run.
 
     Attributes:
-        queue: Name or ARN of the job queue; its compute environment says which machines, on-demand or spot.
+        queue: Name or ARN of the job queue, whose compute environment says which machines, on-demand or spot; or a
+            ``BatchQueue``, which is deployed and destroyed with the jobs.
         image: Container image with this package and what tasks import.
         vcpus: vCPUs of a job.
         memory_mb: Memory of a job.
         gpu: GPUs of a job; whole ones, on EC2.
         timeout_s: Limit of one attempt, at least 60.
         attempts: How often Batch starts a job at most, e.g. after a spot machine was taken away.
+        only_lost: Whether only a job that lost its machine is started again, and not one that failed by itself.
         fargate: Whether the queue is one of Fargate; the execution role is needed then.
         job_role: ARN of the role that the worker has.
         execution_role: ARN of the role that starts the container.
         launch_s: Wait until a job starts, until it has been seen.
+        least_s: What an attempt is billed at least: AWS bills a minute of a machine or a task that is started.
+        gather_s: Jobs that are asked for within so many seconds become one array job; 0 for none.
         prices: Price list of its vCPUs, memory and GPUs.
         prefix: Names of job definitions begin with it.
         region: ``None`` as boto3 finds it.
@@ -56,17 +66,20 @@ class BatchJobs:
         InvalidValue: A setting that Batch does not have.
     """
 
-    queue: str
+    queue: str | BatchQueue
     image: str
     vcpus: float = 1.0
     memory_mb: int = 4096
     gpu: int = 0
     timeout_s: int = 14_400
     attempts: int = 1
+    only_lost: bool = False
     fargate: bool = False
     job_role: str | None = None
     execution_role: str | None = None
     launch_s: float = 90.0
+    least_s: float = 60.0
+    gather_s: float = 0.25
     prices: str = "aws-fargate-x86"
     prefix: str = "prefect-slo"
     region: str | None = None
@@ -74,10 +87,16 @@ class BatchJobs:
     poll_s: tuple[float, float] = (1.0, 15.0)
 
     def __post_init__(self) -> None:
-        text(self.queue, "batch.queue")
+        if isinstance(self.queue, BatchQueue):
+            object.__setattr__(self, "fargate", self.queue.fargate)
+        else:
+            text(self.queue, "batch.queue")
         text(self.image, "batch.image")
         positive(self.vcpus, "batch.vcpus")
         positive(self.launch_s, "batch.launch_s")
+        for name in ("least_s", "gather_s"):
+            if finite(getattr(self, name), f"batch.{name}") < 0:
+                raise InvalidValue(f"batch.{name}", getattr(self, name), "0 or more")
         for name, least, most in (
             ("memory_mb", 4, 10**8),
             ("gpu", 0, 64),
@@ -90,20 +109,38 @@ class BatchJobs:
             raise InvalidValue("batch.gpu", self.gpu, "0 on Fargate, which has none")
         if self.fargate and not self.execution_role:
             raise InvalidValue("batch.execution_role", None, "the ARN of a role, which Fargate needs")
+        if self.fargate:
+            self._check_fargate()
         price_list(self.prices)
+
+    def _check_fargate(self) -> None:
+        """Fargate has vCPUs and memory in pairs alone."""
+        least, most, step = FARGATE.get(self.vcpus, (0, 0, 1))
+        if not most:
+            raise InvalidValue("batch.vcpus", self.vcpus, f"one of {', '.join(f'{v:g}' for v in FARGATE)} on Fargate")
+        if not least <= self.memory_mb <= most or (self.memory_mb - least) % step:
+            expected = f"{least} to {most} MB in steps of {step} beside {self.vcpus:g} vCPU on Fargate"
+            raise InvalidValue("batch.memory_mb", self.memory_mb, expected)
+
+    @property
+    def queue_name(self) -> str:
+        """Name or ARN of the queue."""
+        return self.queue.name if isinstance(self.queue, BatchQueue) else self.queue
 
     @property
     def definition(self) -> str:
         """Name of the job definition: it holds a hash of the settings, so a change makes another."""
         settings = (
             self.image, self.vcpus, self.memory_mb, self.gpu, self.timeout_s, self.attempts, self.fargate,
-            self.job_role, self.execution_role,
+            self.job_role, self.execution_role, self.only_lost,
         )  # fmt: skip
         return f"{self.prefix}-{content_hash(settings)}"
 
     def deploy(self) -> str:
-        """Register the job definition unless it is there; returns its name."""
-        found = self._batch.describe_job_definitions(jobDefinitionName=self.definition, status="ACTIVE")
+        """Register the job definition unless it is there, and make the queue where it is ours; returns its name."""
+        if isinstance(self.queue, BatchQueue):
+            self.queue.deploy()
+        found = self.batch.describe_job_definitions(jobDefinitionName=self.definition, status="ACTIVE")
         if found["jobDefinitions"]:
             return self.definition
         needs = [
@@ -116,26 +153,90 @@ class BatchJobs:
             container["jobRoleArn"] = self.job_role
         if self.execution_role:
             container["executionRoleArn"] = self.execution_role
-        self._batch.register_job_definition(
+        if self.fargate:
+            container["networkConfiguration"] = {"assignPublicIp": "ENABLED"}
+        retry: dict[str, Any] = {"attempts": self.attempts}
+        if self.only_lost:
+            retry["evaluateOnExit"] = ON_LOST_MACHINES
+        self.batch.register_job_definition(
             jobDefinitionName=self.definition,
             type="container",
             platformCapabilities=["FARGATE" if self.fargate else "EC2"],
             parameters={"event": ""},
             containerProperties=container,
-            retryStrategy={"attempts": self.attempts},
+            retryStrategy=retry,
             timeout={"attemptDurationSeconds": self.timeout_s},
         )
         return self.definition
 
-    def destroy(self) -> list[str]:
-        """Deregister every job definition under the prefix; returns their names."""
+    def status(self) -> list[FunctionStatus]:
+        """Every job definition under the prefix, this one where it is missing, and the queue."""
+        found = {one["jobDefinitionName"]: _memory_mb(one) for one in self._definitions()}
+        rows = [
+            FunctionStatus(name, memory_mb, "deployed" if name == self.definition else "old")
+            for name, memory_mb in sorted(found.items())
+        ]
+        if self.definition not in found:
+            rows.append(FunctionStatus(self.definition, self.memory_mb, "missing"))
+        rows.append(FunctionStatus(self.queue_name, 0, self._queue_state()))
+        return rows
+
+    def destroy(self, *, only_old: bool = False) -> list[str]:
+        """Deregister job definitions under the prefix, all or those of earlier settings, and remove a queue of ours.
+
+        Returns:
+            The names of what is gone.
+        """
         gone = []
-        pages = self._batch.get_paginator("describe_job_definitions").paginate(status="ACTIVE")
-        for found in (definition for page in pages for definition in page["jobDefinitions"]):
-            if found["jobDefinitionName"].startswith(f"{self.prefix}-"):
-                self._batch.deregister_job_definition(jobDefinition=found["jobDefinitionArn"])
-                gone.append(found["jobDefinitionName"])
-        return sorted(set(gone))
+        for found in self._definitions():
+            if only_old and found["jobDefinitionName"] == self.definition:
+                continue
+            self.batch.deregister_job_definition(jobDefinition=found["jobDefinitionArn"])
+            gone.append(found["jobDefinitionName"])
+        queues = self.queue.destroy() if isinstance(self.queue, BatchQueue) and not only_old else []
+        return sorted(set(gone)) + queues
+
+    def policy(self) -> dict[str, list[dict[str, Any]]]:
+        """What callers and deployers need beside S3, as statements of IAM policies by who needs them."""
+        region = self.region or "*"
+        definition = f"arn:aws:batch:{region}:*:job-definition/{self.prefix}-*"
+        queue = (
+            self.queue_name
+            if self.queue_name.startswith("arn:")
+            else f"arn:aws:batch:{region}:*:job-queue/{self.queue_name}"
+        )
+        roles = [role for role in (self.job_role, self.execution_role) if role]
+        caller = [
+            allow(["batch:SubmitJob"], [definition, queue]),
+            allow(["batch:TerminateJob"], f"arn:aws:batch:{region}:*:job/*"),
+            allow(["batch:DescribeJobs"], "*"),
+            allow(["logs:GetLogEvents"], f"arn:aws:logs:{region}:*:log-group:{LOG_GROUP}:*"),
+        ]
+        deployer = [
+            allow(["batch:RegisterJobDefinition", "batch:DeregisterJobDefinition"], definition),
+            allow(["batch:DescribeJobDefinitions", "batch:DescribeJobQueues"], "*"),
+            *([allow(["iam:PassRole"], roles)] if roles else []),
+        ]
+        if isinstance(self.queue, BatchQueue):
+            made = [queue, f"arn:aws:batch:{region}:*:compute-environment/{self.queue_name}"]
+            kinds = ("ComputeEnvironment", "JobQueue")
+            actions = [f"batch:{verb}{kind}" for verb in ("Create", "Update", "Delete") for kind in kinds]
+            deployer.append(allow(actions, made))
+            deployer.append(allow(["batch:DescribeComputeEnvironments"], "*"))
+        return {"caller": caller, "deployer": deployer}
+
+    def _definitions(self) -> list[dict[str, Any]]:
+        pages = self.batch.get_paginator("describe_job_definitions").paginate(status="ACTIVE")
+        every = (definition for page in pages for definition in page["jobDefinitions"])
+        return [found for found in every if found["jobDefinitionName"].startswith(f"{self.prefix}-")]
+
+    def _queue_state(self) -> State:
+        if isinstance(self.queue, BatchQueue):
+            return self.queue.state()
+        found = self.batch.describe_job_queues(jobQueues=[self.queue])["jobQueues"]
+        if not found:
+            return "missing"
+        return "deployed" if found[0]["state"] == "ENABLED" else "changed"
 
     @property
     def usd_s(self) -> float:
@@ -143,159 +244,16 @@ class BatchJobs:
         return price_list(self.prices).rate(self.vcpus, self.memory_mb, float(self.gpu))
 
     @property
-    def _batch(self) -> Any:
+    def batch(self) -> Any:
+        """A client of Batch."""
         return client("batch", region=self.region, endpoint=self.endpoint, read_s=_CONTROL_S, connections=8, attempts=5)
 
     @property
-    def _logs(self) -> Any:
+    def logs(self) -> Any:
+        """A client of CloudWatch's logs."""
         return client("logs", region=self.region, endpoint=self.endpoint, read_s=_CONTROL_S, connections=4, attempts=3)
 
 
-@dataclass
-class BatchInvoker:
-    """Runs events as jobs, as an ``Invoker`` runs them as invocations.
-
-    Args:
-        jobs: How they are run.
-        store: Where events and replies lie.
-    """
-
-    jobs: BatchJobs
-    store: S3Prefix
-    clock: Callable[[], float] = time.monotonic
-    _watch: _Watch = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._watch = _Watch(self.jobs._batch, *self.jobs.poll_s)
-
-    def call(self, function: str, event: dict[str, Any], *, again: bool, cancelled: threading.Event) -> Answer:
-        """Have a job run an event; ``function`` and ``again`` say nothing here.
-
-        Raises:
-            Failed: It gave no result; its message has the end of its log.
-        """
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        where = event["out"]["key"]
-        sent = self.clock()
-        try:
-            self.store.put(f"{where}/event", json.dumps(event).encode())
-            name = f"{self.jobs.prefix}-{where.rpartition('/runs/')[2]}".replace("/", "-")[:_JOB_NAME]
-            submitted = self.jobs._batch.submit_job(
-                jobName=name,
-                jobQueue=self.jobs.queue,
-                jobDefinition=self.jobs.definition,
-                parameters={"event": f"s3://{self.store.bucket}/{where}/event"},
-            )
-        except (ClientError, BotoCoreError) as error:
-            detail = f"no job could be submitted ({error}). Deploy with 'prefect-slo aws deploy'"
-            raise Failed("start", detail) from None
-        job = self._watch.ended(submitted["jobId"], cancelled)
-        if job is None:
-            self.jobs._batch.terminate_job(jobId=submitted["jobId"], reason="cancelled")
-            raise Failed("cancelled", "cancelled while its job was under way")
-        billed = self._bill(job)
-        if job["status"] == "FAILED":
-            raise self._failed(job, billed)
-        reply = json.loads(self.store.get(f"{where}/reply"))
-        return Answer(reply, sent, self.clock(), self._waited(job), None, billed, stored=True)
-
-    def _bill(self, job: dict[str, Any]) -> Decimal:
-        """Time of every attempt at the price list; Batch itself costs nothing."""
-        attempts = job.get("attempts") or [job]
-        ran_ms = sum(max(int(one.get("stoppedAt", 0)) - int(one.get("startedAt", 0)), 0) for one in attempts)
-        return Decimal(ran_ms) / 1000 * Decimal(repr(self.jobs.usd_s))
-
-    @staticmethod
-    def _waited(job: dict[str, Any]) -> float:
-        return max(int(job.get("startedAt", 0)) - int(job.get("createdAt", 0)), 0) / 1000
-
-    def _failed(self, job: dict[str, Any], billed: Decimal) -> Failed:
-        attempt: dict[str, Any] = (job.get("attempts") or [{}])[-1]
-        container = {**job.get("container", {}), **attempt.get("container", {})}
-        reason = (
-            f"{job.get('statusReason', '')} {attempt.get('statusReason', '')} {container.get('reason', '')}".strip()
-        )
-        why: Why = "died"
-        if "OutOfMemory" in reason:
-            why = "memory"
-        elif "timeout" in reason.lower():
-            why = "timeout"
-        exit_code = container.get("exitCode")
-        ended = f"exit code {exit_code}" if exit_code is not None else "no exit code"
-        detail = f"job {job['jobId']} failed ({reason or 'no reason'}, {ended}){self._log_tail(container)}"
-        return Failed(why, detail, memory_mb=float(self.jobs.memory_mb), billed=billed)
-
-    def _log_tail(self, container: dict[str, Any]) -> str:
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        stream = container.get("logStreamName")
-        if not stream:
-            return ""
-        try:
-            events = self.jobs._logs.get_log_events(
-                logGroupName=LOG_GROUP, logStreamName=stream, limit=LOG_LINES, startFromHead=False
-            )["events"]
-        except (ClientError, BotoCoreError) as error:
-            return f"; its log cannot be read ({error})"
-        return "; the end of its log:\n" + "\n".join(event["message"] for event in events) if events else ""
-
-
-class _Watch:
-    """One thread that looks at every job that somebody waits for."""
-
-    def __init__(self, batch: Any, least_s: float, most_s: float) -> None:
-        self._batch, self._least_s, self._most_s = batch, least_s, most_s
-        self._news = threading.Condition()
-        self._waiting: set[str] = set()
-        self._jobs: dict[str, dict[str, Any]] = {}
-        self._broken: Exception | None = None
-        self._thread: threading.Thread | None = None
-        self._fresh = threading.Event()
-
-    def ended(self, job: str, cancelled: threading.Event) -> dict[str, Any] | None:
-        """What a job was when it ended; ``None`` where nobody wants it any more."""
-        with self._news:
-            self._waiting.add(job)
-            self._fresh.set()
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._look, name="prefect-slo-batch", daemon=True)
-                self._thread.start()
-            while job not in self._jobs:
-                if cancelled.is_set() or self._broken is not None:
-                    self._waiting.discard(job)
-                    if self._broken is not None:
-                        raise Failed("unknown", f"its job cannot be looked at ({self._broken})")
-                    return None
-                self._news.wait(0.5)
-            return self._jobs.pop(job)
-
-    def _look(self) -> None:
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        pause_s = self._least_s
-        while True:
-            with self._news:
-                ids = sorted(self._waiting)
-                if not ids:
-                    self._thread = None
-                    return
-            try:
-                pages = [
-                    self._batch.describe_jobs(jobs=ids[at : at + _DESCRIBED])["jobs"]
-                    for at in range(0, len(ids), _DESCRIBED)
-                ]
-            except (ClientError, BotoCoreError) as error:  # boto3 has tried several times
-                with self._news:
-                    self._broken, self._thread = error, None
-                    self._news.notify_all()
-                return
-            done = {job["jobId"]: job for page in pages for job in page if job["status"] in _ENDED}
-            with self._news:
-                self._jobs.update({job: found for job, found in done.items() if job in self._waiting})
-                self._waiting -= set(done)
-                self._news.notify_all()
-            pause_s = self._least_s if done or self._fresh.is_set() else min(1.5 * pause_s, self._most_s)
-            self._fresh.clear()
-            time.sleep(self._least_s)
-            self._fresh.wait(pause_s - self._least_s)
+def _memory_mb(definition: dict[str, Any]) -> int:
+    needs = definition.get("containerProperties", {}).get("resourceRequirements", [])
+    return int(next((need["value"] for need in needs if need["type"] == "MEMORY"), 0))

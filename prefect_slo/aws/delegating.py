@@ -5,13 +5,15 @@ Whatever Batch then does carries the cost of what Lambda had done before; where 
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import pickle
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
-from prefect_slo.aws.exchange import Exchange, Kind, Returned
+from prefect_slo.aws.exchange import Exchange, Item, Kind, Returned
 from prefect_slo.aws.invoke import Failed
 from prefect_slo.aws.s3 import S3Prefix
 from prefect_slo.control.delegation import By, Limits, Mode, Needs, Seen, Terms, delegates, predicted_first
@@ -83,7 +85,28 @@ class Delegating:
                 self._note(name, overran=failed.why == "timeout")
             else:
                 self._note(name, finished_s=float(returned.telemetry.get("handler_s", 0.0)))
-                return returned
+                full = [one.item for one in returned.items if _filled_the_disk(one)] if kind == "function" else []
+                if not full or not delegates(self.mode, "disk"):
+                    return returned
+                again = [pair for pair in items if pair[0] in full]
+                before = Failed("died", "its temporary disk was full", billed=returned.answer.billed)
+                moved = self._on_batch(name, before, function, kind, code, again, key, limit_s, cancelled)
+                return _merged(returned, moved, items)
+        return self._on_batch(name, before, function, kind, code, items, key, limit_s, cancelled)
+
+    def _on_batch(
+        self,
+        name: str,
+        before: Failed | None,
+        function: str,
+        kind: Kind,
+        code: bytes,
+        items: Sequence[tuple[int, bytes]],
+        key: tuple[str, ...],
+        limit_s: float | None,
+        cancelled: threading.Event,
+    ) -> Returned:
+        """Have a job run items, after what Lambda has tried ``before``; the cost is that of both."""
         try:
             returned = self.batch.run(
                 function, kind, code, items, key=(*key, "batch"), limit_s=limit_s, cancelled=cancelled
@@ -114,3 +137,25 @@ class Delegating:
             if batch_s is not None:
                 seen = replace(seen, batch_s=(*seen.batch_s, batch_s)[-KEPT:])
             self._seen[name] = replace(seen, overran=seen.overran + overran)
+
+
+def _filled_the_disk(one: Item) -> bool:
+    """Whether an item failed because the temporary disk had no room; only it is run again, on Batch."""
+    if not one.failed or one.unpicklable:
+        return False
+    try:
+        value, _ = pickle.loads(one.payload)
+    except Exception:  # said of the item where its outcome is looked at
+        return False
+    return isinstance(value, OSError) and value.errno == errno.ENOSPC
+
+
+def _merged(first: Returned, then: Returned, items: Sequence[tuple[int, bytes]]) -> Returned:
+    """What both runs of some items gave, in order: of those that ran again, what they gave then."""
+    latest = {one.item: one for one in (*first.items, *then.items)}
+    return replace(
+        then,
+        items=tuple(latest[item] for item, _ in items if item in latest),
+        chatter=(*first.chatter, *then.chatter),
+        stored=(*first.stored, *then.stored),
+    )

@@ -9,11 +9,13 @@ import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
 from prefect_slo.aws.invoke import Answer, Failed
 from prefect_slo.aws.s3 import S3Prefix
-from prefect_slo.aws.spending import Caller
+from prefect_slo.aws.spending import Caller, SpendLimit
+from prefect_slo.aws.storage import Requests, of_answer, writing
 
 INLINE_BYTES = 4_500_000
 """Function and arguments that fit into a request of 6 MB once they are written as base64."""
@@ -47,6 +49,7 @@ class Returned:
         overran: The item that took longer than it may.
         telemetry: The worker's own measurements.
         answer: The invocation.
+        storage_usd: What reading and writing objects cost, here and there.
         stored: Names of what it has left on S3.
     """
 
@@ -55,6 +58,7 @@ class Returned:
     overran: int | None
     telemetry: dict[str, Any]
     answer: Answer
+    storage_usd: Decimal = Decimal()
     stored: tuple[tuple[str, ...], ...] = ()
 
 
@@ -70,11 +74,13 @@ class Exchange:
         invoker: Calls them.
         store: Where large things go; ``None`` where there is no bucket.
         once: Whether every run is claimed on S3, so that one whose reply was lost never runs twice.
+        limit: A cap that what is stored here counts against, too.
     """
 
     invoker: Caller
     store: S3Prefix | None = None
     once: bool = False
+    limit: SpendLimit | None = None
 
     def run(
         self,
@@ -102,11 +108,18 @@ class Exchange:
             TooLarge: There is no bucket, and it takes one.
             Failed: The invocation gave no result.
         """
-        event = self.event(kind, code, items, key=key, limit_s=limit_s)
-        answer = self.invoker.call(function, event, again=self.once, cancelled=cancelled)
-        returned = self.received(answer)
+        event, used = self._event(kind, code, items, key=key, limit_s=limit_s)
+        if self.limit is not None:
+            self.limit.add(used.usd)
+        try:
+            answer = self.invoker.call(function, event, again=self.once, cancelled=cancelled)
+            used += of_answer(answer)
+            returned = self.received(answer)
+        except Failed as failed:
+            failed.storage_usd = used.usd
+            raise
         left = self.once or "key" in event["args"] or "key" in answer.reply["result"] or answer.stored
-        return replace(returned, stored=(key,)) if left else returned
+        return replace(returned, storage_usd=used.usd, stored=(key,) if left else ())
 
     def event(
         self,
@@ -118,22 +131,36 @@ class Exchange:
         limit_s: float | None,
     ) -> dict[str, Any]:
         """The request, with what doesn't fit stored."""
+        return self._event(kind, code, items, key=key, limit_s=limit_s)[0]
+
+    def _event(
+        self,
+        kind: Kind,
+        code: bytes,
+        items: Sequence[tuple[int, bytes]],
+        *,
+        key: tuple[str, ...],
+        limit_s: float | None,
+    ) -> tuple[dict[str, Any], Requests]:
+        """The request, and what storing took."""
         arguments = pickle.dumps(list(items), protocol=pickle.HIGHEST_PROTOCOL)
         sha = hashlib.sha256(code).hexdigest()
         apart = self.store is not None and len(code) > INLINE_FUNCTION_BYTES
         left = INLINE_BYTES - (0 if apart else len(code))
+        function, written = self._place(code, ("code", sha), inline=not apart, again=True)
+        carried, more = self._place(arguments, key, inline=len(arguments) <= left, part="/args")
         event: dict[str, Any] = {
             "v": 1,
             "py": list(sys.version_info[:2]),
             "kind": kind,
-            "fn": {"sha": sha, **self._place(code, ("code", sha), inline=not apart, again=True)},
-            "args": self._place(arguments, key, inline=len(arguments) <= left, part="/args"),
+            "fn": {"sha": sha, **function},
+            "args": carried,
             "limit_s": limit_s,
         }
         if self.store is not None:
             out = {"bucket": self.store.bucket, "key": self.store.key(*key), "encryption": self.store.encryption}
             event.update(out=out, once=self.once)
-        return event
+        return event, written + more
 
     def received(self, answer: Answer) -> Returned:
         """What a reply says, its result fetched.
@@ -167,16 +194,16 @@ class Exchange:
 
     def _place(
         self, content: bytes, names: tuple[str, ...], *, inline: bool, again: bool = False, part: str = ""
-    ) -> dict[str, str]:
+    ) -> tuple[dict[str, str], Requests]:
         if inline:
-            return {"b64": base64.b64encode(content).decode()}
+            return {"b64": base64.b64encode(content).decode()}, Requests()
         if self.store is None:
             raise TooLarge(
                 f"{len(content)} bytes do not fit into a request to Lambda of {INLINE_BYTES}; give the pool a bucket"
             )
-        key = self.store.key(*names) + part
+        key, written = self.store.key(*names) + part, True
         if again:
-            self.store.put_once(key, content)
+            written = self.store.put_once(key, content)
         else:
             self.store.put(key, content)
-        return {"bucket": self.store.bucket, "key": key}
+        return {"bucket": self.store.bucket, "key": key}, writing(len(content)) if written else Requests()

@@ -19,7 +19,7 @@ from prefect_slo.units import items, positive, text, whole
 from prefect_slo.workflow import Edge, Stage, Workflow
 
 MODES: tuple[Mode, ...] = ("lambda", "lambda-batch", "batch")
-DEFAULTS = {"memory": 512, "timeout": 300, "execution_mode": "lambda"}
+DEFAULTS = {"memory": 512, "timeout": 300, "execution_mode": "lambda", "ephemeral_storage": 512}
 BATCH_DEFAULTS = {"vcpus": 1, "memory": 1024, "enable_gpu": False}
 """What SCAR takes where a file says nothing."""
 
@@ -38,6 +38,7 @@ class FdlFunction:
         script: The script that it runs.
         inputs: Paths that it reads.
         outputs: Paths that it writes.
+        storage_mb: Temporary disk on Lambda.
     """
 
     name: str
@@ -49,6 +50,7 @@ class FdlFunction:
     script: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    storage_mb: int = 512
 
     @property
     def pools(self) -> tuple[Pool, ...]:
@@ -124,6 +126,7 @@ def _function(entry: object, where: str) -> FdlFunction:
         str(told.get("init_script", "")),
         _paths(told.get("input", ()), f"{name}.input"),
         _paths(told.get("output", ()), f"{name}.output"),
+        limits.storage_mb(told["ephemeral_storage"]),
     )
 
 

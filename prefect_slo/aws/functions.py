@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from prefect_slo.aws import limits
 from prefect_slo.aws.clients import client
+from prefect_slo.aws.concurrency import Allowed, allowed
 from prefect_slo.aws.packaging import HANDLER, content_hash, worker_zip
 from prefect_slo.aws.s3 import S3Prefix
 from prefect_slo.errors import InvalidValue
@@ -108,6 +109,11 @@ class WorkerFunctions:
                 self._lambda.put_function_concurrency(FunctionName=name, ReservedConcurrentExecutions=self.reserved)
             made.append(name)
         return made
+
+    def allowed(self, memory_mb: Iterable[int], *, fresh: bool = False) -> Allowed:
+        """What the account lets these functions have under way at once; asked for again after some minutes."""
+        names = [self.name(memory) for memory in memory_mb]
+        return allowed(self._lambda, self.region, self.endpoint, names, fresh=fresh)
 
     def status(self, memory_mb: Iterable[int]) -> list[FunctionStatus]:
         """Every worker function under the prefix, and those of these sizes that are missing."""
@@ -224,16 +230,28 @@ class FunctionStatus:
     changed: str = ""
 
 
-def policy(functions: WorkerFunctions, store: S3Prefix | None) -> dict[str, Any]:
-    """The least that the caller and the role of the functions need, as IAM policy documents by who needs them."""
+Statements = dict[str, list[dict[str, Any]]]
+
+
+def policy(functions: WorkerFunctions, store: S3Prefix | None, besides: Statements | None = None) -> dict[str, Any]:
+    """The least that the caller and the role of the functions need, as IAM policy documents by who needs them.
+
+    Args:
+        functions: The functions.
+        store: Where large arguments and results go.
+        besides: Statements for jobs on Batch.
+    """
     region = functions.region or "*"
     mine = f"arn:aws:lambda:{region}:*:function:{functions.prefix}-*"
-    caller = [_allow(["lambda:InvokeFunction"], mine)]
+    caller = [
+        allow(["lambda:InvokeFunction", "lambda:GetFunctionConcurrency"], mine),
+        allow(["lambda:GetAccountSettings"], "*"),
+    ]
     worker = [
-        _allow(["logs:CreateLogGroup", "logs:CreateLogStream", "logs:PutLogEvents"], f"arn:aws:logs:{region}:*:*"),
+        allow(["logs:CreateLogGroup", "logs:CreateLogStream", "logs:PutLogEvents"], f"arn:aws:logs:{region}:*:*"),
     ]
     deployer = [
-        _allow(
+        allow(
             [
                 f"lambda:{action}"
                 for action in (
@@ -243,25 +261,37 @@ def policy(functions: WorkerFunctions, store: S3Prefix | None) -> dict[str, Any]
             ],
             mine,
         ),
-        _allow(["lambda:ListFunctions"], "*"),
-        _allow(["iam:PassRole"], functions.role or "arn:aws:iam::*:role/<role of the functions>"),
+        allow(["lambda:ListFunctions"], "*"),
+        allow(["iam:PassRole"], functions.role or "arn:aws:iam::*:role/<role of the functions>"),
     ]  # fmt: skip
-    if store is not None:
-        objects = f"arn:aws:s3:::{store.bucket}/{store.prefix.strip('/')}/*"
-        caller.append(_allow(["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"], objects))
-        caller.append(_allow(["s3:ListBucket"], f"arn:aws:s3:::{store.bucket}"))
-        worker.append(_allow(["s3:GetObject", "s3:PutObject"], objects))
-        deployer.append(
-            _allow(["s3:GetLifecycleConfiguration", "s3:PutLifecycleConfiguration"], f"arn:aws:s3:::{store.bucket}")
-        )
-        if store.kms_key:
-            for statements in (caller, worker):
-                statements.append(_allow(["kms:Decrypt", "kms:GenerateDataKey"], store.kms_key))
+    needs: Statements = {"caller": caller, "worker": worker, "deployer": deployer}
+    for who, statements in (*storage(store).items(), *(besides or {}).items()):
+        needs[who] = [*needs[who], *statements]
+    return documents(needs)
+
+
+def storage(store: S3Prefix | None) -> Statements:
+    """What callers, workers and deployers need of S3."""
+    if store is None:
+        return {}
+    objects, bucket = f"arn:aws:s3:::{store.bucket}/{store.prefix.strip('/')}/*", f"arn:aws:s3:::{store.bucket}"
+    keys = [allow(["kms:Decrypt", "kms:GenerateDataKey"], store.kms_key)] if store.kms_key else []
     return {
-        who: {"Version": "2012-10-17", "Statement": statements}
-        for who, statements in (("caller", caller), ("worker", worker), ("deployer", deployer))
+        "caller": [
+            allow(["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"], objects),
+            allow(["s3:ListBucket"], bucket),
+            *keys,
+        ],
+        "worker": [allow(["s3:GetObject", "s3:PutObject"], objects), *keys],
+        "deployer": [allow(["s3:GetLifecycleConfiguration", "s3:PutLifecycleConfiguration"], bucket)],
     }
 
 
-def _allow(actions: list[str], resource: str) -> dict[str, Any]:
+def documents(needs: Statements) -> dict[str, Any]:
+    """Statements as policy documents, by who needs them."""
+    return {who: {"Version": "2012-10-17", "Statement": statements} for who, statements in needs.items()}
+
+
+def allow(actions: list[str], resource: str | list[str]) -> dict[str, Any]:
+    """A statement of an IAM policy."""
     return {"Effect": "Allow", "Action": actions, "Resource": resource}

@@ -50,12 +50,14 @@ class Failed(Exception):
         used_mb: Most memory that it was seen to use.
         memory_mb: What it was allowed.
         billed: US dollars.
+        storage_usd: US dollars of objects that were written and read for it.
     """
 
     def __init__(
         self, why: Why, detail: str, *, used_mb: float = 0.0, memory_mb: float = 0.0, billed: Decimal = Decimal()
     ):
         self.why, self.detail, self.used_mb, self.memory_mb, self.billed = why, detail, used_mb, memory_mb, billed
+        self.storage_usd = Decimal()
         super().__init__(f"{why}: {detail}")
 
 
@@ -90,6 +92,7 @@ class Invoker:
         client: boto3's Lambda client.
         prices: What invocations cost.
         patience_s: How long one call may be throttled in all.
+        storage_mb: Temporary disk of the functions.
         seed: Of the jitter.
         sleep: Waits for some seconds, or until the event is set; returns whether it was.
     """
@@ -97,6 +100,7 @@ class Invoker:
     client: Any
     prices: PriceList
     patience_s: float = 300.0
+    storage_mb: int = 0
     seed: int | None = None
     sleep: Callable[[threading.Event, float], bool] = threading.Event.wait
     clock: Callable[[], float] = time.monotonic
@@ -144,7 +148,9 @@ class Invoker:
         received = self.clock()
         log = tail(response.get("LogResult", ""))
         report = Report.of(log)
-        billed = bill(self.prices, report.memory_mb, report.billed_ms) if report is not None else Decimal()
+        billed = Decimal()
+        if report is not None:
+            billed = bill(self.prices, report.memory_mb, report.billed_ms, storage_mb=self.storage_mb)
         if response.get("FunctionError"):
             raise _function_error(document or {}, report, billed)
         return Answer(document, sent, received, waited_s, report, billed)

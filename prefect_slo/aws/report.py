@@ -57,10 +57,33 @@ def tail(encoded: str) -> str:
     return base64.b64decode(encoded).decode("utf-8", "replace") if encoded else ""
 
 
-def bill(prices: PriceList, memory_mb: int, billed_ms: int, requests: int = 1) -> Decimal:
+def bill(
+    prices: PriceList,
+    memory_mb: int,
+    billed_ms: int,
+    requests: int = 1,
+    *,
+    storage_mb: int = 0,
+    used_gb_s: Decimal = Decimal(),
+) -> Decimal:
     """US dollars of invocations, exactly: ``billed_ms / 1000 · memory_mb / 1024 · price + requests · price``.
 
     Unit prices are taken as the decimal numbers that they are written as, and nothing is rounded.
+
+    Args:
+        prices: The price list.
+        memory_mb: Memory of the function.
+        billed_ms: Whole milliseconds that are billed.
+        requests: Invocations.
+        storage_mb: Temporary disk of the function; what the price list includes costs nothing.
+        used_gb_s: GB-seconds that the account has used this month before: what passes a tier has the price of the next.
     """
-    gb_second, request = (Decimal(repr(price)) for price in (prices.gb_second, prices.request))
-    return Decimal(billed_ms * memory_mb) / Decimal(1000 * 1024) * gb_second + requests * request
+    seconds, request = Decimal(billed_ms) / 1000, Decimal(repr(prices.request))
+    total = requests * request
+    left = gb_s = Decimal(billed_ms * memory_mb) / Decimal(1000 * 1024)
+    bounds = [(Decimal(), prices.gb_second), *((Decimal(repr(start)), price) for start, price in prices.tiers)]
+    for (start, price), (end, _) in zip(bounds, [*bounds[1:], (used_gb_s + gb_s + 1, 0.0)], strict=True):
+        part = min(max(end - max(start, used_gb_s), Decimal()), left)
+        total, left = total + part * Decimal(repr(price)), left - part
+    extra_mb = max(Decimal(storage_mb) - Decimal(repr(prices.storage_included_mb)), Decimal())
+    return total + seconds * extra_mb / 1024 * Decimal(repr(prices.storage_gb_second))

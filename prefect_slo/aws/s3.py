@@ -23,7 +23,9 @@ STREAMS = 8
 ATTEMPTS = 8
 """Calls at most, with standard mode's back-off: up to about a minute of being told to slow down."""
 
-PARTS = ("args", "claim", "event", "reply", "result")
+ENCRYPTIONS = ("AES256", "aws:kms", "aws:kms:dsse")
+
+PARTS = ("args", "array", "claim", "event", "reply", "result")
 """What may be stored for one invocation, under its key."""
 
 _RETRIEVED_S = 60.0
@@ -41,6 +43,11 @@ class S3Prefix:
         region: ``None`` as boto3 finds it.
         endpoint: ``None`` for AWS.
         kms_key: Key that objects are encrypted with; ``None`` leaves it to the bucket's own default.
+        sse: How: ``AES256`` (S3's own keys), ``aws:kms`` or ``aws:kms:dsse`` (twice); by default as the bucket says,
+            and ``aws:kms`` with a ``kms_key``.
+
+    Raises:
+        InvalidValue: An encryption that S3 does not have, or S3's own keys beside another.
     """
 
     bucket: str
@@ -48,7 +55,14 @@ class S3Prefix:
     region: str | None = None
     endpoint: str | None = None
     kms_key: str | None = None
+    sse: str | None = None
     _known: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.sse not in (None, *ENCRYPTIONS):
+            raise InvalidValue("s3.sse", self.sse, f"one of {', '.join(ENCRYPTIONS)}")
+        if self.sse == "AES256" and self.kms_key:
+            raise InvalidValue("s3.kms_key", self.kms_key, "none beside AES256, or sse='aws:kms'")
 
     @classmethod
     def of(cls, value: Any, **options: Any) -> S3Prefix:
@@ -80,7 +94,10 @@ class S3Prefix:
     @property
     def encryption(self) -> dict[str, str]:
         """Encryption arguments of a write."""
-        return {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": self.kms_key} if self.kms_key else {}
+        asked = self.sse or ("aws:kms" if self.kms_key else None)
+        if asked is None:
+            return {}
+        return {"ServerSideEncryption": asked, **({"SSEKMSKeyId": self.kms_key} if self.kms_key else {})}
 
     def key(self, *names: str) -> str:
         """The key of an object, spread over the prefix by the hash of its names."""
@@ -111,11 +128,13 @@ class S3Prefix:
             s3.abort_multipart_upload(**upload)
             raise
 
-    def put_once(self, key: str, body: bytes) -> None:
-        """Write an object whose key names its content, unless this process has written it."""
-        if key not in self._known:
-            self.put(key, body)
-            self._known.add(key)
+    def put_once(self, key: str, body: bytes) -> bool:
+        """Write an object whose key names its content, unless this process has written it; whether it did so now."""
+        if key in self._known:
+            return False
+        self.put(key, body)
+        self._known.add(key)
+        return True
 
     def get(self, key: str, size: int | None = None) -> bytes:
         """Read an object; where its ``size`` is known and large, in parallel ranges."""

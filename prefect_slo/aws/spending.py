@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any, Protocol
 
 from prefect_slo.aws.invoke import Answer, Failed
+from prefect_slo.aws.storage import at_most, of_answer
 from prefect_slo.errors import SpendLimitReached
 
 WAKE_S = 0.5
@@ -37,6 +38,11 @@ class SpendLimit:
     spent_usd: Decimal = Decimal()
     _under_way: Decimal = Decimal()
     _news: threading.Condition = field(default_factory=threading.Condition)
+
+    def add(self, usd: Decimal) -> None:
+        """Something else was paid for."""
+        with self._news:
+            self.spent_usd += usd
 
     def enter(self, worst_usd: Decimal, cancelled: threading.Event) -> None:
         """Wait until one more may start that costs so much at most.
@@ -85,11 +91,11 @@ class CappedCaller:
             SpendLimitReached: It can't.
             Failed: It gave no result.
         """
-        worst, billed = self.worst_usd(function), Decimal()
+        worst, billed = self.worst_usd(function) + at_most(event).usd, Decimal()
         self.limit.enter(worst, cancelled)
         try:
             answer = self.caller.call(function, event, again=again, cancelled=cancelled)
-            billed = answer.billed
+            billed = answer.billed + of_answer(answer).usd
         except Failed as failed:
             billed = failed.billed
             raise

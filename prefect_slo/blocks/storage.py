@@ -37,7 +37,9 @@ class S3PrefixBlock(Block):
     endpoint: str | None = Field(default=None, description="Address of something that stands for S3.")
     kms_key: str | None = Field(default=None, description="Key that objects are encrypted with.")
 
+    sse: str | None = Field(default=None, description="AES256, aws:kms or aws:kms:dsse; by default as the bucket says.")
+
     @property
     def store(self) -> S3Prefix:
         """The prefix as a value."""
-        return S3Prefix(self.bucket, self.prefix, self.region, self.endpoint, self.kms_key)
+        return S3Prefix(self.bucket, self.prefix, self.region, self.endpoint, self.kms_key, self.sse)

@@ -75,6 +75,15 @@ class Source:
         with working(f"Fitting {len(rows):,} rows"):
             return WorkflowModel(workflow).fit(rows)
 
+    def with_passing(self, plan: Plan) -> Plan:
+        """A plan with how data pass along its edges, where ``runs`` is a table that tells bytes."""
+        from prefect_slo.transform import with_passing
+
+        if Path(self.runs).suffix == ".json":
+            return plan
+        workflow = self.read()
+        return with_passing(plan, workflow, self.rows(workflow))
+
     def rows(self, workflow: Workflow) -> StageRuns:
         """The stage-run table; memory and vCPUs are tied by the workflow's price list where it has only one of them."""
         from prefect_slo.pricing import price_list

@@ -17,7 +17,7 @@ from typing import Literal
 Mode = Literal["lambda", "lambda-batch", "batch"]
 Place = Literal["lambda", "batch"]
 By = Literal["latency", "cost"]
-DELEGATED = frozenset({"timeout", "memory", "throttled"})
+DELEGATED = frozenset({"timeout", "memory", "disk", "throttled"})
 """Ends of an invocation that Batch may make good. Not a lost reply: the work may have been done."""
 
 LEAST_SEEN = 5
@@ -98,6 +98,7 @@ class Terms:
         function_usd_s: US dollars a second as a function.
         batch_usd_s: US dollars a second on Batch.
         speed: How many times faster Batch is than the function.
+        batch_least_s: What a job is billed at least.
     """
 
     limit_s: float
@@ -105,6 +106,7 @@ class Terms:
     function_usd_s: float = 0.0
     batch_usd_s: float = 0.0
     speed: float = 1.0
+    batch_least_s: float = 0.0
 
 
 def expected(seen: Seen, terms: Terms, by: By) -> tuple[float, float]:
@@ -119,8 +121,10 @@ def expected(seen: Seen, terms: Terms, by: By) -> tuple[float, float]:
     on_batch = finished / terms.speed + share * longer
     if by == "latency":
         return finished + share * (terms.limit_s + terms.launch_s + longer), terms.launch_s + on_batch
-    lost = terms.limit_s * terms.function_usd_s + longer * terms.batch_usd_s
-    return finished * terms.function_usd_s + share * lost, on_batch * terms.batch_usd_s
+    least_s = terms.batch_least_s
+    lost = terms.limit_s * terms.function_usd_s + max(longer, least_s) * terms.batch_usd_s
+    billed_s = sum(max(s / terms.speed, least_s) for s in seen.finished_s) / n + share * max(longer, least_s)
+    return finished * terms.function_usd_s + share * lost, billed_s * terms.batch_usd_s
 
 
 def predicted_first(

@@ -164,6 +164,7 @@ class LoopDirector:
             on_threads=frozenset(decision.on_threads),
             ladders=decision.ladders,
             prices=self.prices,
+            pool=self.usual.pool,
         )
 
     def heard(self, invocation: Invocation, run_id: str) -> None:

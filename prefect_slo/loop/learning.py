@@ -21,18 +21,20 @@ from prefect_slo.blocks import SLOProfile, fold_in, plan_from_history, put_in_fo
 from prefect_slo.errors import InvalidPlan
 from prefect_slo.loop import background, policy
 from prefect_slo.loop.knowledge import UNPICKLED, Knowledge, impatient, knowledge, remember, remember_plan
-from prefect_slo.loop.menus import with_menus
+from prefect_slo.loop.menus import moving_much, with_menus
 from prefect_slo.loop.planning import KEPT, Decision, plan_digest, replan
 from prefect_slo.loop.policy import PastRun
 from prefect_slo.loop.reporting import objective_of
 from prefect_slo.loop.saying import say_once
 from prefect_slo.objective import Slo
+from prefect_slo.observation import StageRuns
 from prefect_slo.plan import Plan
 from prefect_slo.runner.recipe import ObservedRun
 from prefect_slo.settings import SLOSettings
 from prefect_slo.telemetry import RunLog, StageKey, Status
 from prefect_slo.telemetry.learned import QUEUED_SHARE
 from prefect_slo.telemetry.store import flow_run_of, publish_log, sweep_orphans
+from prefect_slo.transform import with_passing
 
 if TYPE_CHECKING:
     from prefect_slo.loop.director import LoopDirector
@@ -145,7 +147,8 @@ class Learner:
         log.note(**{f"{UNPICKLED}{stage}": source for stage, source in unpickled.items()})
         if run.workflow is not None:
             menus = (self._director.menu, run.declarations, frozenset(unpickled), self._director.pools)
-            log.workflow(with_menus(run.workflow, *menus).to_document())
+            heavy = moving_much(StageRuns.of(run.stage_runs), self._decision.followed)
+            log.workflow(with_menus(run.workflow, *menus, or_threads=heavy).to_document())
 
     def _write_stages(self, run: ObservedRun, log: RunLog) -> None:
         features = self._director.features_of(run.flow_name, run.parameters)
@@ -210,7 +213,7 @@ def learn(flow_name: str, slo: Slo, *, seed: int = 0, refit: bool = False, timeo
     waiting = len(_WAITING.of(flow_name))
     profile = fold_in(flow_name, objective=_objective(slo), refit=refit, timeout_s=wait_s)
     _WAITING.learned(flow_name, waiting)
-    return _planned_again(remember(flow_name, profile), slo, seed, wait_s)[0]
+    return _planned_again(remember(flow_name, profile), slo, seed, wait_s, profile)[0]
 
 
 def refit(flow_name: str, *, rebuild: bool = False, seed: int = 0) -> str:
@@ -248,10 +251,14 @@ def replan_flow(flow_name: str, *, seed: int = 0) -> str:
 
 def _replanned(flow_name: str, profile: SLOProfile, seed: int) -> str:
     known, slo = remember(flow_name, profile), objective_of(profile)
-    return _planned_again(known, slo, seed, SLOSettings().fold_timeout_s)[1] if slo is not None else "no bound is known"
+    if slo is None:
+        return "no bound is known"
+    return _planned_again(known, slo, seed, SLOSettings().fold_timeout_s, profile)[1]
 
 
-def _planned_again(known: Knowledge, slo: Slo, seed: int, timeout_s: float) -> tuple[Knowledge, str]:
+def _planned_again(
+    known: Knowledge, slo: Slo, seed: int, timeout_s: float, learned: SLOProfile
+) -> tuple[Knowledge, str]:
     """Put another plan in force where that pays; what is known then, and why.
 
     Where somebody has written to the profile since it was read, theirs counts: they have seen at least as much, and
@@ -259,6 +266,8 @@ def _planned_again(known: Knowledge, slo: Slo, seed: int, timeout_s: float) -> t
     """
     flow_name = known.flow_name
     plan, reason = replan(known, slo, seed=seed, earlier=earlier_plans(known))
+    if plan is not None and known.workflow is not None and (training := learned.training()) is not None:
+        plan = with_passing(plan, known.workflow, training.stage_runs)
     if plan is None or known.workflow is None or (reason == KEPT and not _moved(known.plan, plan)):
         return known, reason
     if reason == KEPT:
@@ -312,6 +321,8 @@ def _never_failing(flow_name: str, consequence: str) -> Iterator[None]:
 
 def _moved(before: Plan | None, after: Plan) -> bool:
     if before is None or before.predicted is None or after.predicted is None:
+        return True
+    if [(e.source, e.sink, e.method) for e in before.passing] != [(e.source, e.sink, e.method) for e in after.passing]:
         return True
     old, new = before.predicted, after.predicted
     if before.certificate is not None and after.certificate is not None:

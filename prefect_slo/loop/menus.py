@@ -7,15 +7,22 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from prefect_slo import units
 from prefect_slo.declaration import NOTHING, Declaration, dimension
 from prefect_slo.errors import InvalidValue
+from prefect_slo.observation import StageRuns
+from prefect_slo.plan import Plan
 from prefect_slo.pricing import price_list
 from prefect_slo.resources import Capacity, Menu, Pool, Size
 from prefect_slo.runner.backends.local import usable_memory_mb, usable_vcpus
 from prefect_slo.runner.pools import PROCESS, THREAD, Pools, resolved
 from prefect_slo.settings import SLOSettings
 from prefect_slo.workflow import Workflow
+
+MOVED_SHARE, MOVED_BYTES = 0.1, 1e6
+"""Threads go on the menu of a stage that spends this share of its busy time on moving bytes, and moves this many."""
 
 _FIELDS = ("workers", "vcpus", "memory_mb", "batch", "prices", "pools")
 _read: dict[str, MenuSettings] = {}
@@ -129,6 +136,7 @@ def stage_menu(
     declared: Declaration = NOTHING,
     *,
     on_threads: bool = False,
+    or_threads: bool = False,
     pools: Pools = MappingProxyType({}),
 ) -> Menu:
     """The menu of a stage.
@@ -137,6 +145,7 @@ def stage_menu(
         settings: What the flow's decorator says.
         declared: What the task's own declaration says; it goes before.
         on_threads: Whether the stage is known not to pickle.
+        or_threads: Whether threads are offered beside worker processes, where the task leaves that open.
         pools: Pools beyond this machine's.
 
     Raises:
@@ -145,6 +154,8 @@ def stage_menu(
     own = settings.resolved().updated(declared.menu)
     pins = declared.pins
     names = tuple(dict.fromkeys(resolved(n, pools) for n in declared.pools or own.pools or (PROCESS,)))
+    if or_threads and declared.isolation == "auto" and "pool" not in pins and names == (PROCESS,):
+        names = (PROCESS, THREAD)
     threads = on_threads or names == (THREAD,) or declared.isolation == THREAD
     machine, memory = usable_vcpus(), usable_memory_mb()
     n = max(int(machine), 1)
@@ -180,19 +191,46 @@ def with_menus(
     declarations: Mapping[str, Declaration],
     on_threads: frozenset[str] = frozenset(),
     pools: Pools = MappingProxyType({}),
+    *,
+    or_threads: frozenset[str] = frozenset(),
 ) -> Workflow:
     """The stage graph that a run has shown, with the menu of every stage and the capacity of machine and pools.
 
     A stage of one item at a time (sequential, or a single call) has one worker on its menu: more would idle.
+
+    Args:
+        workflow: The graph.
+        settings: What the flow's decorator says.
+        declarations: What tasks declare, by stage.
+        on_threads: Stages that are known not to pickle.
+        pools: Pools beyond this machine's.
+        or_threads: Stages that threads may serve better than worker processes; see ``moving_much``.
     """
     stages = []
     for stage in workflow.stages:
         declared = declarations.get(stage.name, NOTHING)
-        menu = stage_menu(settings, declared, on_threads=stage.name in on_threads, pools=pools)
+        on, beside = stage.name in on_threads, stage.name in or_threads
+        menu = stage_menu(settings, declared, on_threads=on, or_threads=beside, pools=pools)
         if stage.sequential or stage.items == 1:
             menu = menu.pinned(workers=1)
         stages.append(replace(stage, menu=menu))
     return replace(workflow, stages=tuple(stages), capacity=capacity_of(pools))
+
+
+def moving_much(rows: StageRuns, plan: Plan | None = None) -> frozenset[str]:
+    """Stages that threads of the flow's own process may serve better: moving their arguments and results takes long.
+
+    Args:
+        rows: Stage runs; those of processes say how long moving took, and how much was moved.
+        plan: What the runs were run by: a stage that is on threads shows nothing of what that saves, and stays.
+    """
+    kept = {name for name, stage in plan.stages.items() if stage.pool == THREAD} if plan is not None else set()
+    rows = rows.select((rows["hardware"] != THREAD) & (rows["bytes_in"] + rows["bytes_out"] >= MOVED_BYTES))
+    moved_s = rows["read_s"] + rows["write_s"]
+    shares = moved_s / np.maximum(moved_s + rows["compute_s"], 1e-12)
+    stages = rows["stage"].astype(str)
+    heavy = {name for name in set(stages.tolist()) if np.median(shares[stages == name]) > MOVED_SHARE}
+    return frozenset(heavy | kept)
 
 
 def _offer(name: str, declared: Declaration, local: tuple[Size, ...], pools: Pools) -> Pool:

@@ -22,7 +22,7 @@ from prefect_slo.loop import background, sweep
 from prefect_slo.loop.director import Following, LoopDirector, following
 from prefect_slo.loop.knowledge import Knowledge, forget, knowledge
 from prefect_slo.loop.learning import learn, unpickled_stages
-from prefect_slo.loop.menus import with_menus
+from prefect_slo.loop.menus import moving_much, with_menus
 from prefect_slo.observation import StageRuns
 from prefect_slo.plan import Plan, StagePlan
 from prefect_slo.planner.bundles import bundled
@@ -90,6 +90,7 @@ def profile(
     max_seconds: float = 600.0,
     max_usd: float = math.inf,
     repeats: int = 2,
+    most_repeats: int | None = None,
     seed: int = 0,
     heard: Callable[[Measurement], None] | None = None,
 ) -> SweepReport:
@@ -107,6 +108,8 @@ def profile(
         max_seconds: No run is begun that would end after this, by the time of the slowest so far.
         max_usd: No run is begun that would cost more than is left, by the cost of the dearest so far.
         repeats: Rows per setting.
+        most_repeats: Rows per setting at most, where runs of one setting differ by more than 5 %: noisy runs promise
+            little until there are more of them. By default no more than ``repeats``.
         seed: Of the order of settings.
         heard: Called after every run.
 
@@ -120,7 +123,8 @@ def profile(
         raise InvalidValue("inputs", inputs, "at least one set of parameters")
     if not max_seconds > 0 or not max_usd > 0 or repeats < 1:
         raise InvalidValue("caps", (max_seconds, max_usd, repeats), "positive limits and at least one repeat")
-    return _Sweep(flow, director, inputs, max_seconds, max_usd, repeats, seed, heard).run()
+    most = max(repeats, most_repeats or repeats)
+    return _Sweep(flow, director, inputs, max_seconds, max_usd, (repeats, most), seed, heard).run()
 
 
 class _Sweep:
@@ -131,13 +135,13 @@ class _Sweep:
         inputs: Sequence[Mapping[str, Any]],
         max_seconds: float,
         max_usd: float,
-        repeats: int,
+        repeats: tuple[int, int],
         seed: int,
         heard: Callable[[Measurement], None] | None,
     ) -> None:
         self._flow, self._director, self._inputs = flow, director, inputs
         self._max_seconds, self._max_usd = max_seconds, max_usd
-        self._repeats, self._seed, self._heard = repeats, seed, heard
+        (self._repeats, self._most), self._seed, self._heard = repeats, seed, heard
         self._runs: list[Measurement] = []
         self._begun = time.monotonic()
         self._slowest_s = self._dearest_usd = self._spent_usd = 0.0
@@ -163,7 +167,10 @@ class _Sweep:
         workflow = self._workflow(shown)
         for _ in range(PASSES):
             fold_in(self._flow.name)  # the first time, this brings rows of tasks that other flows have profiled, too
-            design = sweep.design(workflow, self._known_rows(workflow), repeats=self._repeats, seed=self._seed)
+            rows = self._known_rows(workflow)
+            workflow = self._workflow(shown, rows)
+            repeats = sweep.wanted_repeats(rows, repeats=self._repeats, most=self._most)
+            design = sweep.design(workflow, rows, repeats=repeats, seed=self._seed)
             if not design.runs:
                 return "every setting was measured" if len(self._runs) > 1 else "every setting had been measured before"
             if why := self._measure(workflow, design):
@@ -206,7 +213,7 @@ class _Sweep:
     ) -> ObservedRun | None:
         seen: list[ObservedRun] = []
         plan = self._plan(settings, workflow) if workflow is not None else None
-        recipe = Recipe(prices=self._director.prices) if plan is None else None
+        recipe = Recipe(prices=self._director.prices, pool=self._director.usual.pool) if plan is None else None
         names: dict[str, Any] = {"flow_name": self._flow.name, "on_threads": self._on_threads}
         told = Following(plan, recipe, heard=seen.append, **names)
         parameters = dict(self._inputs[len(self._runs) % len(self._inputs)])
@@ -249,13 +256,14 @@ class _Sweep:
             busy = (row.wall_s - row.overhead_s) * row.workers
             self._item_s.setdefault(row.stage, busy / max(row.items, 1))
 
-    def _workflow(self, run: ObservedRun) -> Workflow:
+    def _workflow(self, run: ObservedRun, rows: StageRuns | None = None) -> Workflow:
         if run.workflow is None:
             raise InvalidValue("flow", run.flow_name, "a flow that submits tasks: there is nothing to size")
         self._on_threads = unpickled_stages(run, {})
         director = self._director
         on_threads = frozenset(self._on_threads)
-        return with_menus(run.workflow, director.menu, run.declarations, on_threads, director.pools)
+        menus = (director.menu, run.declarations, on_threads, director.pools)
+        return with_menus(run.workflow, *menus, or_threads=moving_much(rows) if rows is not None else frozenset())
 
 
 def _call(flow: Flow[Any, Any], parameters: Mapping[str, Any]) -> None:

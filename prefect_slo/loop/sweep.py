@@ -12,14 +12,24 @@ from numpy.typing import NDArray
 
 from prefect_slo.observation import StageRuns
 from prefect_slo.resources import Option
+from prefect_slo.runner.pools import THREAD
 from prefect_slo.workflow import Stage, Workflow
 
 SETTINGS = 8
 """Settings of a stage that a sweep measures at most: what a posynomial of a handful of terms needs, and some spare."""
 
 
+ON_THREADS = 2
+"""Settings on threads that it measures besides, where a stage may run on either: the fewest and the most of them tell
+whether its code gives up the interpreter's lock."""
+
 LEAST_ROWS = 4
 """Rows of a stage that a sweep measures at least, however small its menu: fewer identify no model."""
+
+
+STEADY = 0.05
+"""Run-to-run noise that two repeats of a setting are enough for. What is not known of a time after n runs goes with
+noise²/n, so that twice the noise takes four times the repeats."""
 
 
 @dataclass(frozen=True)
@@ -63,19 +73,57 @@ def design(workflow: Workflow, known: StageRuns | None, *, repeats: int, seed: i
         rng = np.random.default_rng([seed, position])
         have = _rows_by_setting(known, stage.name) if known is not None else Counter()
         options = spread(stage, settings)
-        times = max(repeats, math.ceil(LEAST_ROWS / len(options)))
-        left = [o for o in options for _ in range(times - have[_setting(o)])]
+        own = [option for option in options if option.pool != THREAD] or options
+        least = math.ceil(LEAST_ROWS / len(own))
+        times = {option: max(repeats, least) if option in own else repeats for option in options}
+        left = [o for o in options for _ in range(times[o] - have[_setting(o)])]
         todo[stage.name] = tuple(left[i] for i in rng.permutation(len(left)))
     return Design({name: options for name, options in todo.items() if options})
 
 
+def wanted_repeats(known: StageRuns | None, *, repeats: int, most: int) -> int:
+    """Repeats of every setting that the noise measured so far calls for, from ``repeats`` to ``most``."""
+    if known is None or most <= repeats:
+        return repeats
+    return min(max(repeats, math.ceil(repeats * (noise_of(known) / STEADY) ** 2)), most)
+
+
+def noise_of(known: StageRuns) -> float:
+    """Standard deviation of log wall times among runs of one setting, stages counting by their share of the time.
+
+    0 where no setting was run twice. Runs that had to start workers are left out.
+    """
+    shares, noises = [], []
+    for name in np.unique(known["stage"].astype(str)).tolist():
+        rows = known.of_stage(name)
+        rows = rows.select(~rows["cold"].astype(bool)) if not rows["cold"].all() else rows
+        logs = np.log(np.maximum(rows["wall_s"].astype(float), 1e-9))
+        columns = [rows[c].astype(str) for c in ("workers", "vcpus", "hardware", "batch", "items")]
+        keys = np.array(["|".join(key) for key in zip(*columns, strict=True)])
+        _, which, counts = np.unique(keys, return_inverse=True, return_counts=True)
+        means = np.bincount(which, logs) / counts
+        freedom = int(np.sum(counts - 1))
+        shares.append(float(np.exp(logs.mean())))
+        noises.append(math.sqrt(float(np.sum((logs - means[which]) ** 2)) / freedom) if freedom else 0.0)
+    return float(np.average(noises, weights=shares)) if shares else 0.0
+
+
 def spread(stage: Stage, settings: int = SETTINGS) -> tuple[Option, ...]:
-    """At most so many options of a stage's menu, spread out: the first and the last, then always the farthest.
+    """At most so many options of a stage's menu, spread out, and at most ``ON_THREADS`` more on threads."""
+    options = stage.menu.options()
+    threads = tuple(option for option in options if option.pool == THREAD)
+    others = tuple(option for option in options if option.pool != THREAD)
+    if not threads or not others:
+        return _spread(options, settings)
+    return (*_spread(others, settings), *_spread(threads, ON_THREADS))
+
+
+def _spread(options: tuple[Option, ...], settings: int) -> tuple[Option, ...]:
+    """The first and the last of some options, then always the farthest.
 
     Distances are between log workers, log vCPUs, log memory and log batch; another pool or knob is 1 away. This is the
     greedy maximin design (Johnson, Moore & Ylvisaker, 1990).
     """
-    options = stage.menu.options()
     if len(options) <= settings:
         return options
     points = np.asarray([_coordinates(option) for option in options])

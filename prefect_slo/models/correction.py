@@ -58,29 +58,34 @@ class Correction:
 
     @cached_property
     def _inverse(self) -> Floats:
-        return np.asarray(np.linalg.inv(self._prior(self.at, self.at) + np.diag(self.variances)), dtype=float)
+        return np.asarray(np.linalg.inv(self._prior(self.at) + np.diag(self.variances)), dtype=float)
 
     @cached_property
     def _pulls(self) -> Floats:
         pulls: Floats = self._inverse @ self.residuals
         return pulls
 
-    def _prior(self, left: Floats, right: Floats) -> Floats:
+    def _prior(self, left: Floats, right: Floats | None = None) -> Floats:
+        """Covariance of misfit between coordinates, those of the measured settings by default on the right."""
+        right = self.at if right is None else right
         squared = (left[:, None, :] - right[None, :, :]) ** 2
         alone = np.sqrt(np.outer(self._alone(left), self._alone(right)))
-        prior = alone * (squared.sum(axis=2) < _SAME)
-        for variance, lengths in zip(self.shared, self.lengths, strict=True):
-            if variance > 0:
-                prior = prior + variance * np.exp(-0.5 * squared @ (1.0 / lengths**2))
-        return np.asarray(prior, dtype=float)
+        kernels = np.exp(-0.5 * squared @ (1.0 / self.lengths**2).T)
+        return np.asarray(alone * (squared.sum(axis=2) < _SAME) + kernels @ self.shared, dtype=float)
 
     def _alone(self, coordinates: Floats) -> Floats:
+        if coordinates is self.at:
+            return self._alone_here
         same = np.sum((coordinates[:, None, :] - self.at[None, :, :]) ** 2, axis=2) < _SAME
         return np.where(same.any(axis=1), np.max(np.where(same, self.alone, 0.0), axis=1), self.elsewhere)
 
+    @cached_property
+    def _alone_here(self) -> Floats:
+        return self._alone(self.at.copy())
+
     def mean(self, points: Points) -> Floats:
         """Posterior mean of the log residual, shape ``(n_points,)``."""
-        mean: Floats = self._prior(where(points, self.by_upstream), self.at) @ self._pulls[:, 0]
+        mean: Floats = self._prior(where(points, self.by_upstream)) @ self._pulls[:, 0]
         return mean
 
     def draws(self, points: Points, rng: np.random.Generator) -> Floats:
@@ -88,8 +93,10 @@ class Correction:
 
         The normals are stratified per direction, so that a few draws have the right mean and variance.
         """
-        distinct, back = np.unique(where(points, self.by_upstream), axis=0, return_inverse=True)
-        across = self._prior(distinct, self.at)
+        distinct, back = where(points, self.by_upstream), np.zeros(1, dtype=np.int64)
+        if len(points) > 1:
+            distinct, back = np.unique(distinct, axis=0, return_inverse=True)
+        across = self._prior(distinct)
         covariance = self._prior(distinct, distinct) - across @ self._inverse @ across.T
         values, vectors = np.linalg.eigh(covariance)
         factor = vectors * np.sqrt(np.maximum(values, 0.0))
@@ -102,13 +109,13 @@ class Correction:
     @cached_property
     def at_settings(self) -> Floats:
         """Posterior mean at the measured settings, shape ``(n_settings,)``."""
-        corrected: Floats = self._prior(self.at, self.at) @ self._pulls[:, 0]
+        corrected: Floats = self._prior(self.at) @ self._pulls[:, 0]
         return corrected
 
     @cached_property
     def absorbed(self) -> Floats:
         """Share of each setting's own mean residual that its correction takes over, in [0, 1]."""
-        share: Floats = np.clip(np.einsum("ij,ji->i", self._prior(self.at, self.at), self._inverse), 0.0, 1.0)
+        share: Floats = np.clip(np.einsum("ij,ji->i", self._prior(self.at), self._inverse), 0.0, 1.0)
         return share
 
     @cached_property

@@ -64,6 +64,11 @@ class Points:
         names = np.broadcast_to(np.asarray(knobs, dtype=str), (n,)).copy()
         return cls(d, full(vcpus), full(upstream), full(items), full(batch), columns, names)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Points]) -> Points:
+        """The points of all parts, one after the other."""
+        return cls(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)))
+
     def take(self, index: Ints | Bools) -> Points:
         """The points at ``index`` (positions or a mask)."""
         return Points(
@@ -129,9 +134,7 @@ class StageData:
 
     def followed_by(self, other: StageData) -> StageData:
         """The rows of both."""
-        points = Points(
-            *(np.concatenate([getattr(self.points, f.name), getattr(other.points, f.name)]) for f in fields(Points))
-        )
+        points = Points.joined([self.points, other.points])
         return StageData(
             points,
             np.concatenate([self.wall_s, other.wall_s]),

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil, isnan
 
 import numpy as np
 from numpy.typing import NDArray
 
+from prefect_slo.granularity import bundle_size, invocations, record_level
 from prefect_slo.models.design import Bools, Floats, Points
 from prefect_slo.models.history import knob_label
 from prefect_slo.models.learning import Learned
+from prefect_slo.models.luck import StageLuck
+from prefect_slo.plan import StagePlan
 from prefect_slo.resources import Menu, Option
+from prefect_slo.workflow import Stage
 
 Samples32 = NDArray[np.float32]
 
@@ -33,7 +38,7 @@ class Shared:
 
 def draw_options(
     learned: Mapping[str, Learned], options: Sequence[Option], sums: Sequence[int], shared: Shared,
-    stream: np.random.Generator, *, blocks: int | None = None,
+    stream: np.random.Generator, *, luck: Mapping[str, StageLuck] | None = None,
 ) -> tuple[Samples32, Samples32]:  # fmt: skip
     """Wall and busy time, shapes ``(len(sums), len(options), n_samples)``.
 
@@ -43,36 +48,93 @@ def draw_options(
         sums: Numbers of upstream workers.
         shared: Of the same samples.
         stream: The stage's own.
-        blocks: As in ``StageModel.sample``.
+        luck: Runs of the same number of samples by hardware, which all options share; drawn where there are none.
     """
     kinds = list(dict.fromkeys(option.size.hardware for option in options))
-    if len(kinds) == 1:
-        return _draw(learned[kinds[0]], options, sums, shared, stream, blocks)
     shape = (len(sums), len(options), len(shared.ranks))
     wall, busy = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
     for kind in kinds:
         at = [k for k, option in enumerate(options) if option.size.hardware == kind]
-        wall[:, at], busy[:, at] = _draw(learned[kind], [options[k] for k in at], sums, shared, stream, blocks)
+        runs = None if luck is None else luck[kind]
+        drawn = _draw(learned[kind], [options[k] for k in at], sums, shared, stream, runs)
+        if len(kinds) == 1:
+            return drawn
+        wall[:, at], busy[:, at] = drawn
     return wall, busy
 
 
-def cost_of(menu: Menu, options: Sequence[Option], wall: Samples32, busy: Samples32) -> Samples32:
+@dataclass(frozen=True)
+class Requests:
+    """What an option is billed for beside time, where its rows have shown it.
+
+    Attributes:
+        count: Invocations of a run, a number or of shape ``(n_samples,)``.
+        storage_usd: Of reading and writing objects, for each.
+    """
+
+    count: Samples32 | float
+    storage_usd: float
+
+
+def cost_of(
+    menu: Menu, options: Sequence[Option], wall: Samples32, busy: Samples32,
+    requests: Sequence[Requests | None] = (),
+) -> Samples32:  # fmt: skip
     """US dollars of all workers of each option, from wall and busy time ``(n_sums, n_options, n_samples)``.
 
-    A price list with a price per request is a function service and bills busy time; one without bills workers for as
-    long as they are held.
+    A price list that bills calls takes busy time and the requests; one that bills leases, workers for as long as they
+    are held. Rows that say what was billed hold time as it was billed, rounding included: it is not rounded again.
+    Where they don't say, each worker is taken to have made one request.
     """
     prices = {pool: menu.prices_of(pool) for pool in {option.pool for option in options}}
     cost = np.empty_like(wall)
     for k, option in enumerate(options):
-        price, size = prices[option.pool], option.size
-        billed = busy[:, k] if price.request > 0 else wall[:, k]
+        price, size, workers = prices[option.pool], option.size, option.workers
+        rate = price.rate(size.vcpus, size.memory_mb, size.gpu, size.hardware)
+        seen = requests[k] if requests and price.bills == "calls" else None
+        if seen is not None:
+            billed = np.maximum(busy[:, k] * np.float32(workers), seen.count * np.float32(price.minimum_s))
+            cost[:, k] = billed * np.float32(rate) + seen.count * np.float32(price.request + seen.storage_usd)
+            continue
+        billed = busy[:, k] if price.bills == "calls" else wall[:, k]
         if price.granularity_s > 0:
             step = np.float32(price.granularity_s)
             billed = np.ceil(billed / step) * step
-        rate = price.rate(size.vcpus, size.memory_mb, size.gpu, size.hardware)
-        cost[:, k] = billed * np.float32(option.workers * rate) + np.float32(option.workers * price.request)
+        billed = np.maximum(billed, np.float32(price.minimum_s))
+        cost[:, k] = billed * np.float32(workers * rate) + np.float32(workers * price.request)
     return cost
+
+
+def requests_of(
+    learned: Mapping[str, Learned], stage: Stage, options: Sequence[Option], wall: Samples32, shared: Shared,
+    planned: StagePlan | None = None,
+) -> list[Requests | None]:  # fmt: skip
+    """What each option is billed for beside time; ``None`` where its rows don't say.
+
+    Args:
+        learned: By hardware.
+        stage: The stage.
+        options: Menu options, each on hardware that is known.
+        wall: Wall time, ``(n_sums, n_options, n_samples)``: the time of an item decides how many travel together.
+        shared: Of the same samples.
+        planned: How the stage is run, where that is decided; else as a plan of the option would have it.
+    """
+    found: list[Requests | None] = []
+    for k, option in enumerate(options):
+        known = learned[option.size.hardware]
+        if known.billing is None:
+            found.append(None)
+            continue
+        levels = known.inputs.levels(shared.ranks)
+        counts = [_calls(items, option) for items in known.inputs.items.tolist()]
+        if isnan(known.billing.per_call):
+            per_item_s = float(wall[:, k].mean()) / float(waves_of(learned, [option])[0])
+            counts = [_invocations(calls, stage, option, per_item_s, planned) for calls in counts]
+        else:
+            counts = [calls * known.billing.per_call for calls in counts]
+        count = np.asarray(counts, dtype=np.float32)[levels] if len(set(counts)) > 1 else float(counts[0])
+        found.append(Requests(count, known.billing.storage_usd))
+    return found
 
 
 def points_of(learned: Learned, options: Sequence[Option], sums: Sequence[int], level: int) -> Points:
@@ -92,41 +154,49 @@ def points_of(learned: Learned, options: Sequence[Option], sums: Sequence[int], 
 def waves_of(learned: Mapping[str, Learned], options: Sequence[Option]) -> Samples32:
     """Calls that the busiest worker makes one after another with a typical input, shape ``(n_options,)``."""
     waves = np.ones(len(options), dtype=np.float32)
-    for k, option in enumerate(options):
-        inputs = learned[option.size.hardware].inputs
-        waves[k] = points_of(learned[option.size.hardware], [option], (0,), inputs.typical).waves[0]
+    for kind in {option.size.hardware for option in options}:
+        at = [k for k, option in enumerate(options) if option.size.hardware == kind]
+        points = points_of(learned[kind], [options[k] for k in at], (0,), learned[kind].inputs.typical)
+        waves[at] = points.waves
     return waves
+
+
+def _calls(items: float, option: Option) -> float:
+    """Calls of a run with so many items; divisible work is a call to each worker."""
+    return float(ceil(items / option.batch - 1e-9)) if items > 0 else float(option.workers)
+
+
+def _invocations(calls: float, stage: Stage, option: Option, item_s: float, planned: StagePlan | None) -> float:
+    """Invocations that so many calls make, as the plan of the option bundles them."""
+    if planned is not None:
+        return float(invocations(ceil(calls), option.batch, planned.record, planned.bundle))
+    if stage.fanout != "given" or not stage.items:
+        return calls
+    typical = ceil(stage.items / option.batch)
+    bundle = bundle_size(typical, option.workers, item_s)
+    return float(invocations(ceil(calls), option.batch, record_level(typical, item_s), bundle))
 
 
 def _draw(
     learned: Learned, options: Sequence[Option], sums: Sequence[int], shared: Shared, stream: np.random.Generator,
-    blocks: int | None,
+    luck: StageLuck | None,
 ) -> tuple[Samples32, Samples32]:  # fmt: skip
     shape = (len(sums), len(options), len(shared.ranks))
     levels = learned.inputs.levels(shared.ranks)
-    used = np.unique(levels).tolist()
+    used = np.flatnonzero(np.bincount(levels)).tolist()
+    points = [points_of(learned, options, sums, level) for level in used]
     if len(used) == 1:
-        draws = learned.model.sample(points_of(learned, options, sums, used[0]), shape[2], stream, blocks=blocks)
-        wall = np.asarray(draws.wall_s, dtype=np.float32).reshape(shape)
-        busy = np.asarray(draws.busy_s, dtype=np.float32).reshape(shape)
+        draws = learned.model.sample(points[0], shape[2], stream) if luck is None else luck.at(points[0])
+        wall, busy = draws.wall_s, draws.busy_s
     else:
-        wall, busy = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
-        state = stream.bit_generator.state
-        for level in used:
+        wall, busy = (np.empty((len(points[0]), shape[2]), dtype=np.float32) for _ in range(2))
+        for level, there in zip(used, points, strict=True):
             at = np.flatnonzero(levels == level)
-            points = points_of(learned, options, sums, level)
-            if blocks is None:
-                draws = learned.model.sample(points, len(at), stream)
-                wall[:, :, at] = draws.wall_s.reshape(*shape[:2], len(at))
-                busy[:, :, at] = draws.busy_s.reshape(*shape[:2], len(at))
-            else:
-                # A block keeps its parameters over all levels of input: each level is drawn from the same state.
-                stream.bit_generator.state = state
-                draws = learned.model.sample(points, shape[2], stream, blocks=blocks)
-                wall[:, :, at] = draws.wall_s.reshape(shape)[:, :, at]
-                busy[:, :, at] = draws.busy_s.reshape(shape)[:, :, at]
+            draws = learned.model.sample(there, len(at), stream) if luck is None else luck.at(there, at)
+            wall[:, at], busy[:, at] = draws.wall_s, draws.busy_s
+    wall, busy = (np.asarray(values, dtype=np.float32).reshape(shape) for values in (wall, busy))
     if shared.cold.any():
-        extra_wall, extra_busy = learned.startup.sample(shape[2], stream)
-        wall += (extra_wall * shared.cold).astype(np.float32)
-        busy += (extra_busy * shared.cold).astype(np.float32)
+        extra_wall, extra_busy = learned.startup.sample(shape[2], stream.spawn(1)[0])
+        wall = wall + (extra_wall * shared.cold).astype(np.float32)
+        busy = busy + (extra_busy * shared.cold).astype(np.float32)
     return wall, busy

@@ -52,6 +52,8 @@ class Inputs:
 
     def levels(self, ranks: Floats) -> NDArray[np.int64]:
         """Level of each sample, given the rank of its input in [0, 1), shape ``(n_samples,)``."""
+        if len(self) == 1:
+            return np.zeros(len(ranks), dtype=np.int64)
         return np.minimum(np.searchsorted(self._reached, ranks, side="right"), len(self) - 1)
 
     def known(self, features: Floats) -> Inputs:

@@ -17,6 +17,7 @@ from prefect_slo.models.noise import enough_repeats
 from prefect_slo.models.protocol import Response, StageModel
 from prefect_slo.models.regression import Regression
 from prefect_slo.models.startup import Startup
+from prefect_slo.models.transfer import THREAD, on_threads
 from prefect_slo.models.whitebox import WhiteBox
 from prefect_slo.workflow import Stage
 
@@ -36,6 +37,33 @@ _REACH = 2.0
 
 
 @dataclass(frozen=True)
+class Billing:
+    """What a service has billed a stage for beside time, where its rows say so.
+
+    Attributes:
+        per_call: Invocations for each call, retries included; ``nan`` where calls have travelled together, so that
+            invocations are counted as the planner bundles calls.
+        storage_usd: US dollars of reading and writing objects, for each invocation.
+    """
+
+    per_call: float
+    storage_usd: float
+
+    @classmethod
+    def of(cls, rows: History) -> Billing | None:
+        """From rows; ``None`` unless all of them were billed by the invocation."""
+        requests = rows["requests"]
+        if not len(rows) or not (np.isfinite(rows["billed_s"]).all() and (requests > 0).all()):
+            return None
+        calls = np.where(rows["items"] > 0, np.ceil(rows["items"] / rows["batch"]), rows["workers"])
+        together = bool((requests < calls).any())
+        storage = np.nan_to_num(rows["storage_usd"], nan=0.0)
+        return cls(
+            float("nan") if together else float((requests / calls).mean()), float(storage.sum() / requests.sum())
+        )
+
+
+@dataclass(frozen=True)
 class Learned:
     """What is known of one stage on one kind of hardware.
 
@@ -46,6 +74,7 @@ class Learned:
         knobs: Knob settings that were measured, as labels.
         memory: Peak memory of a worker; ``None`` where it was never measured.
         scales: Median of each feature of the input that the model knows.
+        billing: What is billed beside time; ``None`` where leases are paid for, or the rows don't say.
     """
 
     model: StageModel
@@ -54,6 +83,7 @@ class Learned:
     knobs: frozenset[str]
     memory: MemoryNeed | None
     scales: Mapping[str, float] = field(default_factory=dict)
+    billing: Billing | None = None
 
     def given(self, features: Mapping[str, float]) -> Learned:
         """The same for a run whose input is known; features that are not named stay at their typical value."""
@@ -63,6 +93,30 @@ class Learned:
         for k, (name, scale) in enumerate(self.scales.items()):
             row[k] = features.get(name, row[k] * scale) / scale
         return replace(self, inputs=self.inputs.known(row))
+
+
+def by_hardware(
+    stage: Stage, rows: History, *, kind: str, features: Sequence[str], weigh: Callable[[History], Floats]
+) -> dict[str, Learned]:
+    """What is known of a stage on every kind of hardware that it ran on, the one measured most first.
+
+    Threads on its menu are known, too, where rows of processes tell how the stage would do on them.
+
+    Args:
+        stage: The stage.
+        rows: All its rows.
+        kind: Name of the stage model.
+        features: Columns that may hold the size of the input.
+        weigh: Weights of rows.
+    """
+    kinds, counts = np.unique(rows.hardware, return_counts=True)
+    by_kind = {name: rows.take(rows.hardware == name) for name in kinds[np.argsort(-counts, kind="stable")].tolist()}
+    offered = {option.size.hardware for option in stage.menu.options()}
+    if THREAD in offered - by_kind.keys() and (derived := on_threads(rows)) is not None:
+        by_kind[THREAD] = derived
+    return {
+        name: learn(stage, mine, kind=kind, features=features, weights=weigh(mine)) for name, mine in by_kind.items()
+    }
 
 
 def learn(stage: Stage, rows: History, *, kind: str, features: Sequence[str], weights: Floats) -> Learned:
@@ -93,6 +147,7 @@ def learn(stage: Stage, rows: History, *, kind: str, features: Sequence[str], we
     return Learned(
         model, startup, Inputs.of(data.points.items, data.points.features, data.weights),
         frozenset(rows.knobs.tolist()), MemoryNeed.fit(rows["peak_memory_mb"], sizes), feature_scales(rows, features),
+        Billing.of(rows),
     )  # fmt: skip
 
 
@@ -119,19 +174,20 @@ def _warmed(cold: StageData, wall_s: Floats, busy_s: Floats) -> StageData:
 
 
 def stage_data(stage: Stage, rows: History, *, features: Sequence[str], weights: Floats) -> StageData:
-    """Rows as a stage model fits them."""
+    """Rows as a stage model fits them. Where a service bills its workers' time, that is their busy time."""
     points = Points.of(
         rows["workers"], rows["vcpus"], upstream=rows["upstream"], items=_items(rows), batch=rows["batch"],
         features=_features(rows, features), knobs=rows.knobs,
     )  # fmt: skip
-    busy = rows["busy_s"]
+    billed = rows["billed_s"] / rows["workers"]
+    busy = np.where(np.isfinite(billed) & (billed > 0), billed, rows["busy_s"])
     steps = np.stack([rows[step] for step in STEPS], axis=1)
     if np.isfinite(steps).all() and (steps.sum(axis=1) > 0).all():
         # Steps are means over the workers, as busy time is; what they leave out of it is shared among them.
         steps = steps * (busy / steps.sum(axis=1))[:, None]
     else:
         steps = np.zeros((len(rows), 0))
-    return StageData(points, _own_wall(stage, rows, points), busy, steps, weights)
+    return StageData(points, np.maximum(_own_wall(stage, rows, points), busy), busy, steps, weights)
 
 
 def _own_wall(stage: Stage, rows: History, points: Points) -> Floats:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -51,12 +52,12 @@ def advance(
         parents: Progress of at least its parents.
         waves: How many calls its busiest worker makes one after another; 1 where its results come all at once.
     """
-    begin: Samples = np.zeros_like(latency_s)
-    for edge in after:
-        parent = parents[edge.parent]
-        begin = np.maximum(begin, parent.first if edge.kind == "item" else parent.finish)
+    ready = [parents[edge.parent].first if edge.kind == "item" else parents[edge.parent].finish for edge in after]
+    begin: Samples | float = reduce(np.maximum, ready) if ready else 0.0
+    finish: Samples = begin + latency_s
+    if isinstance(waves, (float, np.floating)) and waves == 1 and all(edge.kind == "all" for edge in after):
+        return Progress(finish, finish)
     last_wave = latency_s / waves
-    finish = begin + latency_s
     for edge in after:
         if edge.kind == "item":
             finish = np.maximum(finish, parents[edge.parent].finish + last_wave)

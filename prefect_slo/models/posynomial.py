@@ -9,6 +9,7 @@ survive (Slawski and Hein, 2013, on why).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,19 +40,22 @@ class Posynomial:
     draws: Floats
     overhead: bool = False
 
-    def design(self, points: Points) -> Floats:
-        """Terms at the points, shape ``(n_points, n_terms)``."""
-        terms = dictionary(points, overhead=self.overhead)
-        columns = [terms[name] for name in self.terms]
-        return np.stack(columns, axis=1) if columns else np.zeros((len(points), 0))
-
     def at(self, points: Points) -> Floats:
         """Point estimate in seconds, shape ``(n_points,)``."""
-        return self.design(points) @ self.theta
+        return self._design(dictionary(points, overhead=self.overhead), len(points)) @ self.theta
 
     def draws_at(self, points: Points) -> Floats:
         """Every parameter draw in seconds, shape ``(n_points, n_draws)``."""
-        return self.design(points) @ self.draws.T
+        return self.draws_of(dictionary(points, overhead=self.overhead), len(points))
+
+    def draws_of(self, terms: Mapping[str, Floats], n_points: int) -> Floats:
+        """The same, given the dictionary at the points."""
+        return self._design(terms, n_points) @ self.draws.T
+
+    def _design(self, terms: Mapping[str, Floats], n_points: int) -> Floats:
+        """This sum's terms, shape ``(n_points, n_terms)``."""
+        columns = [terms[name] for name in self.terms]
+        return np.stack(columns, axis=1) if columns else np.zeros((n_points, 0))
 
 
 def fit_posynomial(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from prefect_slo.models.design import Floats, Points
+from prefect_slo.models.drawing import points_of
+from prefect_slo.models.learning import Learned
 from prefect_slo.models.protocol import Response, StageModel
+from prefect_slo.resources import Option
 from prefect_slo.units import fraction
 
 _SAMPLES = 20_000
@@ -48,3 +51,24 @@ class StageTime:
         """The ``q``-quantile in seconds, ``q`` in (0, 1)."""
         fraction(q, "q")
         return float(np.quantile(self.sample(_SAMPLES, np.random.default_rng(0)), q))
+
+
+def time_of(
+    learned: Learned, option: Option, upstream: int, response: Response, *, items: int | None = None
+) -> StageTime:
+    """Time of a stage at an option, over the inputs that it meets or with a given number of items.
+
+    Args:
+        learned: What is known of the stage.
+        option: On the menu or off it.
+        upstream: Workers of its parents, summed.
+        response: Wall or busy time.
+        items: Items of the run.
+    """
+    inputs = learned.inputs
+    if items is None:
+        levels = [points_of(learned, [option], (upstream,), level) for level in range(len(inputs))]
+        return StageTime.of(learned.model, levels, inputs.weights, response)
+    typical = points_of(learned, [option], (upstream,), inputs.typical)
+    given = replace(typical, items=np.full(1, float(items)))
+    return StageTime.of(learned.model, [given], np.ones(1), response)

@@ -16,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefect_slo.errors import NotEnoughObservations
-from prefect_slo.models.basis import LEVELS, Level
+from prefect_slo.models.basis import LEVELS, Level, dictionary
 from prefect_slo.models.correction import Correction, fit_correction, no_correction
 from prefect_slo.models.design import Bools, Floats, Ints, Points, StageData
+from prefect_slo.models.luck import SEEDS
 from prefect_slo.models.noise import (
+    Deviations,
     Noise,
     enough_repeats,
     fit_noise,
@@ -34,6 +36,8 @@ from prefect_slo.models.protocol import Draws, Response
 _SEED = 20240416
 _MISFIT = 4.0
 _QUANTILE_SAMPLES = 4000
+
+RESPONSES: tuple[Response, Response] = ("wall", "busy")
 
 Parts = tuple[Posynomial, ...]
 
@@ -134,27 +138,26 @@ class WhiteBox:
 
         With ``blocks``, samples come in that many consecutive blocks of equal size that share their parameters.
         """
-        fit = self._fit
-        which = rng.integers(self.draws, size=n_samples if blocks is None else blocks)
-        if blocks is not None:
-            which = np.repeat(which, n_samples // blocks)
-        wall_noise, busy_noise = fit.noise.sample(n_samples, rng, blocks=blocks)
-        wall = self._located(points, "wall", rng)[:, which]
-        busy = self._located(points, "busy", rng)[:, which]
-        scales, back = np.unique(fit.noise.spread.scale(points.workers), return_inverse=True)
-        responses: tuple[Response, ...] = ("wall", "busy")
-        for values, deviations, response in zip((wall, busy), (wall_noise, busy_noise), responses, strict=True):
-            centre = fit.noise.centre(response)
-            factors = np.exp(centre + np.outer(scales, deviations - centre)).astype(np.float32)
-            values *= factors if len(scales) == 1 else factors[back.ravel()]
-        return Draws(wall, np.minimum(busy, wall, out=busy))
+        return self.luck(n_samples, rng, blocks=blocks).at(points)
 
-    def _located(self, points: Points, response: Response, rng: np.random.Generator) -> NDArray[np.float32]:
-        """Time without noise for every parameter draw, shape ``(n_points, n_draws)``."""
-        correction = self._fit.wall_correction if response == "wall" else self._fit.busy_correction
-        total = np.sum([part.draws_at(points) for part in self._parts(response)], axis=0)
-        shift = correction.draws(points, rng) + self._knob_shift(points)[:, None]
-        return np.asarray(np.maximum(total, self._fit.floor_s) * np.exp(shift), dtype=np.float32)
+    def luck(self, n_samples: int, rng: np.random.Generator, *, blocks: int | None = None) -> WhiteBoxLuck:
+        """Parameters and noise of some runs; arguments as in ``sample``."""
+        which = rng.integers(self.draws, size=n_samples) if blocks is None else _in_turn(self.draws, blocks, rng)
+        seed = int(rng.integers(SEEDS))
+        return WhiteBoxLuck(self, which, n_samples, seed, self._fit.noise.sample(n_samples, rng, blocks=blocks))
+
+    def located(self, points: Points, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Wall and busy time without noise for every parameter draw, shapes ``(n_points, n_draws)``."""
+        fit = self._fit
+        terms = dictionary(points, overhead=fit.overhead is not None)
+        busy = np.sum([part.draws_of(terms, len(points)) for part in fit.busy], axis=0)
+        wall = busy if fit.overhead is None else busy + fit.overhead.draws_of(terms, len(points))
+        shift = self._knob_shift(points)[:, None]
+        located = []
+        for total, correction in ((wall, fit.wall_correction), (busy, fit.busy_correction)):
+            moved = np.exp(correction.draws(points, rng) + shift)
+            located.append(np.asarray(np.maximum(total, fit.floor_s) * moved, dtype=np.float32))
+        return located[0], located[1]
 
     @property
     def noise(self) -> Noise:
@@ -265,6 +268,18 @@ def _leave_out_weights(settings: Ints) -> Floats:
     return np.asarray(np.arange(count)[:, None] != settings[None, :], dtype=float)
 
 
+def _in_turn(draws: int, blocks: int, rng: np.random.Generator) -> Ints:
+    """A parameter draw for each block, all as often as one another, in random order."""
+    return np.asarray(rng.permutation(np.arange(blocks) % draws), dtype=np.int64)
+
+
+def _widened(deviations: NDArray[np.float32], centre: float, scales: Floats) -> NDArray[np.floating]:
+    """Deviations scaled around their centre, shape ``(n_scales, n_samples)``."""
+    if len(scales) == 1 and scales[0] == 1.0:
+        return deviations[None]
+    return np.asarray(centre + np.outer(scales, deviations - centre))
+
+
 def _without_held_out(part: Posynomial, draws: int) -> Posynomial:
     return Posynomial(part.terms, part.theta, part.draws[:draws], part.overhead)
 
@@ -291,3 +306,39 @@ def _knob_effects(data: StageData) -> tuple[tuple[str, ...], Floats, StageData]:
     )  # fmt: skip
     rows = StageData(plain, data.wall_s / factor, data.busy_s / factor, data.steps_s / factor[:, None], data.weights)
     return tuple(names.tolist()), effects, rows
+
+
+@dataclass(frozen=True, eq=False)
+class WhiteBoxLuck:
+    """The runs of a white-box model.
+
+    Attributes:
+        model: What they are runs of.
+        which: Number of the parameter draw of each block of runs, or of each run.
+        n_samples: Runs.
+        seed: Of what the parameters leave open at a point.
+        noise: Log deviations of wall and busy time, ``(n_samples,)`` each.
+    """
+
+    model: WhiteBox
+    which: Ints
+    n_samples: int
+    seed: int
+    noise: Deviations
+
+    def at(self, points: Points, runs: Ints | None = None) -> Draws:
+        """What the runs, or those with these numbers, take at each point, shapes ``(n_points, n_samples)``."""
+        noise, which = self.model.noise, self.which
+        if runs is not None:
+            which = which[runs // (self.n_samples // len(which))]
+        scales, back = np.unique(noise.spread.scale(points.workers), return_inverse=True)
+        drawn = []
+        located = self.model.located(points, np.random.default_rng(self.seed))
+        for at, every, response in zip(located, self.noise, RESPONSES, strict=True):
+            deviations = every if runs is None else every[runs]
+            factors = np.exp(_widened(deviations, noise.centre(response), scales)).astype(np.float32, copy=False)
+            rows = factors if len(scales) == 1 else factors[back.ravel()]
+            times = at[:, which][:, :, None] * rows.reshape(len(rows), len(which), -1)
+            drawn.append(times.reshape(len(points), -1))
+        wall, busy = drawn
+        return Draws(wall, np.minimum(busy, wall, out=busy))

@@ -2,67 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from prefect_slo.columns import refuse
-from prefect_slo.errors import InvalidObservation, InvalidPlan, InvalidValue, NotEnoughObservations, UnknownStage
+from prefect_slo.errors import InvalidPlan, InvalidValue, NotEnoughObservations, UnknownStage
 from prefect_slo.models.design import Floats
-from prefect_slo.models.drawing import Shared, cost_of, draw_options, points_of, waves_of
-from prefect_slo.models.driver import Driver
-from prefect_slo.models.history import History, knob_label, read
+from prefect_slo.models.history import History, knob_label
 from prefect_slo.models.identification import Identification, identify
-from prefect_slo.models.learning import KINDS, Learned, learn
-from prefect_slo.models.makespan import makespan, stages_run
+from prefect_slo.models.learning import KINDS, Learned, by_hardware
 from prefect_slo.models.protocol import Response, StageModel
-from prefect_slo.models.stage_time import StageTime
-from prefect_slo.models.tables import SampleTables, StageTable, upstream_sums
-from prefect_slo.models.transfer import THREAD, on_threads
-from prefect_slo.observation import StageRuns
-from prefect_slo.plan import Plan, Prediction, Quantiles
+from prefect_slo.models.record import MB_PER_VCPU, Record, checked
+from prefect_slo.models.runs import Luck, PlanPrediction, PlanSamples, RunSampler
+from prefect_slo.models.stage_time import StageTime, time_of
+from prefect_slo.models.tables import SampleTables
+from prefect_slo.plan import Plan
 from prefect_slo.pricing import price_list
 from prefect_slo.resources import Option, Size
 from prefect_slo.units import positive, whole
 from prefect_slo.workflow import Workflow
 
 SCHEMA = 1
-_ROWS = 1200
-_LEAST_ROWS = 48
-_LEAST_WEIGHT = 0.01
-_MB_PER_VCPU = 1769.0
-_PRIOR_RUNS = 2.0
-_SHORTEST_S, _LONGEST_S = 1e-9, 1e9
-
-
-@dataclass(frozen=True)
-class PlanSamples:
-    """Draws of runs of one plan, all arrays of shape ``(n_samples,)``.
-
-    Attributes:
-        latency_s: Of the run.
-        cost_usd: Of the run, over all stages.
-        stage_latency_s: By stage.
-        stage_cost_usd: By stage.
-        ran: Whether each stage ran.
-    """
-
-    latency_s: Floats
-    cost_usd: Floats
-    stage_latency_s: Mapping[str, Floats]
-    stage_cost_usd: Mapping[str, Floats]
-    ran: Mapping[str, NDArray[np.bool_]]
-
-
-@dataclass(frozen=True)
-class PlanPrediction(Prediction):
-    """A prediction together with the draws that it summarises."""
-
-    samples: PlanSamples = field(repr=False, compare=False, kw_only=True)
 
 
 class WorkflowModel:
@@ -104,10 +66,7 @@ class WorkflowModel:
             raise InvalidValue("kind", self.kind, f"one of {', '.join(KINDS)}")
         if self.half_life_runs is not None:
             positive(self.half_life_runs, "half_life_runs")
-        self._histories: dict[str, History] = {}
-        self._branches = {stage.name: (0, 0) for stage in self.workflow.stages}
-        self._driver = Driver()
-        self._runs = 0
+        self._record = Record()
         return self.update(stage_runs, run_latency_s)
 
     def update(self, stage_runs: Any, run_latency_s: Mapping[str, float] | None = None) -> Self:
@@ -117,14 +76,8 @@ class WorkflowModel:
             stage_runs: Rows of whole runs that came after those learned so far.
             run_latency_s: As in ``fit``.
         """
-        runs = self._table(stage_runs)
-        fresh, numbers = read(self.workflow, runs, self.features, first_run=self._runs)
-        self._runs += len(numbers)
-        self._count_branches(fresh)
-        self._driver = self._driver.followed_by(self.workflow, runs, run_latency_s or {})
-        for name, history in fresh.items():
-            known = self._histories.get(name, history.take(np.zeros(0, dtype=np.int64)))
-            self._histories[name] = known.followed_by(history, self._limit)
+        table = checked(self.workflow, stage_runs)
+        self._record = self._record.followed_by(self.workflow, table, run_latency_s or {}, self.features)
         return self._learn()
 
     def to_document(self) -> dict[str, Any]:
@@ -134,10 +87,7 @@ class WorkflowModel:
             "kind": self.kind,
             "features": list(self.features),
             "half_life_runs": self.half_life_runs,
-            "runs": self._runs,
-            "branches": {name: list(counts) for name, counts in self._branches.items() if counts != (0, 0)},
-            "driver_s": self._driver.to_document(),
-            "stages": {name: history.to_document() for name, history in self._histories.items()},
+            **self._record.to_document(),
         }
 
     @classmethod
@@ -151,24 +101,18 @@ class WorkflowModel:
             raise InvalidValue("model", document, "what to_document() returns")
         if document.get("schema") != SCHEMA:
             raise InvalidValue("model.schema", document.get("schema"), f"{SCHEMA}; fit the model again")
-        for name in ("kind", "features", "half_life_runs", "runs", "branches", "driver_s", "stages"):
+        for name in ("kind", "features", "half_life_runs"):
             if name not in document:
                 raise InvalidValue(f"model.{name}", None, "what to_document() wrote there; fit the model again")
         model = cls(
             workflow, kind=document["kind"], features=document["features"], half_life_runs=document["half_life_runs"]
         )
-        model._runs = document["runs"]
-        model._branches = {stage.name: (0, 0) for stage in workflow.stages}
-        model._branches |= {n: (int(c[0]), int(c[1])) for n, c in document["branches"].items() if n in workflow}
-        model._driver = Driver.from_document(document["driver_s"])
-        model._histories = {
-            name: History.from_document(rows) for name, rows in document["stages"].items() if name in workflow
-        }
+        model._record = Record.from_document(workflow, document)
         return model._learn()
 
     def identified(self, stage: str) -> Identification:
         """Whether a stage was measured at enough settings to plan it: true or false, with the reason."""
-        return identify(stage, self.workflow[stage].menu, self._histories.get(stage))
+        return identify(stage, self.workflow[stage].menu, self._record.histories.get(stage))
 
     def require_identified(self) -> None:
         """Do nothing when every stage can be planned.
@@ -185,9 +129,9 @@ class WorkflowModel:
         Raises:
             NotEnoughObservations: None was measured.
         """
-        if stage not in self._histories:
+        if stage not in self._record.histories:
             self._refuse(stage)
-        return self._histories[stage]
+        return self._record.histories[stage]
 
     def stage_model(self, stage: str, *, hardware: str | None = None) -> StageModel:
         """The fitted model of a stage on one kind of hardware; the kind measured most by default."""
@@ -231,27 +175,25 @@ class WorkflowModel:
         """Mean busy time of a stage's workers: what a function service bills. Arguments as in ``stage_time``."""
         return self._time(stage, "busy", workers, memory_mb, vcpus, hardware, batch, items, upstream, knobs)
 
-    def tables(self, n_samples: int, rng: np.random.Generator, *, cold: bool | float = False) -> SampleTables:
+    def tables(
+        self, n_samples: int, rng: np.random.Generator, *, cold: bool | float = False,
+        only: Mapping[str, Collection[Option]] | None = None,
+    ) -> SampleTables:  # fmt: skip
         """Draws of every option that the menus offer and the models know.
 
         Args:
             n_samples: Draws per option.
             rng: Spawns one independent stream per stage, by position, so that names don't matter.
             cold: Whether workers have to start, or the share of runs in which they do.
+            only: By stage, the options to draw; all by default.
 
         Raises:
             NotEnoughObservations: A stage of which no option can be predicted.
         """
-        streams, shared = self._shared(n_samples, rng, cold)
-        stages = {}
-        for name, stream in streams.items():
-            options = self._options(name)
-            needs_sums = any(learned.model.depends_on_upstream for learned in self._known[name].values())
-            sums = upstream_sums(self.workflow, name) if needs_sums else (0,)
-            latency, cost = self._draw(name, options, sums, shared, stream, None)
-            stages[name] = StageTable(name, options, sums, latency, cost, waves_of(self._known[name], options))
-        driver = self._driver.sample(n_samples, rng.spawn(1)[0]).astype(np.float32)
-        return SampleTables(self.workflow, stages, driver, shared.ran)
+        options = {name: self._options(name) for name in self.workflow.order}
+        if only is not None:
+            options = {name: tuple(o for o in known if o in only.get(name, known)) for name, known in options.items()}
+        return self._sampler.tables(options, n_samples, rng, cold)
 
     def sample_plan(
         self, plan: Plan | Mapping[str, Option], n_samples: int, rng: np.random.Generator, *,
@@ -279,19 +221,10 @@ class WorkflowModel:
         if blocks is not None and (blocks < 1 or n_samples % blocks):
             raise InvalidValue("n_samples", n_samples, f"a multiple of blocks={blocks}")
         chosen = self._chosen(plan)
-        streams, shared = self._shared(n_samples, rng, cold)
-        latency: dict[str, Floats] = {}
-        cost: dict[str, Floats] = {}
-        waves: dict[str, float] = {}
-        for name, stream in streams.items():
-            self._learned(name, chosen[name].size.hardware)
-            sums = (sum(chosen[parent].workers for parent in self.workflow[name].parents),)
-            drawn = self._draw(name, (chosen[name],), sums, shared, stream, blocks)
-            latency[name], cost[name] = (values[0, 0].astype(float) for values in drawn)
-            waves[name] = float(waves_of(self._known[name], (chosen[name],))[0])
-        driver = self._driver.sample(n_samples, rng.spawn(1)[0])
-        total = makespan(self.workflow, latency, waves=waves, driver_s=driver)
-        return PlanSamples(total, sum(cost.values(), np.zeros(n_samples)), latency, cost, shared.ran)
+        for name, option in chosen.items():
+            self._learned(name, option.size.hardware)
+        planned = plan.stages if isinstance(plan, Plan) else {}
+        return self._sampler.plan(chosen, n_samples, rng, cold, blocks, planned)
 
     def sample_truths(
         self, plan: Plan | Mapping[str, Option], truths: int, runs: int, rng: np.random.Generator, *,
@@ -303,16 +236,21 @@ class WorkflowModel:
         """
         return self.sample_plan(plan, truths * runs, rng, cold=cold, blocks=truths)
 
+    def truths(self, truths: int, runs: int, rng: np.random.Generator, *, cold: bool | float = False) -> Luck:
+        """The same for any number of plans: all are run under the same truths and with the same luck.
+
+        Example:
+            ``model.truths(256, 400, rng).of({"load": option})``
+        """
+        return Luck(self._sampler, truths * runs, rng, cold, truths)
+
     def predict(
         self, plan: Plan | Mapping[str, Option], *, n_samples: int = 20_000, seed: int = 0, cold: bool | float = False
     ) -> PlanPrediction:
         """Latency and cost of runs of a plan, under the model; see ``sample_plan``."""
         samples = self.sample_plan(plan, whole(n_samples, "n_samples"), np.random.default_rng(seed), cold=cold)
         at = plan.objective.percentile if isinstance(plan, Plan) and plan.objective else 0.95
-        return PlanPrediction(
-            _quantiles(samples.latency_s), _quantiles(samples.cost_usd), float(np.quantile(samples.latency_s, at)),
-            float(np.quantile(samples.cost_usd, at)), samples=samples,
-        )  # fmt: skip
+        return PlanPrediction.of(samples, at)
 
     def given(self, features: Mapping[str, float]) -> Self:
         """The model of a run whose input is known: its stages as they are for these features.
@@ -336,86 +274,22 @@ class WorkflowModel:
 
     # --- learning -----------------------------------------------------------------------------------------------
 
-    def _table(self, stage_runs: Any) -> StageRuns:
-        tie = price_list(self.workflow.stages[0].menu.prices).mb_per_vcpu or _MB_PER_VCPU
-        if isinstance(stage_runs, StageRuns):
-            stage_runs = {**stage_runs.columns, **stage_runs.extra}
-        if not hasattr(stage_runs, "keys"):
-            raise InvalidObservation("stage_runs", type(stage_runs).__name__, "a table: a mapping of columns")
-        runs = StageRuns.from_table(stage_runs, mb_per_vcpu=tie)
-        if not len(runs):
-            raise InvalidObservation("stage_runs", 0, "at least one row")
-        wall_s = runs["wall_s"]
-        refuse("wall_s", (wall_s < _SHORTEST_S) | (wall_s > _LONGEST_S), wall_s, "between 1e-9 and 1e9 seconds")
-        return runs
-
     def _learn(self) -> Self:
-        self._known: dict[str, dict[str, Learned]] = {}
-        for name, history in self._histories.items():
-            kinds, counts = np.unique(history.hardware, return_counts=True)
-            self._known[name] = {}
-            for kind in kinds[np.argsort(-counts, kind="stable")].tolist():
-                rows = history.take(history.hardware == kind)
-                self._known[name][kind] = learn(
-                    self.workflow[name], rows, kind=self.kind, features=self.features, weights=self._weights(rows)
-                )
-            offered = {option.size.hardware for option in self.workflow[name].menu.options()}
-            if THREAD in offered - set(kinds.tolist()) and (derived := on_threads(history)) is not None:
-                weights = self._weights(derived)
-                self._known[name][THREAD] = learn(
-                    self.workflow[name], derived, kind=self.kind, features=self.features, weights=weights
-                )
+        def weigh(rows: History) -> Floats:
+            return self._record.weights(rows, self.half_life_runs)
+
+        self._known = {
+            name: by_hardware(self.workflow[name], history, kind=self.kind, features=self.features, weigh=weigh)
+            for name, history in self._record.histories.items()
+        }
         return self
-
-    def _weights(self, rows: History) -> Floats:
-        if self.half_life_runs is None:
-            return np.ones(len(rows))
-        age = self._runs - 1 - rows.run
-        return np.maximum(0.5 ** (age / self.half_life_runs), _LEAST_WEIGHT)
-
-    def _count_branches(self, fresh: Mapping[str, History]) -> None:
-        runs = {name: set(history.run.tolist()) for name, history in fresh.items()}
-        every = set().union(*runs.values())
-        for stage in self.workflow.stages:
-            reached = set().union(*(runs.get(parent, set()) for parent in stage.parents)) if stage.after else every
-            ran, of = self._branches[stage.name]
-            self._branches[stage.name] = (ran + len(runs.get(stage.name, set()) & reached), of + len(reached))
-
-    @property
-    def _limit(self) -> int:
-        return max(_LEAST_ROWS, _ROWS // len(self.workflow.stages))
 
     # --- drawing ------------------------------------------------------------------------------------------------
 
-    def _shared(
-        self, n_samples: int, rng: np.random.Generator, cold: bool | float
-    ) -> tuple[dict[str, np.random.Generator], Shared]:
-        """One stream per stage, and what the stages of a run share."""
-        whole(n_samples, "n_samples")
-        if not isinstance(cold, (bool, int, float)) or not 0.0 <= cold <= 1.0:
-            raise InvalidValue("cold", cold, "true, false, or the share of cold runs in [0, 1]")
-        first, *others = rng.spawn(1 + len(self.workflow.order))
-        streams = dict(zip(self.workflow.order, others, strict=True))
-        ranks, chill = first.random(n_samples), first.random(n_samples)
-        uniforms = {name: first.random(n_samples) for name in self.workflow.order}
-        ran = stages_run(self.workflow, {name: self._chance(name) for name in streams}, uniforms)
-        return streams, Shared(ranks, chill < float(cold), ran)
-
-    def _draw(
-        self, name: str, options: Sequence[Option], sums: Sequence[int], shared: Shared, stream: np.random.Generator,
-        blocks: int | None,
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:  # fmt: skip
-        """Latency and cost, shape ``(len(sums), len(options), n_samples)``; 0 in runs that skip the stage."""
-        wall, busy = draw_options(self._known[name], options, sums, shared, stream, blocks=blocks)
-        cost = cost_of(self.workflow[name].menu, options, wall, busy)
-        ran = shared.ran[name]
-        return (wall, cost) if ran.all() else (wall * ran, cost * ran)
-
-    def _chance(self, name: str) -> float:
-        """Chance of a stage given its parents: as declared, moved by what runs showed (two runs' worth of prior)."""
-        declared = self.workflow[name].probability
-        ran, of = self._branches[name]
-        return declared if declared == 1.0 else (ran + _PRIOR_RUNS * declared) / (of + _PRIOR_RUNS)
+    @property
+    def _sampler(self) -> RunSampler:
+        chances = {stage.name: self._record.chance(stage) for stage in self.workflow.stages}
+        return RunSampler(self.workflow, self._known, chances, self._record.driver)
 
     def _options(self, name: str) -> tuple[Option, ...]:
         """Menu options on hardware and with knobs that were measured, and with memory enough for the largest input."""
@@ -466,15 +340,9 @@ class WorkflowModel:
         size = Size(self._vcpus(stage, memory_mb, vcpus), max(round(memory_mb or 1024), 1), hardware=hardware or "cpu")
         named = tuple(sorted((knobs or {}).items()))
         option = Option(whole(workers, "workers"), size, batch=whole(batch, "batch"), knobs=named)
-        given_above = self._usual_upstream(stage, workers) if upstream is None else upstream
-        above = (whole(given_above, "upstream", least=0),)
-        inputs = learned.inputs
-        if items is None:
-            levels = [points_of(learned, [option], above, level) for level in range(len(inputs))]
-            return StageTime.of(learned.model, levels, inputs.weights, response)
-        typical = points_of(learned, [option], above, inputs.typical)
-        given = replace(typical, items=np.full(1, float(whole(items, "items"))))
-        return StageTime.of(learned.model, [given], np.ones(1), response)
+        above = self._usual_upstream(stage, workers) if upstream is None else whole(upstream, "upstream", least=0)
+        count = None if items is None else whole(items, "items")
+        return time_of(learned, option, above, response, items=count)
 
     def _vcpus(self, stage: str, memory_mb: float | None, vcpus: float | None) -> float:
         if memory_mb is not None:
@@ -485,14 +353,9 @@ class WorkflowModel:
             raise InvalidValue("memory_mb", None, "memory_mb or vcpus of a worker")
         menu = self.workflow[stage].menu
         tied = [size.vcpus for size in menu.sizes if size.memory_mb == memory_mb]
-        return tied[0] if tied else memory_mb / (price_list(menu.prices).mb_per_vcpu or _MB_PER_VCPU)
+        return tied[0] if tied else memory_mb / (price_list(menu.prices).mb_per_vcpu or MB_PER_VCPU)
 
     def _usual_upstream(self, stage: str, workers: int) -> int:
         rows = self.history(stage)
         same = rows["workers"] == workers
         return int(np.median(rows["upstream"][same] if same.any() else rows["upstream"]))
-
-
-def _quantiles(values: Floats) -> Quantiles:
-    p50, p95, p99 = np.quantile(values, (0.5, 0.95, 0.99)).tolist()
-    return Quantiles(float(values.mean()), p50, p95, p99)

@@ -39,7 +39,7 @@ def latencies(problem: Problem, choices: Choices, rows: Choices) -> NDArray[np.f
     end: NDArray[np.floating] | float = 0.0
     for i, stage in enumerate(problem.stages):
         own = stage.latency[rows[:, i], choices[:, i]]
-        progress[stage.name] = advance(stage.after, own, progress, stage.waves[choices[:, i], None])
+        progress[stage.name] = advance(stage.after, own, progress, stage.waves_at((choices[:, i], None)))
         end = np.maximum(end, progress[stage.name].finish)
     return np.asarray(end + problem.driver)
 

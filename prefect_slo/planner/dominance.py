@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import pairwise, product
 from math import inf
 from typing import Any
 
@@ -105,7 +105,7 @@ def _rising(stage: CompiledStage, *, costs: bool) -> bool:
     glance = np.linspace(0, stage.latency.shape[2] - 1, GLANCE).astype(int)
     tables = [stage.latency, stage.cost] if costs else [stage.latency]
     every: list[NDArray[Any]] = [stage.mean_cost, *(table[:, :, glance] for table in tables), *tables]
-    return all(bool((np.diff(table[rows], axis=0) >= 0).all()) for table in every)
+    return all(bool((table[a] <= table[b]).all()) for table in every for a, b in pairwise(rows))
 
 
 def _kept(stage: CompiledStage, allowed: Bools, fits: Bools, *, costs: bool) -> Bools:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from prefect_slo.planner.batch import admitted, costs, latencies, mean_costs, rows_of
 from prefect_slo.planner.network import Network
 from prefect_slo.planner.problem import Choice, Goal, Problem, percentile
-from prefect_slo.planner.sweep import sweep
+from prefect_slo.planner.sweep import Sweeps
 
 Floats = NDArray[np.floating]
 
@@ -43,19 +43,26 @@ class Start:
     reference: Choice | None
 
 
-def begin(problem: Problem, goal: Goal, extra: Sequence[Choice] = ()) -> Start:
+def begin(problem: Problem, goal: Goal, extra: Sequence[Choice] = (), *, sweeps: Sweeps | None = None) -> Start:
     """The best plan that sweeps and moves of one or two stages reach.
 
     Args:
         problem: What is planned.
         goal: Objective and bounds.
         extra: Further plans to start from.
+        sweeps: Of the problem, where it is planned for several goals.
     """
-    candidates = [*dict.fromkeys([*extra, *sweep(problem)])]
-    best, _ = _best(problem, goal, candidates)
-    if best is not None:
-        candidates = [best, *sweep(problem, best)]
-    return begin_from(problem, goal, candidates)
+    sweeps = sweeps or Sweeps(problem)
+    first = sweeps.around()
+    candidates = [*dict.fromkeys([*extra, *first])]
+    best, score = _best(problem, goal, candidates)
+    if best is None:
+        return _without_plan(problem, goal, candidates)
+    if (again := sweeps.around(best)) is not first:
+        best, score = _best(problem, goal, [best, *again])
+        assert best is not None
+    best, _ = polish(problem, goal, best, score)
+    return Start(best, best)
 
 
 def begin_from(problem: Problem, goal: Goal, candidates: Sequence[Choice]) -> Start:
@@ -63,15 +70,22 @@ def begin_from(problem: Problem, goal: Goal, candidates: Sequence[Choice]) -> St
     if not candidates:
         return Start(None, None)
     best, score = _best(problem, goal, candidates)
-    if best is None and goal.latency_bound_s < inf and not goal.latency_weight:
-        # no candidate is fast enough: is the fastest that moves can make of them?
-        fastest = begin_from(problem, goal.fastest(), candidates)
-        best, score = fastest.plan, inf if fastest.plan is None else problem.score(fastest.plan, goal)
-        if score == inf:
-            return Start(None, fastest.reference)
     if best is None:
-        return Start(None, _nearest(problem, goal, candidates))
+        return _without_plan(problem, goal, candidates)
     best, _ = polish(problem, goal, best, score)
+    return Start(best, best)
+
+
+def _without_plan(problem: Problem, goal: Goal, candidates: Sequence[Choice]) -> Start:
+    """Where to start when no candidate keeps the bounds: is the fastest that moves can make of them fast enough?"""
+    if not candidates:
+        return Start(None, None)
+    if goal.latency_bound_s == inf or goal.latency_weight:
+        return Start(None, _nearest(problem, goal, candidates))
+    fastest = begin_from(problem, goal.fastest(), candidates)
+    if fastest.plan is None or (score := problem.score(fastest.plan, goal)) == inf:
+        return Start(None, fastest.reference)
+    best, _ = polish(problem, goal, fastest.plan, score)
     return Start(best, best)
 
 

@@ -16,28 +16,20 @@ from prefect_slo.plan import Certificate, Plan, Prediction, Quantiles, StagePlan
 from prefect_slo.planner.bundles import bundled
 from prefect_slo.planner.certify import CERTIFY_SAMPLES, SEARCH_SHARE, Verdict, allowed_violations, judge
 from prefect_slo.planner.criticality import criticality
-from prefect_slo.planner.dominance import Reduced
 from prefect_slo.planner.goals import Balanced, PlanObjective, goal_of
-from prefect_slo.planner.incumbent import begin, polish
 from prefect_slo.planner.problem import Choice, Goal, Problem, percentile
-from prefect_slo.planner.promise import excess, first_room, loosened, sure, tightened
-from prefect_slo.planner.relax import quantile_bound
+from prefect_slo.planner.promise import promised, sure
 from prefect_slo.planner.sampling import ENOUGH_SAMPLES, Sampler, TableSource
-from prefect_slo.planner.search import NODE_LIMIT, Found, search
+from prefect_slo.planner.search import NODE_LIMIT, Found
+from prefect_slo.planner.solver import Solver, solve
 from prefect_slo.units import whole
 
 SEARCH_SAMPLES = 4000
 """Samples of the search; more change the plan's cost by less than its price of certainty."""
 
-ATTEMPTS = 6
-"""Tests before the objective is called infeasible; test r spends 1/2ʳ of the error budget, and each failure tightens
-the next search by as much as the fresh samples, or the truths that the rows allow for, showed to be missing."""
-
-NOMINAL_NODES = 60
-"""Nodes of the search at the nominal percentile, from which the price of certainty follows."""
-
-SMALL = 16
-"""Up to so many stages that search is worth its time; on larger graphs moves alone find the nominal plan."""
+TESTS = 6
+"""Tests on fresh samples before the objective is called infeasible; test r spends 1/2ʳ of the error budget. After one
+that failed, the next search is asked for as much more as they showed to be missing."""
 
 
 def make_plan(
@@ -126,7 +118,10 @@ def stage_plans(problem: Problem, choice: Choice) -> dict[str, StagePlan]:
 
 def predict(latency: NDArray[np.floating], cost: NDArray[np.floating], at: float) -> Prediction:
     """Summary of samples of latency (seconds) and cost (US dollars), ``(n_samples,)`` each."""
-    return Prediction(_quantiles(latency), _quantiles(cost), _at(latency, at), _at(cost, at))
+    both = _quantiles(latency), _quantiles(cost)
+    if at == 0.95:
+        return Prediction(*both, both[0].p95, both[1].p95)
+    return Prediction(*both, _at(latency, at), _at(cost, at))
 
 
 def uncertified(sampler: Sampler, problem: Problem, choice: Sequence[int], slo: Slo | None) -> Plan:
@@ -141,71 +136,31 @@ def uncertified(sampler: Sampler, problem: Problem, choice: Sequence[int], slo: 
     )
 
 
-def solve(problem: Problem, goal: Goal, node_limit: int = NODE_LIMIT, start: Choice | None = None) -> Found:
-    """A good plan by sweeps and moves, then branch-and-bound, both without dominated options."""
-    reduced = Reduced.of(problem, goal)
-    given = None if start is None else reduced.within(start)
-    first = begin(reduced.problem, goal, () if given is None else (given,))
-    found = search(reduced.problem, goal, incumbent=first.plan, node_limit=node_limit, reference=first.reference)
-    return found if found.choice is None else replace(found, choice=reduced.whole(found.choice))
-
-
 def _certified(sampler: Sampler, problem: Problem, goal: Goal, slo: Slo | None, node_limit: int) -> Winner:
-    """The best plan found that passes both tests; after one that passes with much to spare, a bolder one is tried."""
+    """The best plan that can be promised, once it passes its test on fresh samples."""
     confidence = slo.confidence if slo else 0.99
-    error, risk = 1 - confidence, 1 - goal.percentile
-    share, room = SEARCH_SHARE, (1.0, 1.0)
-    if slo is not None and sampler.uncertain:
-        room = first_room(sampler, problem, goal.at(1 - share * risk), goal.percentile, confidence)
-    best: tuple[float, Winner, Found, Verdict] | None = None
-    for attempt in range(ATTEMPTS):
-        if attempt and best is None and problem.n_samples < ENOUGH_SAMPLES:
-            problem = sampler.problem(attempt)
-        found = solve(problem, goal.at(1 - share * risk).within(*room), node_limit)
-        if found.choice is None and attempt == 0:
-            found = solve(problem, goal, node_limit)
-        last = found.choice is None or (best is None and attempt == ATTEMPTS - 1)
-        if last:
-            found = _safest(problem, goal, node_limit)
-        if found.choice is None:
+    error, risk, share = 1 - confidence, 1 - goal.percentile, SEARCH_SHARE
+    solver, tests = Solver(problem, node_limit), 0
+    while tests < TESTS:
+        if tests and problem.n_samples < ENOUGH_SAMPLES:
+            problem = sampler.problem(tests)
+            solver = Solver(problem, node_limit)
+        missing = 1.0
+        for found in promised(sampler, solver, goal, 1 - share * risk, confidence)[: TESTS - tests]:
+            assert found.choice is not None
+            latency, cost = sampler.fresh(problem, found.choice, tests)
+            winner = Winner(problem, found.choice, latency, cost, None)
+            if slo is None:
+                return winner
+            tests += 1
+            verdict = judge(_bounds(goal, latency, cost), goal.percentile, error / 2**tests)
+            if verdict.passed:
+                return replace(winner, certificate=_certificate(solver, goal, found, verdict, confidence))
+            missing = min(0.97, missing, 0.98 * verdict.allowed / verdict.violations)
+        if missing == 1.0:
             break
-        if best is not None and found.choice == best[1].choice:
-            break
-        latency, cost = sampler.fresh(problem, found.choice, attempt)
-        winner = Winner(problem, found.choice, latency, cost, None)
-        if slo is None:
-            return winner
-        verdict = judge(_bounds(goal, latency, cost), goal.percentile, error / 2 ** (attempt + 1))
-        over = excess(sampler, problem, found.choice, goal, confidence, attempt)
-        if verdict.passed and max(over) <= 1:
-            score, before = problem.score(found.choice, goal), room
-            if best is not None and score >= best[0]:
-                break
-            best, room = (score, winner, found, verdict), loosened(room, over)
-            if last or room == before:
-                break
-        elif last or best is not None:
-            break
-        else:
-            share *= 1.0 if verdict.passed else min(0.97, 0.98 * verdict.allowed / verdict.violations)
-            room = tightened(room, over)
-    if best is None:
-        raise _infeasible(sampler, problem, goal, slo, node_limit)
-    _, winner, found, verdict = best
-    return replace(winner, certificate=_certificate(problem, goal, found, verdict, confidence))
-
-
-def _safest(problem: Problem, goal: Goal, node_limit: int) -> Found:
-    """The plan with most room to its bound, where the cheapest could not be certified or none was found."""
-    none = Found(None, inf, -inf, 0, False)
-    if goal.latency_bound_s == inf:
-        choice = _frugal(problem, goal.percentile, node_limit) if goal.cost_bound_usd < inf else None
-    else:
-        choice = solve(problem, goal.fastest(), node_limit).choice
-    score = problem.score(choice, goal) if choice is not None else inf
-    if choice is None or score == inf:
-        return none
-    return Found(choice, score, quantile_bound(problem, goal, choice), 0, False)
+        share *= missing
+    raise _infeasible(sampler, solver, goal, slo)
 
 
 def _bounds(
@@ -215,13 +170,10 @@ def _bounds(
     return [(values, bound) for values, bound in pairs if bound < inf]
 
 
-def _certificate(problem: Problem, goal: Goal, found: Found, verdict: Verdict, confidence: float) -> Certificate:
+def _certificate(solver: Solver, goal: Goal, found: Found, verdict: Verdict, confidence: float) -> Certificate:
     """The certificate of a plan that passed; certainty is priced against the best plan at the nominal percentile."""
     assert found.choice is not None
-    own = problem.score(found.choice, goal)
-    start, nominal = polish(problem, goal, found.choice, own) if own < inf else (found.choice, inf)
-    if len(problem.stages) <= SMALL:
-        nominal = search(problem, goal, incumbent=start, node_limit=NOMINAL_NODES).score
+    own, nominal = solver.problem.score(found.choice, goal), solver.nominal(goal, [found.choice])
     price = own / nominal - 1 if 0 < nominal < inf else 0.0
     return Certificate(
         lower_bound=_rounded(found.lower_bound),
@@ -244,30 +196,30 @@ def _balance(objective: Balanced, problem: Problem, node_limit: int) -> Goal:
     return objective.goal(max(cheapest, 1e-12), max(fastest, 1e-12))
 
 
-def _infeasible(sampler: Sampler, problem: Problem, goal: Goal, slo: Slo | None, node_limit: int) -> InfeasibleSlo:
+def _infeasible(sampler: Sampler, solver: Solver, goal: Goal, slo: Slo | None) -> InfeasibleSlo:
     """What to tell: the nearest bound of the objective that a plan on the menu keeps with room to spare."""
-    words = str(slo) if slo else "a plan"
+    words, problem = str(slo) if slo else "a plan", solver.problem
     risk = SEARCH_SHARE * (1 - goal.percentile)
     fastest = goal.at(1 - risk).fastest()
     confidence = slo.confidence if slo else 0.99
     room = 1 - _sure_risk(sampler.fresh_samples, 1 - goal.percentile, 1 - confidence)
     surer = 1 - (1 - confidence) / 2
     if goal.latency_bound_s < inf:
-        found = solve(problem, fastest, node_limit)
+        found = solver.solve(fastest)
         if found.choice is not None:
-            latency, cost = sampler.fresh(problem, found.choice, ATTEMPTS)
-            promised = sure(sampler, problem, found.choice, goal.percentile, surer)[0]
-            bound = _round_up(max(_at(latency, room), found.score, promised))
+            latency, cost = sampler.fresh(problem, found.choice, TESTS)
+            safe = sure(sampler, problem, found.choice, goal.percentile, surer)[0]
+            bound = _round_up(max(_at(latency, room), found.score, safe))
             where = max(criticality(problem, found.choice), key=lambda c: c.path_share)
-            reached = max(expected := _at(latency, goal.percentile), _rounded(promised))
+            reached = max(expected := _at(latency, goal.percentile), _rounded(safe))
             nearest = Nearest(bound, reached, _rounded(float(cost.mean())), _rounded(1 - expected / reached))
             return InfeasibleSlo(str(slo.latency) if slo else words, nearest, where.stage, where.path_share)
-    if goal.cost_bound_usd < inf and (choice := _frugal(problem, 1 - risk, node_limit)) is not None:
-        latency, cost = sampler.fresh(problem, choice, ATTEMPTS)
-        promised = sure(sampler, problem, choice, goal.percentile, surer)[1]
-        bound = _round_up(max(_at(cost, room), _at(problem.cost(choice), 1 - risk), promised))
+    if goal.cost_bound_usd < inf and (choice := solver.frugal(1 - risk)) is not None:
+        latency, cost = sampler.fresh(problem, choice, TESTS)
+        safe = sure(sampler, problem, choice, goal.percentile, surer)[1]
+        bound = _round_up(max(_at(cost, room), _at(problem.cost(choice), 1 - risk), safe))
         where = max(criticality(problem, choice), key=lambda c: c.cost_share)
-        reached = max(expected := _at(cost, goal.percentile), _rounded(promised))
+        reached = max(expected := _at(cost, goal.percentile), _rounded(safe))
         nearest = Nearest(bound, _at(latency, goal.percentile), reached, _rounded(1 - expected / reached))
         return InfeasibleSlo(str(slo.budget) if slo else words, nearest, where.stage, where.cost_share)
     return InfeasibleSlo(words, None, problem.workflow.order[0], 0.0)
@@ -275,33 +227,23 @@ def _infeasible(sampler: Sampler, problem: Problem, goal: Goal, slo: Slo | None,
 
 def _sure_risk(samples: int, risk: float, error: float) -> float:
     """A share of violations that passes even the last test almost surely: four deviations under its threshold."""
-    allowed = allowed_violations(samples, risk, error / 2**ATTEMPTS)
+    allowed = allowed_violations(samples, risk, error / 2**TESTS)
     sure = (allowed - 4 * sqrt(samples * risk * (1 - risk))) / samples
     return min(max(sure, 0.5 / samples), SEARCH_SHARE * risk)
 
 
-def _frugal(problem: Problem, at: float, node_limit: int) -> Choice | None:
-    """The plan of least cost at a percentile: the cheapest on average, then ever tighter budgets."""
-    found = solve(problem, Goal(percentile=at), node_limit)
-    best = found.choice
-    for _ in range(8):
-        if best is None:
-            return None
-        tighter = percentile(problem.cost(best), Goal(percentile=at).allowed(problem.n_samples)) * (1 - 1e-3)
-        found = solve(problem, Goal(percentile=at, cost_bound_usd=tighter), node_limit)
-        if found.choice is None:
-            return best
-        best = found.choice
-    return best
-
-
 def _quantiles(samples: NDArray[np.floating]) -> Quantiles:
     mean = _rounded(float(samples.mean(dtype=np.float64)))
-    return Quantiles(mean, _at(samples, 0.5), _at(samples, 0.95), _at(samples, 0.99))
+    ranks = [_rank(samples, q) for q in (0.5, 0.95, 0.99)]
+    return Quantiles(mean, *(_rounded(float(value)) for value in np.partition(samples, ranks)[ranks]))
 
 
 def _at(samples: NDArray[np.floating], q: float) -> float:
     return _rounded(percentile(samples, Goal(percentile=q).allowed(len(samples))))
+
+
+def _rank(samples: NDArray[np.floating], q: float) -> int:
+    return len(samples) - 1 - Goal(percentile=q).allowed(len(samples))
 
 
 def _rounded(value: float, digits: int = 9) -> float:

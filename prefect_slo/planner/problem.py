@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from math import floor, inf
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,6 +102,15 @@ class CompiledStage:
     classes: NDArray[np.int64]
     class_of: NDArray[np.int64]
     upstream: Mapping[int, int]
+
+    @cached_property
+    def whole(self) -> bool:
+        """Whether every option makes its calls in one wave."""
+        return bool((self.waves == 1).all())
+
+    def waves_at(self, index: Any) -> NDArray[np.float32] | float:
+        """Waves at some options; plainly 1 where all have one, which is quicker to reckon with."""
+        return 1.0 if self.whole else self.waves[index]
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,7 +243,7 @@ class Problem:
         end: NDArray[np.floating] | float = 0.0
         for i, stage in enumerate(self.stages):
             own = stage.latency[self.upstream_row(i, choice), choice[i]]
-            progress[stage.name] = advance(stage.after, own, progress, stage.waves[choice[i]])
+            progress[stage.name] = advance(stage.after, own, progress, stage.waves_at(choice[i]))
             end = np.maximum(end, progress[stage.name].finish)
         return np.asarray(end + self.driver, dtype=np.float32)
 

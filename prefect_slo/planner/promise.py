@@ -3,31 +3,181 @@ r"""Whether a plan keeps its bound under nearly every truth that the rows allow 
 Samples that mix everything the parameters may be give the chance that the *next run* keeps the bound. A promise with
 confidence γ says more: P(latency ≤ bound | θ) ≥ percentile for a share γ of the possible truths θ. An optimiser parks
 its plans on the bound, so that a plan chosen by the first alone breaks the second about as often as not.
+
+The search knows nothing of this: it is given bounds with room, and what its plan surely keeps says how much room.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from math import inf, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prefect_slo.planner.dominance import Reduced
-from prefect_slo.planner.incumbent import begin
 from prefect_slo.planner.problem import Choice, Goal, Problem, percentile
-from prefect_slo.planner.sampling import RUNS, Sampler
+from prefect_slo.planner.sampling import Sampler
+from prefect_slo.planner.search import Found
+from prefect_slo.planner.solver import Solver
+
+ATTEMPTS = 6
+"""Searches for a plan that can be promised before there is none."""
 
 OVERSHOOT = 1.002
-"""A bound that some truths break is tightened by this much more than they break it by, so that the next plan passes."""
+"""Room is made by this much more than the plan before needed, so that the next one passes."""
 
 CLOSE = 0.985
 """A plan that surely keeps more than this share of its bound is close enough to it: bolder ones save very little."""
 
-GUESS = 100
-"""Runs under each truth for a first guess of the room; the tests that follow correct it."""
+WORTH = 0.002
+"""What a bolder plan must save to be worth another test."""
 
-_LAST = 1_000
-"""Number of the draws that are no attempt's own."""
+Room = tuple[float, float]
+"""What the bounds of latency and cost are divided by."""
+
+
+def promised(sampler: Sampler, solver: Solver, goal: Goal, at: float, confidence: float) -> list[Found]:
+    """Plans that keep the goal under a share ``confidence`` of the truths, the best first.
+
+    Moves find plans for bounds with more and more or less room; the room of the best that can be promised is then
+    searched. From a model that is sure of itself, the plan of the search.
+
+    Args:
+        sampler: Draws the truths.
+        solver: Of the problem.
+        goal: What is asked, at the percentile that is promised.
+        at: Percentile of the search.
+        confidence: Of the promise.
+    """
+    test = Promise(sampler, solver.problem, goal, at, confidence)
+    kept, room = _moved(test, solver) if test.open else (None, (1.0, 1.0))
+    found = Found(None, inf, -inf, 0, False)
+    if kept is not None or not test.open:
+        found = solver.solve(goal.at(at).within(*room), () if kept is None else (kept,))
+    if kept is not None and found.choice != kept:
+        moved = replace(found, choice=kept, score=solver.problem.score(kept, goal), complete=False)
+        surer = found.choice is not None and test.judge(found.choice).kept
+        return [found, moved] if surer else [moved]
+    if found.choice is not None:
+        thrifty = solver.thrifty(goal.at(at).within(*room), found)
+        surer = thrifty.choice != found.choice and test.judge(thrifty.choice or ()).kept
+        return [thrifty, found] if surer else [found]
+    others = (solver.solve(goal), solver.safest(goal))
+    return [found for found in others if found.choice is not None and test.judge(found.choice).kept]
+
+
+def _moved(test: Promise, solver: Solver) -> tuple[Choice | None, Room]:
+    """The best plan that moves find and that can be promised, and the room that it was found with.
+
+    A plan is looked for with as much room as the one before it needed: what that surely keeps, over what it keeps in
+    the search. One that broke its promise needs more than it was given, so that it is not found again; one that has
+    much to spare needs less, and a bolder one is tried.
+    """
+    goal, problem = test.goal, solver.problem
+    start = solver.start(goal.at(test.at))
+    room = (1.0, 1.0) if start.reference is None else test.judge(start.reference).room
+    best: tuple[float, Choice, Room] | None = None
+    least = 1.0, 1.0
+    for _ in range(ATTEMPTS):
+        asked = goal.at(test.at).within(*room)
+        start = solver.start(asked, () if start.plan is None else (start.plan,))
+        choice = start.plan or solver.solve(asked).choice
+        if choice is None or (best and problem.score(choice, goal) >= best[0] * (1 - WORTH)):
+            break
+        verdict = test.judge(choice)
+        if verdict.kept:
+            best = problem.score(choice, goal), choice, room
+            following = raised(least, verdict.room)
+        else:
+            least = raised(least, verdict.wider)
+            following = least if best else raised(least, room)
+        if verdict.close or (best and not narrower(following, best[2])):
+            break
+        room = following
+    return (None, room) if best is None else best[1:]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a plan surely keeps.
+
+    Attributes:
+        over: Its latency and cost over the bounds on them; 0 where there is none.
+        room: The same over what the search sees of them, at least 1.
+    """
+
+    over: Room
+    room: Room
+
+    @property
+    def kept(self) -> bool:
+        """Whether the promise holds."""
+        return max(self.over) <= 1
+
+    @property
+    def close(self) -> bool:
+        """Whether it holds with nothing to spare, or is none."""
+        return CLOSE < max(self.over) <= 1 or max(self.over) == 0
+
+    @property
+    def wider(self) -> Room:
+        """Room for the next plan, where this one broke a bound."""
+        latency, cost = (room * OVERSHOOT if over > 1 else 1.0 for room, over in zip(self.room, self.over, strict=True))
+        return latency, cost
+
+
+@dataclass(frozen=True, eq=False)
+class Promise:
+    """The test of plans.
+
+    Attributes:
+        sampler: Draws the truths.
+        problem: What the search sees.
+        goal: What is asked, at the percentile that is promised.
+        at: Percentile of the search.
+        confidence: Share of the truths.
+    """
+
+    sampler: Sampler
+    problem: Problem
+    goal: Goal
+    at: float
+    confidence: float
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Of latency and cost."""
+        return self.goal.latency_bound_s, self.goal.cost_bound_usd
+
+    @property
+    def open(self) -> bool:
+        """Whether there is anything to promise that the model is not sure of."""
+        return self.sampler.uncertain and min(self.bounds) < inf
+
+    def judge(self, choice: Choice) -> Verdict:
+        """What a plan surely keeps."""
+        drawn = self.sampler.truths(self.problem, choice) if self.open else None
+        if drawn is None:
+            return Verdict((0.0, 0.0), (1.0, 1.0))
+        allowed = self.goal.at(self.at).allowed(self.problem.n_samples)
+        over, room = [], []
+        seen = self.problem.latency, self.problem.cost
+        for values, bound, samples in zip(drawn, self.bounds, seen, strict=True):
+            safe = sure_quantile(values, self.goal.percentile, self.confidence) if bound < inf else 0.0
+            expected = percentile(samples(choice), allowed) if bound < inf else 1.0
+            over.append(safe / bound)
+            room.append(max(safe / max(expected, 1e-300), 1.0))
+        return Verdict((over[0], over[1]), (room[0], room[1]))
+
+
+def raised(room: Room, least: Room) -> Room:
+    """The larger room, bound by bound."""
+    return max(room[0], least[0]), max(room[1], least[1])
+
+
+def narrower(room: Room, than: Room) -> bool:
+    """Whether some bound has less room."""
+    return any(own < other for own, other in zip(room, than, strict=True))
 
 
 def sure_quantile(values: NDArray[np.floating], at: float, confidence: float) -> float:
@@ -42,69 +192,31 @@ def sure_quantile(values: NDArray[np.floating], at: float, confidence: float) ->
         at: Percentile of runs, as a fraction.
         confidence: Share of truths.
     """
-    logs, even, odd = (
-        np.log(np.maximum(np.quantile(part, at, axis=1), 1e-12)) for part in (values, values[:, ::2], values[:, 1::2])
-    )
+    half = values.shape[1] // 2
+    halves = values[:, : 2 * half].reshape(-1, half)
+    logs = np.log(np.maximum(_percentiles(values, at), 1e-12))
+    first, second = np.log(np.maximum(_percentiles(halves, at), 1e-12)).reshape(-1, 2).T
     total = float(np.var(logs, ddof=1))
-    between = float(np.cov(even, odd)[0, 1])
+    between = float(np.cov(first, second)[0, 1])
     kept = sqrt(min(max(between, 0.0) / total, 1.0)) if total > 0 else 0.0
     centre = float(logs.mean())
     # Weibull's positions, p·(n + 1): the default's fall short of a high quantile of few truths.
     return float(np.exp(np.quantile(centre + kept * (logs - centre), confidence, method="weibull")))
 
 
-def sure(
-    sampler: Sampler, problem: Problem, choice: Choice, at: float, confidence: float, attempt: int = _LAST,
-    *, runs: int = RUNS,
-) -> tuple[float, float]:  # fmt: skip
+def sure(sampler: Sampler, problem: Problem, choice: Choice, at: float, confidence: float) -> tuple[float, float]:
     """Latency in seconds and cost in US dollars that a plan surely keeps; 0 from a model without uncertainty."""
-    drawn = sampler.truths(problem, choice, attempt, runs=runs)
+    drawn = sampler.truths(problem, choice)
     if drawn is None:
         return 0.0, 0.0
     latency, cost = (sure_quantile(values, at, confidence) for values in drawn)
     return latency, cost
 
 
-def excess(
-    sampler: Sampler, problem: Problem, choice: Choice, goal: Goal, confidence: float, attempt: int
-) -> tuple[float, float]:
-    """What a plan surely keeps over each bound, of latency and of cost: it is promised where neither is above 1."""
-    if goal.latency_bound_s == goal.cost_bound_usd == inf:
-        return 0.0, 0.0
-    latency, cost = sure(sampler, problem, choice, goal.percentile, confidence, attempt)
-    return latency / goal.latency_bound_s, cost / goal.cost_bound_usd
-
-
-def first_room(sampler: Sampler, problem: Problem, goal: Goal, at: float, confidence: float) -> tuple[float, float]:
-    """What to divide the bounds by before the first search, judged by a plan that moves alone have found.
-
-    Args:
-        sampler: Draws the truths.
-        problem: What is searched.
-        goal: At the percentile of the search.
-        at: Percentile that is promised.
-        confidence: Of the promise.
-    """
-    problem = Reduced.of(problem, goal).problem
-    reference = begin(problem, goal).reference
-    if reference is None:
-        return 1.0, 1.0
-    allowed = goal.allowed(problem.n_samples)
-    promised = sure(sampler, problem, reference, at, confidence, runs=GUESS)
-    expected = (percentile(values, allowed) for values in (problem.latency(reference), problem.cost(reference)))
-    latency, cost = (max(p / max(e, 1e-300), 1.0) for p, e in zip(promised, expected, strict=True))
-    return latency, cost
-
-
-def tightened(room: tuple[float, float], over: tuple[float, float]) -> tuple[float, float]:
-    """The room of the next search, after one whose plan exceeded its bounds by these factors."""
-    latency, cost = (was * (OVERSHOOT * by if by > 1 else 1.0) for was, by in zip(room, over, strict=True))
-    return latency, cost
-
-
-def loosened(room: tuple[float, float], over: tuple[float, float]) -> tuple[float, float]:
-    """The room of a bolder search, after one whose plan has this share of its bounds; the same where that is enough."""
-    if max(over) > CLOSE or max(over) == 0:
-        return room
-    latency, cost = (max(was * by, 1.0) if by > 0 else was for was, by in zip(room, over, strict=True))
-    return latency, cost
+def _percentiles(values: NDArray[np.floating], at: float) -> NDArray[np.floating]:
+    """The percentile of each row, between the two values next to it."""
+    position = at * (values.shape[1] - 1)
+    low = int(position)
+    high = min(low + 1, values.shape[1] - 1)
+    ordered = np.partition(values, (low, high), axis=1)
+    return np.asarray(ordered[:, low] + (position - low) * (ordered[:, high] - ordered[:, low]))

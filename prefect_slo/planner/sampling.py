@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -23,7 +24,7 @@ GROWTH, ENOUGH_SAMPLES = 4, 4000
 LEAST_SAMPLES = 500
 """Samples that the search gets however large the menu is: 25 of them may break a bound at P95."""
 
-TRUTHS, RUNS = 256, 400
+TRUTHS, RUNS = 512, 200
 """Draws of the parameters that a promise is tested on, and runs under each. With fewer runs the percentile under one
 truth is too noisy, with fewer truths the confidence."""
 
@@ -71,20 +72,20 @@ class TableSource(Protocol):
         ...
 
 
+class Truths(Protocol):
+    """Runs under many draws of the parameters, the same for every plan."""
+
+    def of(self, chosen: Mapping[str, Option]) -> PlanSamples:
+        """The runs by a plan, one truth after the other."""
+        ...
+
+
 @runtime_checkable
 class UncertainSource(TableSource, Protocol):
     """A model that was learned from finitely many runs, and so doesn't know its own parameters for sure."""
 
-    def sample_truths(
-        self,
-        plan: Mapping[str, Option],
-        truths: int,
-        runs: int,
-        rng: np.random.Generator,
-        *,
-        cold: bool | float = False,
-    ) -> PlanSamples:
-        """Draws of ``runs`` runs under each of ``truths`` draws of the parameters, one truth after the other."""
+    def truths(self, truths: int, runs: int, rng: np.random.Generator, *, cold: bool | float = False) -> Truths:
+        """``runs`` runs under each of ``truths`` draws of the parameters."""
         ...
 
 
@@ -128,17 +129,22 @@ class Sampler:
         """Whether the model was learned from runs, and may be wrong."""
         return isinstance(self.model, UncertainSource)
 
-    def truths(
-        self, problem: Problem, choice: Choice, attempt: int = 0, *, runs: int = RUNS
-    ) -> tuple[NDArray[np.floating], NDArray[np.floating]] | None:
-        """Latency and cost under many possible truths, ``(TRUTHS, runs)`` each; ``None`` from a model that is sure."""
-        if not self.uncertain:
+    def truths(self, problem: Problem, choice: Choice) -> tuple[NDArray[np.floating], NDArray[np.floating]] | None:
+        """Latency and cost under many possible truths, ``(TRUTHS, RUNS)`` each; ``None`` from a model that is sure.
+
+        Truths and runs are the same for all plans: what one exceeds its bounds by says what to ask of the next.
+        """
+        if self._truths is None:
             return None
-        assert isinstance(self.model, UncertainSource)
-        rng, options = self._stream(2, attempt), problem.option(choice)
-        drawn = self.model.sample_truths(options, TRUTHS, runs, rng, cold=self.cold)
-        latency, cost = (np.asarray(values).reshape(TRUTHS, runs) for values in (drawn.latency_s, drawn.cost_usd))
+        drawn = self._truths.of(problem.option(choice))
+        latency, cost = (np.asarray(values).reshape(TRUTHS, RUNS) for values in (drawn.latency_s, drawn.cost_usd))
         return latency, cost
+
+    @cached_property
+    def _truths(self) -> Truths | None:
+        if not isinstance(self.model, UncertainSource):
+            return None
+        return self.model.truths(TRUTHS, RUNS, self._stream(2, 0), cold=self.cold)
 
     def _stream(self, use: int, attempt: int) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence([self.seed, use, attempt]))

@@ -187,7 +187,7 @@ class _Search:
         options, mean, floor, rest_class = options[keep], mean[keep], floor[keep], rest_class[keep]
 
         parents = {problem.stages[p].name: node.done[p] for p, _ in stage.parents}
-        own = advance(stage.after, stage.latency[row, options], parents, stage.waves[options, None])
+        own = advance(stage.after, stage.latency[row, options], parents, stage.waves_at((options, None)))
         end, handover = own.finish, own.first
         paid = node.paid - self._crossing(k, node.done)
         value = paid + self._leaving(k, end, handover)

@@ -23,6 +23,30 @@ COLUMNS = 24
 """Bounds in a sweep."""
 
 
+class Sweeps:
+    """Sweeps of one problem, each made once.
+
+    Args:
+        problem: What is planned.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self._made: dict[tuple[int, ...], list[Choice]] = {}
+
+    def around(self, reference: Choice | None = None) -> list[Choice]:
+        """As ``sweep``; references whose stages feed one another alike have one sweep, the first one's."""
+        rows = () if reference is None else self._rows(reference)
+        if rows not in self._made:
+            self._made[rows] = found = sweep(self._problem, reference)
+            if reference is None and found:
+                self._made.setdefault(self._rows(found[0]), found)
+        return self._made[rows]
+
+    def _rows(self, choice: Choice) -> tuple[int, ...]:
+        return tuple(self._problem.upstream_row(i, choice) for i in range(len(choice)))
+
+
 def sweep(problem: Problem, reference: Choice | None = None) -> list[Choice]:
     """Plans from cheapest to fastest, duplicates and those that break structural limits left out.
 

@@ -8,15 +8,18 @@ from decimal import Decimal
 from typing import Any
 
 from prefect.context import FlowRunContext
+from prefect.logging import get_logger
 
 from prefect_slo.aws import limits
-from prefect_slo.aws.batch import BatchInvoker, BatchJobs
+from prefect_slo.aws.batch import BatchJobs
 from prefect_slo.aws.clients import GRACE_S
 from prefect_slo.aws.clients import client as aws_client
+from prefect_slo.aws.concurrency import remembered
 from prefect_slo.aws.delegating import Delegating
 from prefect_slo.aws.exchange import Exchange
-from prefect_slo.aws.functions import Architecture, FunctionStatus, WorkerFunctions, policy
+from prefect_slo.aws.functions import Architecture, FunctionStatus, WorkerFunctions, documents, policy, storage
 from prefect_slo.aws.invoke import Invoker
+from prefect_slo.aws.jobs import BatchInvoker
 from prefect_slo.aws.report import bill
 from prefect_slo.aws.s3 import S3Prefix
 from prefect_slo.aws.spending import Caller, CappedCaller, SpendLimit
@@ -41,8 +44,8 @@ class LambdaPool:
     Args:
         memory_mb: Memory sizes, in MB; a vCPU comes with every 1,769 MB.
         workers: Worker counts for menus; by default powers of four up to ``concurrency``.
-        concurrency: Invocations that a flow run may have under way at once. Above what the account, or a reservation,
-            allows they are throttled.
+        concurrency: Invocations that a flow run may have under way at once; fewer, where the account or a reservation
+            has less.
         bucket: ``s3://bucket/prefix``, an ``S3Prefix``, or a block (``S3PrefixBlock``, or ``S3Bucket`` of prefect-aws)
             for what is too large for a request; without one, arguments and results must fit into 6 MB.
         once: Claim every invocation on S3 before it runs, so that one whose reply was lost never runs twice. Takes a
@@ -129,17 +132,31 @@ class LambdaPool:
 
     @property
     def capacity(self) -> Capacity:
-        """Its concurrency."""
-        return Capacity(workers=self.concurrency)
+        """Its concurrency, or what its account has for it, once a run has asked."""
+        names = [self.functions.name(memory) for memory in self.memory_mb]
+        known = remembered(self.region, self.endpoint, names)
+        return Capacity(workers=max(known.of_all(names, self.concurrency), 1))
 
     def backend(self, client: Any) -> LambdaBackend:
-        """A backend for one flow run."""
+        """A backend for one flow run. It stays within what the account, and each function, has at once."""
+        names, functions = [self.functions.name(memory) for memory in self.memory_mb], self.functions
+        found = functions.allowed(self.memory_mb)
+        together = found.of_all(names, self.concurrency)
+        if together < self.concurrency:
+            get_logger("slo").warning(
+                "Pool %r asks for %d invocations at once; its account has %d for it (%s). Ask AWS for more, or set "
+                "concurrency=%d.", self.name, self.concurrency, together, found, together,
+            )  # fmt: skip
         return LambdaBackend(
             self.exchange(),
-            self.functions.name,
-            concurrency=self.concurrency,
+            functions.name,
+            concurrency=max(together, 1),
             memory_mb=max(self.memory_mb),
             run_key=_run_key(),
+            of_size={
+                memory: max(found.of(name, self.concurrency), 1)
+                for memory, name in zip(self.memory_mb, names, strict=True)
+            },
         )
 
     def exchange(self) -> Exchange | Delegating:
@@ -151,38 +168,37 @@ class LambdaPool:
             read_s=self.timeout_s + GRACE_S,
             connections=self.concurrency,
         )
-        prices, capped = price_list(self._prices), self._capped()
+        prices, limit = price_list(self._prices), self._limit()
         longest_ms = 1000 * (self.timeout_s + limits.INIT_S)
         functions = Exchange(
-            capped(
-                Invoker(lambdas, prices, self.patience_s),
-                lambda name: bill(prices, int(name.rpartition("-")[2]), longest_ms),
+            _capped(
+                Invoker(lambdas, prices, self.patience_s, self.storage_mb),
+                limit,
+                lambda name: bill(prices, int(name.rpartition("-")[2]), longest_ms, storage_mb=self.storage_mb),
             ),
             self._store,
             self.once,
+            limit,
         )
         if self.batch is None:
             return functions
         assert self._store is not None
         rate = prices.rate(0.0, float(min(self.memory_mb)))
         longest_usd = Decimal(repr(self.batch.usd_s)) * self.batch.timeout_s * self.batch.attempts
-        jobs = capped(BatchInvoker(self.batch, self._store), lambda name: longest_usd)
+        jobs = _capped(BatchInvoker(self.batch, self._store), limit, lambda name: longest_usd)
         return Delegating(
             functions,
-            Exchange(jobs, self._store, self.once),
+            Exchange(jobs, self._store, self.once, limit),
             "lambda-batch",
             self.needs,
             Limits(float(max(self.memory_mb)), float(self.storage_mb), float(self.timeout_s)),
-            Terms(float(self.timeout_s), self.batch.launch_s, rate, self.batch.usd_s),
+            Terms(float(self.timeout_s), self.batch.launch_s, rate, self.batch.usd_s, batch_least_s=self.batch.least_s),
             self.by,
         )
 
-    def _capped(self) -> Callable[[Caller, Callable[[str], Decimal]], Caller]:
-        """Puts callers under one cap, where there is one; takes what a call of a function can cost at most."""
-        if self.max_spend_usd is None:
-            return lambda caller, worst_usd: caller
-        limit = SpendLimit(Decimal(repr(self.max_spend_usd)))
-        return lambda caller, worst_usd: CappedCaller(caller, limit, worst_usd)
+    def _limit(self) -> SpendLimit | None:
+        """The cap that one run's calls share, where there is one."""
+        return SpendLimit(Decimal(repr(self.max_spend_usd))) if self.max_spend_usd is not None else None
 
     @property
     def functions(self) -> WorkerFunctions:
@@ -211,21 +227,21 @@ class LambdaPool:
         return names
 
     def status(self) -> list[FunctionStatus]:
-        """The functions as the account has them."""
-        return self.functions.status(self.memory_mb)
+        """The functions as the account has them, and what jobs on Batch need."""
+        return [*self.functions.status(self.memory_mb), *(self.batch.status() if self.batch is not None else ())]
 
     def destroy(self, *, only_old: bool = False) -> list[str]:
         """Delete the functions, or those of earlier versions, and what is stored; returns the functions' names."""
         gone = self.functions.destroy(only_old=only_old, memory_mb=self.memory_mb)
-        if self.batch is not None and not only_old:
-            gone += self.batch.destroy()
+        if self.batch is not None:
+            gone += self.batch.destroy(only_old=only_old)
         if self._store is not None and not only_old:
             self._store.delete()
         return gone
 
     def policy(self) -> dict[str, Any]:
         """The least that callers, functions and deployers may do, as IAM policy documents."""
-        return policy(self.functions, self._store)
+        return policy(self.functions, self._store, self.batch.policy() if self.batch is not None else None)
 
     @property
     def _store(self) -> S3Prefix | None:
@@ -296,11 +312,26 @@ class BatchPool:
         self.bucket.expire(KEPT_DAYS)
         return names
 
-    def destroy(self) -> list[str]:
-        """Deregister job definitions, and delete what is stored."""
-        gone = self.jobs.destroy()
-        self.bucket.delete()
+    def status(self) -> list[FunctionStatus]:
+        """Job definitions and the queue as the account has them."""
+        return self.jobs.status()
+
+    def destroy(self, *, only_old: bool = False) -> list[str]:
+        """Deregister job definitions, or those of earlier settings; else delete what is stored and a queue of ours."""
+        gone = self.jobs.destroy(only_old=only_old)
+        if not only_old:
+            self.bucket.delete()
         return gone
+
+    def policy(self) -> dict[str, Any]:
+        """The least that callers, jobs and deployers may do, as IAM policy documents."""
+        needs = storage(self.bucket)
+        return documents({who: [*self.jobs.policy().get(who, []), *statements] for who, statements in needs.items()})
+
+
+def _capped(caller: Caller, limit: SpendLimit | None, worst_usd: Callable[[str], Decimal]) -> Caller:
+    """A caller under a cap, where there is one; ``worst_usd`` is what a call of a function can cost at most."""
+    return caller if limit is None else CappedCaller(caller, limit, worst_usd)
 
 
 def _run_key() -> str:

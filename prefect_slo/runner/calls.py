@@ -43,6 +43,7 @@ class Call:
         submitted: When (monotonic).
         ready: When the last upstream result was there (monotonic).
         late: Whether that was after the flow had returned, with nobody waiting for it.
+        mapped: Upstream task runs whose results pass through memory that processes of this machine share.
     """
 
     item: int
@@ -61,6 +62,7 @@ class Call:
     submitted: float = 0.0
     ready: float = 0.0
     late: bool = False
+    mapped: frozenset[UUID] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

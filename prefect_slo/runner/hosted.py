@@ -8,6 +8,7 @@ once.
 from __future__ import annotations
 
 import asyncio
+import io
 import time
 from collections.abc import Callable, Sequence
 from contextvars import Context
@@ -17,6 +18,7 @@ from typing import Any
 import cloudpickle
 from prefect import Task
 from prefect.exceptions import Pause
+from prefect.futures import PrefectFutureList
 
 from prefect_slo.declaration import batched_names, function_of, undeclared, with_function
 from prefect_slo.errors import SloError
@@ -183,10 +185,21 @@ def _dumped(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
     try:
         if _PLAIN.issuperset(map(type, (*args, *kwargs.values()))):
             return bytes(cloudpickle.dumps((args, kwargs)))
+        buffer = io.BytesIO()
         with by_value():
-            return bytes(cloudpickle.dumps((args, kwargs)))
+            _Pickler(buffer).dump((args, kwargs))
+        return buffer.getvalue()
     except Exception as error:
         raise NotSent(f"{type(error).__name__}: {error}") from error
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Pickles what was a list of futures as the list of results that it has become: there is no Prefect over there."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is PrefectFutureList:
+            return list, (list(obj),)
+        return super().reducer_override(obj)
 
 
 def _outcome(carried: Carried, task: Task[Any, Any], call: Payload) -> Outcome:

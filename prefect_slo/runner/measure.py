@@ -7,6 +7,7 @@ apart.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, replace
@@ -64,6 +65,10 @@ class _Stage:
     peak_mb: float = 0.0
     cold: bool = False
     billed_usd: Decimal = Decimal()
+    storage_usd: Decimal = Decimal()
+    requests: int = 0
+    pool: str = ""
+    metered: bool = True
     now_leased: int = 0
     most_leased: int = 0
     size: Size = field(default_factory=lambda: Size(1, 1024))
@@ -110,7 +115,8 @@ class Measure:
             share = min(size.vcpus / self._machine.vcpus, 1.0)
             size = replace(size, memory_mb=max(int(share * self._machine.memory_mb), 1))
         self._leases[lease] = _Lease(stage, pool, size, now, metered)
-        self._stages[stage].size = size
+        seen = self._stages[stage]
+        seen.size, seen.pool, seen.metered = size, pool, seen.metered and metered
 
     def stage_of(self, lease: int) -> str:
         """The stage that a lease works for; empty where it is over."""
@@ -171,7 +177,7 @@ class Measure:
         seen.bytes_out += report.bytes_out
         seen.peak_mb = max(seen.peak_mb, report.peak_mb)
         seen.cold |= report.init_s > 0
-        self._bill(seen, report.billed_usd)
+        self._bill(seen, report)
         if self._heard is not None:
             self._heard(
                 Invocation(
@@ -201,7 +207,7 @@ class Measure:
             seen = self._stages[lease.stage]
             seen.failed += 1
             seen.peak_mb = max(seen.peak_mb, report.peak_mb)
-            self._bill(seen, report.billed_usd)
+            self._bill(seen, report)
         self.released(report.lease, time.monotonic())
 
     def released(self, lease: int, now: float) -> None:
@@ -250,8 +256,8 @@ class Measure:
 
     @property
     def cost_usd(self) -> float:
-        """Cost of all stages so far, of leases given back."""
-        return sum(map(_cost, self._stages.values()))
+        """Cost of all stages so far, of leases given back; what is billed is added up exactly."""
+        return float(self.billed_usd) + sum(seen.cost_usd for seen in self._stages.values())
 
     @property
     def billed_usd(self) -> Decimal:
@@ -272,9 +278,20 @@ class Measure:
         )
 
     @staticmethod
-    def _bill(seen: _Stage, billed_usd: Decimal | None) -> None:
-        if billed_usd is not None:
-            seen.billed_usd += billed_usd
+    def _bill(seen: _Stage, report: protocol.Finished | protocol.Lost) -> None:
+        if report.billed_usd is not None:
+            seen.billed_usd += report.billed_usd
+            seen.storage_usd += report.storage_usd
+            seen.requests += report.requests
+
+    def _billed_s(self, seen: _Stage) -> float:
+        """Seconds that were billed at the stage's size; ``nan`` unless all of it was metered."""
+        prices, size = self._prices_of.get(seen.pool, self._prices), seen.size
+        rate = prices.rate(size.vcpus, size.memory_mb, size.gpu, size.hardware)
+        if not (seen.metered and seen.requests and rate > 0):
+            return NAN
+        time_usd = seen.billed_usd - seen.storage_usd - seen.requests * Decimal(repr(prices.request))
+        return max(float(time_usd) / rate, 0.0)
 
     def _row(self, run_id: str, name: str, seen: _Stage, planned: int | None) -> StageRun:
         workers = planned or max(seen.most_leased, 1)
@@ -282,6 +299,7 @@ class Measure:
         took_s, queue_s, busy_s = seen.last_end - seen.first_ready, seen.queued_s / workers, seen.busy_s / workers
         wall_s = max(took_s - queue_s, min(took_s, busy_s), 1e-6)
         unix, monotonic = self._started_at
+        billed_s = self._billed_s(seen)
         return StageRun(
             run_id=run_id,
             stage=name,
@@ -303,6 +321,9 @@ class Measure:
             hardware=seen.size.hardware,
             started_at=unix + seen.first_ready - monotonic,
             queue_s=queue_s,
+            requests=NAN if math.isnan(billed_s) else float(seen.requests),
+            billed_s=billed_s,
+            storage_usd=NAN if math.isnan(billed_s) else float(seen.storage_usd),
         )
 
 

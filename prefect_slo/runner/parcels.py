@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copyreg
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextvars import Context
 from typing import Any
+from uuid import UUID
 
 import cloudpickle
 from prefect.futures import PrefectFuture
+from prefect.results import ResultRecord  # type: ignore[attr-defined]
 from prefect.utilities.annotations import BaseAnnotation, quote
 from prefect.utilities.collections import StopVisiting, visit_collection
 
@@ -19,6 +22,7 @@ from prefect_slo.runner.calls import Call, Payload
 from prefect_slo.runner.futures import RaisedFuture
 from prefect_slo.runner.hosted import FunctionProgram
 from prefect_slo.runner.payloads import by_value, importable_by_workers
+from prefect_slo.runner.shelf import Shelf
 from prefect_slo.runner.variants import Variant
 
 
@@ -28,10 +32,12 @@ class Parcels:
     Args:
         run_key: Names the flow run.
         context: The flow's context.
+        shelf_bytes: What results may take in memory that processes share.
     """
 
-    def __init__(self, run_key: str, context: Context) -> None:
+    def __init__(self, run_key: str, context: Context, shelf_bytes: float = 0.0) -> None:
         self._run_key, self._context = run_key, context
+        self._shelf = Shelf(shelf_bytes)
         self._hosted: dict[int, HostedProgram] = {}
         self._flow_context: bytes | None = None
         self._elsewhere: dict[int, bytes] = {}
@@ -76,19 +82,48 @@ class Parcels:
             self._hosted[variant.ordinal] = FunctionProgram.of(variant.task)
         return self._hosted[variant.ordinal]
 
-    def payload(self, calls: list[Call], record: Record, *, isolated: bool, elsewhere: bool = False) -> Any:
+    def payload(
+        self, calls: list[Call], record: Record, *, isolated: bool, here: bool = False, elsewhere: bool = False
+    ) -> Any:
         """Calls that run as one, as a worker takes them.
+
+        Args:
+            calls: The calls.
+            record: Their record level.
+            isolated: Whether the worker is another process.
+            here: Whether it is one of this machine, which has files in common with this process.
+            elsewhere: Whether it is on a machine that has none of the user's own modules.
 
         Raises:
             Exception: Whatever pickling the arguments raises.
         """
-        ready = [_ready(call, isolated=isolated) for call in calls]
-        if isolated:
-            return program.dump(ready, record, by_value() if elsewhere else None)
-        return calls[0].context, (calls[0].task, ready, record)
+        if not isolated:
+            ready = [_ready(call, isolated=False) for call in calls]
+            return calls[0].context, (calls[0].task, ready, record)
+        kept: dict[int, str] = {}
+
+        def found(future: PrefectFuture[Any]) -> None:
+            value = _value_of(future)
+            if value is not None and (name := self._shelf.keep(future.task_run_id, value)) is not None:
+                kept[id(value)] = name
+
+        ready = [_ready(call, isolated=True, found=found if here else None) for call in calls]
+        return program.dump(ready, record, kept, by_value() if elsewhere else None)
+
+    def close(self) -> None:
+        """Let go of what was kept for workers."""
+        self._shelf.close()
 
 
-def _ready(call: Call, *, isolated: bool) -> Payload:
+def _value_of(future: PrefectFuture[Any]) -> Any:
+    """The result that a finished future holds in this process; ``None`` where it holds none."""
+    state = future.state
+    if not state.is_completed():
+        return None
+    return state.data.result if isinstance(state.data, ResultRecord) else None
+
+
+def _ready(call: Call, *, isolated: bool, found: Callable[[PrefectFuture[Any]], None] | None = None) -> Payload:
     """A call whose futures, all done, are states; those that hold an exception stay futures, for the engine to raise.
 
     On threads too: asked for its state, a future asks the API, which may still believe that it runs, and the engine
@@ -96,7 +131,8 @@ def _ready(call: Call, *, isolated: bool) -> Payload:
     """
     parameters, wait_for = call.parameters, call.wait_for
     if call.has_inputs:
-        parameters = {name: futures_to_states(value, isolated=isolated) for name, value in parameters.items()}
+        each = _only(call.mapped, found)
+        parameters = {name: futures_to_states(v, isolated=isolated, each=each) for name, v in parameters.items()}
         wait_for = [futures_to_states(value, isolated=isolated) for value in wait_for] if wait_for else None
     return Payload(call.task_run_id, parameters, wait_for, call.dependencies, call.tags, call.has_inputs, call.late)
 
@@ -115,8 +151,23 @@ def pending(call: Call) -> list[PrefectFuture[Any]]:
     return list(found.values())
 
 
-def futures_to_states(value: Any, *, isolated: bool) -> Any:
-    """A parameter with futures (all done) replaced by their final states, annotations kept."""
+def _only(
+    mapped: frozenset[UUID], found: Callable[[PrefectFuture[Any]], None] | None
+) -> Callable[[PrefectFuture[Any]], None] | None:
+    """Hears of futures of these task runs alone; ``None`` where there are none."""
+    if found is None or not mapped:
+        return None
+    return lambda future: found(future) if future.task_run_id in mapped else None
+
+
+def futures_to_states(value: Any, *, isolated: bool, each: Callable[[PrefectFuture[Any]], None] | None = None) -> Any:
+    """A parameter with futures (all done) replaced by their final states, annotations kept.
+
+    Args:
+        value: The parameter.
+        isolated: Whether it goes to another process.
+        each: Called with each future that is replaced.
+    """
 
     def replace(found: Any, context: dict[str, Any]) -> Any:
         if isinstance(context.get("annotation"), quote):
@@ -126,6 +177,8 @@ def futures_to_states(value: Any, *, isolated: bool) -> Any:
                 found.wait()
             except BaseException as error:
                 return RaisedFuture(found.task_run_id, program.portable(error)) if isolated else found
+            if each is not None:
+                each(found)
             return found.state
         return found
 

@@ -11,10 +11,11 @@ import asyncio
 import copy
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from contextvars import Context
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import cloudpickle
@@ -25,7 +26,7 @@ from prefect.context import FlowRunContext, SyncClientContext, hydrated_context,
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from prefect_slo.plan import Record
-from prefect_slo.runner import batches, engine, relay, worker_state
+from prefect_slo.runner import batches, engine, relay, shelf, worker_state
 from prefect_slo.runner.backends.protocol import Outcome, RunItem
 from prefect_slo.runner.calls import ATOMS, Payload, Raised, Returned, Several
 
@@ -120,12 +121,18 @@ def _stays_at_home(*_: Any, **__: Any) -> None:
     """Stands for the function of a flow whose tasks run elsewhere."""
 
 
-def dump(calls: list[Payload], record: Record, how: AbstractContextManager[None] | None = None) -> bytes:
+def dump(
+    calls: list[Payload],
+    record: Record,
+    kept: Mapping[int, str] = MappingProxyType({}),
+    how: AbstractContextManager[None] | None = None,
+) -> bytes:
     """The payload of some calls for a worker process.
 
     Args:
         calls: The calls.
         record: Their record level.
+        kept: Names of files that stand for results among their arguments, by ``id``.
         how: Entered where the user's own objects have to be pickled.
 
     Raises:
@@ -136,6 +143,8 @@ def dump(calls: list[Payload], record: Record, how: AbstractContextManager[None]
         [(c.task_run_id, c.parameters, c.wait_for, c.dependencies, c.tags, c.resolve, c.cancelled) for c in calls],
         record,
     )
+    if kept:
+        return shelf.dump(content, kept)
     if plain:
         return pickle.dumps(content)
     with how or nullcontext():
@@ -197,7 +206,7 @@ def run_calls(task: Task[Any, Any], calls: list[Payload], record: Record, loop: 
 def _run_pickled(task: Task[Any, Any], payload: bytes, loop: asyncio.Runner) -> Outcome:
     begun = time.perf_counter()
     try:
-        content, record = pickle.loads(payload)
+        (content, record), mapped = shelf.load(payload)
         calls = [Payload(*call) for call in content]
     except Exception as error:
         return Outcome(b"", failed=True, unpicklable=f"{type(error).__name__}: {error}")
@@ -215,7 +224,7 @@ def _run_pickled(task: Task[Any, Any], payload: bytes, loop: asyncio.Runner) -> 
         if not failed:
             return Outcome(b"", unpicklable=f"{type(error).__name__}: {error}")
         dumped = cloudpickle.dumps(_portable(result))
-    return Outcome(dumped, failed=failed, read_s=read - begun, write_s=time.perf_counter() - ran)
+    return Outcome(dumped, failed=failed, read_s=read - begun, write_s=time.perf_counter() - ran, mapped=mapped)
 
 
 def is_failure(result: Any) -> bool:

@@ -38,6 +38,7 @@ class Recipe:
         on_threads: Stages that are known not to pickle.
         ladders: Larger sizes by stage, for items that run out of memory.
         prices: What reserved time costs.
+        pool: Pool of stages without a plan that declare none; ``None`` means worker processes.
     """
 
     plan: Plan | None = None
@@ -48,6 +49,7 @@ class Recipe:
     on_threads: frozenset[str] = frozenset()
     ladders: Mapping[str, tuple[Size, ...]] = field(default_factory=dict)
     prices: PriceList = field(default_factory=lambda: price_list("local"))
+    pool: str | None = None
 
 
 @dataclass(frozen=True)

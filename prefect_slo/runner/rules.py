@@ -49,7 +49,7 @@ def stage_rule(
     planned = recipe.plan.stages.get(stage) if recipe.plan is not None else None
     isolation = declaration.isolation if declaration.isolation != "auto" else recipe.isolation
     named = [resolved(name, pools, stage=stage) for name in declaration.pools]
-    pool = resolved(planned.pool, pools, stage=stage) if planned is not None else PROCESS
+    pool = resolved(planned.pool if planned is not None else recipe.pool or PROCESS, pools, stage=stage)
     if named and (planned is None or pool not in named):
         planned = planned if {pool, named[0]} <= {PROCESS, THREAD} else None
         pool = named[0]

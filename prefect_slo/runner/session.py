@@ -31,6 +31,7 @@ from prefect_slo.runner.endings import Endings
 from prefect_slo.runner.futures import Callbacks
 from prefect_slo.runner.measure import Measure
 from prefect_slo.runner.parcels import Parcels
+from prefect_slo.runner.pools import PROCESS
 from prefect_slo.runner.write_behind import WriteBehind
 
 GRACE_S = 30.0
@@ -49,6 +50,7 @@ class Session:
         notice: Tells the user something, once each; with a stage where that has moved to threads.
         level: Record level of the bundle that a call is in.
         capacity: By pool, what the run's leases may hold together.
+        shelf_bytes: What results may take in memory that worker processes share.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Session:
         notice: Callable[[str, str | None], None],
         level: Callable[[Call], Record],
         capacity: Mapping[str, Capacity],
+        shelf_bytes: float = 0.0,
     ) -> None:
         self._run_key, self._backends, self._context = run_key, backends, context
         self._measure, self._notice, self._level = measure, notice, level
@@ -72,7 +75,7 @@ class Session:
         self._sent: dict[int, _Sent] = {}
         self._writer = WriteBehind(context.copy())
         self._endings = Endings(context, measure, self._writer)
-        self._parcels = Parcels(run_key, context)
+        self._parcels = Parcels(run_key, context, shelf_bytes)
         self._events_of_run = relay.FlowRunEvents(context.copy())
         self._rules: dict[str, StageRule] = {}
         self._pool_of: dict[int, str] = {}
@@ -112,6 +115,7 @@ class Session:
             try:
                 self._thread.join(timeout=5)
             finally:
+                self._parcels.close()
                 self._writer.close()
 
     # ---- the loop ---------------------------------------------------------------------------------------------------
@@ -313,12 +317,9 @@ class Session:
         for first in range(0, len(calls), batch):
             together = calls[first : first + batch]
             try:
-                items.append(
-                    (
-                        together[0].item,
-                        self._parcels.payload(together, record, isolated=isolated, elsewhere=can.elsewhere),
-                    )
-                )
+                where = {"here": pool == PROCESS, "elsewhere": can.elsewhere}
+                payload = self._parcels.payload(together, record, isolated=isolated, **where)
+                items.append((together[0].item, payload))
                 if len(together) > 1:
                     batches[together[0].item] = tuple(call.item for call in together)
             except BaseException as error:
@@ -366,6 +367,8 @@ class Session:
 
     def _tell(self, stage: str, what: str, detail: str) -> None:
         if what == "fallback":
+            if self._loss is not None and self._loss.reason == "start":
+                detail = f"{detail} ({self._loss.detail.partition(chr(10))[0]})"
             self._notice(f"Stage {stage!r} runs on threads from now on: {detail}.", stage)
         elif what == "grown":
             self._notice(f"Stage {stage!r} ran out of memory and moves to workers of {detail}.", None)

@@ -35,9 +35,10 @@ from prefect_slo.runner.futures import CallFuture
 from prefect_slo.runner.graph import StageGraph
 from prefect_slo.runner.ids import uuid7
 from prefect_slo.runner.inputs import find_inputs, run_ids
-from prefect_slo.runner.pools import PROCESS, THREAD, PoolDefinition, Pools, by_name
+from prefect_slo.runner.pools import PROCESS, THREAD, PoolDefinition, Pools, by_name, resolved
 from prefect_slo.runner.recipe import Director, Isolation, ObservedRun, Recipe, StageSeen
 from prefect_slo.runner.rules import loss_retries, stage_rule
+from prefect_slo.runner.shelf import MEMORY_SHARE
 from prefect_slo.runner.variants import Variant, Variants
 from prefect_slo.settings import valid_settings
 
@@ -65,9 +66,11 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
         stages: Declarations by task name, as ``slo_task`` makes them.
         director: Decides about each run in place of the arguments above, and hears how it went.
         pools: Pools beyond worker processes and threads, which plans and declarations may then name.
+        pool: The one of them that stages run on without a plan or a declaration; by default worker processes.
 
     Raises:
         InvalidValue: A value that an argument may not hold.
+        UnknownPool: There is no pool of that name.
 
     Example:
         ```python
@@ -95,6 +98,7 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
         stages: Mapping[str, Declaration | Mapping[str, Any]] | None = None,
         director: Director | None = None,
         pools: Sequence[PoolDefinition] = (),
+        pool: str | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         if isolation not in ("auto", "process", "thread"):
@@ -104,10 +108,11 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
         for name, value in (("max_workers", max_workers), ("bundle", bundle)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise InvalidValue(name, value, "a whole number of at least 1")
-        self.recipe = Recipe(plan, isolation, max_workers, record, bundle)
         self.stages = {name: Declaration.of(value) for name, value in (stages or {}).items()}
         self.director = director
         self.pools: Pools = by_name(pools)
+        pool = resolved(pool, self.pools) if pool is not None else None
+        self.recipe = Recipe(plan, isolation, max_workers, record, bundle, pool=pool)
         self.stock: TaskRunner[Any] | None = None
         self.clock = FlowClock()
         self._run: _Run | None = None
@@ -250,6 +255,8 @@ class _Run:
         self._ineligible: set[str] = set()
         self._batch: dict[str, int] = {}
         self._declared: dict[str, Declaration] = {}
+        edges = self.recipe.plan.passing if self.recipe.plan is not None else ()
+        self._mapped = {(edge.source, edge.sink) for edge in edges if edge.method == "machine"}
         self._pools: dict[str, str] = {}
         self._fallen: set[str] = set()
         self._invocations: list[Invocation] = []
@@ -274,6 +281,7 @@ class _Run:
                 PROCESS: Capacity(usable_vcpus()),
                 **{name: definition.capacity for name, definition in self._elsewhere.items()},
             },
+            shelf_bytes=MEMORY_SHARE * usable_memory_mb() * 2**20,
         )
 
     def submit(
@@ -313,6 +321,7 @@ class _Run:
             tags=tags,
             has_inputs=has_inputs or bool(wait_for),
             submitted=time.monotonic(),
+            mapped=self._mapped_into(stage, inputs) if self._mapped else frozenset(),
         )
         buffer: list[Call] | None = getattr(self._gathered, "calls", None)
         if buffer is None:
@@ -370,6 +379,11 @@ class _Run:
         except Exception as error:
             self._notice(f"No plan for this run ({type(error).__name__}: {error}); it runs by the default.")
             return None
+
+    def _mapped_into(self, stage: str, inputs: Mapping[str, set[RunInput]]) -> frozenset[UUID]:
+        """Upstream task runs whose results the plan passes to a stage through shared memory."""
+        ids = run_ids(inputs, None)
+        return frozenset(id_ for id_ in ids if (self._graph.stage_of(id_), stage) in self._mapped)
 
     def _with_knobs(self, stage: str, parameters: dict[str, Any]) -> dict[str, Any]:
         """The arguments with the plan's choices for those that were declared as knobs."""

@@ -29,6 +29,20 @@ def slo_lambda(slo_aws: Any) -> Any:
 
 
 @pytest.fixture
+def slo_batch(slo_aws: Any) -> Any:
+    """The ``LocalBatch`` of ``slo_aws``: queues, GPUs, machines that are taken back, how its jobs have ended."""
+    return slo_aws.batch
+
+
+@pytest.fixture
+def slo_s3(slo_aws: Any) -> Any:
+    """The bucket of ``slo_aws`` as an ``S3Prefix``: what runs have left there, and a place for a test's own objects."""
+    from prefect_slo.aws.s3 import S3Prefix
+
+    return S3Prefix.of(slo_aws.bucket, region="us-east-1")
+
+
+@pytest.fixture
 def slo_faults(slo_aws: Any) -> Iterator[Any]:
     """Faults (``Faults``) of the mocked account; none until some are added."""
     from prefect_slo.testing.aws import Faults

@@ -10,10 +10,11 @@ import argparse
 import signal
 import threading
 from contextlib import ExitStack
+from pathlib import Path
 
 from prefect_slo.testing.aws.batches import LocalBatch
 from prefect_slo.testing.aws.guard import fake_credentials, no_real_aws
-from prefect_slo.testing.aws.lambdas import LocalLambda
+from prefect_slo.testing.aws.lambdas import LocalLambda, role_arn
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -23,9 +24,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m prefect_slo.testing.server", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--concurrency", type=int, default=1000, help="invocations at once")
-    parser.add_argument("--cpu", choices=("modelled", "off"), default="off", help="whether CPU time takes its share")
+    parser.add_argument(
+        "--cpu", choices=("shares", "modelled", "off"), default="off", help="whether CPU time takes its share"
+    )
+    parser.add_argument(
+        "--image", action="append", default=[], metavar="URI=FOLDER", help="a folder that stands for a container image"
+    )
     parser.add_argument("--gpus", type=int, default=0, help="GPUs that jobs may have")
     options = parser.parse_args(arguments)
+    images = {uri: Path(folder) for uri, _, folder in (told.partition("=") for told in options.image)}
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
@@ -37,9 +44,11 @@ def main(arguments: list[str] | None = None) -> None:
         stack.callback(server.stop)
         host, port = server.get_host_and_port()
         endpoint = f"http://{host}:{port}"
-        stack.enter_context(LocalLambda(endpoint=endpoint, concurrency=options.concurrency, cpu=options.cpu))
-        stack.enter_context(LocalBatch(endpoint=endpoint, gpus=options.gpus))
-        print(f"AWS_ENDPOINT_URL={endpoint}", flush=True)
+        stack.enter_context(
+            LocalLambda(endpoint=endpoint, concurrency=options.concurrency, cpu=options.cpu, images=images)
+        )
+        stack.enter_context(LocalBatch(endpoint=endpoint, gpus=options.gpus, images=images))
+        print(f"AWS_ENDPOINT_URL={endpoint}\nPREFECT_SLO_TEST_ROLE={role_arn(endpoint)}", flush=True)
         ended.wait()
 
 

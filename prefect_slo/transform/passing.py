@@ -3,14 +3,16 @@
 After SONIC (Mahgoub et al., USENIX ATC 2021). Each stage runs *together* on one machine, in ``⌈n/slots⌉`` waves, or
 *spread*, each worker on a machine of its own. Between two stages that hand on ``D`` megabytes
 
-    machine   0                                          both stages together
+    machine   r_m + D / b_m                              both stages together; b_m = ∞ where memory is shared as it is
     direct    r_d + max(sent by a source, got by a sink) / b_d      every source and every sink has a link of its own
-    remote    2·r_s + (part of a source) / b_up + (got by a sink) / b_down
+    remote    2·r_s + (part of a source) / b_up + (got by a sink) / b_down  [+ (D + all that sinks get) / b_relay]
     inline    r_i + (D + all that sinks get) / b_i       where a message fits the service's limit
 
-where a sink gets its share of ``D``, or all of it when it is broadcast; a source then sends it once to each sink. Given
-where stages run, the best method of an edge does not depend on other edges. On a chain times add up, and the best
-places are found by Viterbi's recursion, exactly; on another graph the longest path counts, and places are enumerated.
+where a sink gets its share of ``D``, or all of it with each of its calls when it is broadcast; a source then sends it
+once to each sink. Given where stages run, the best method of an edge does not depend on other edges. On a chain times
+add up, and the best places are found by Viterbi's recursion, exactly; on another graph the longest path counts, and
+places are enumerated. Stages that not every run comes by, and edges to them, count by their probability: what is least
+is the longest path of expected times, which on a graph with branches is no more than the expected longest path.
 """
 
 from __future__ import annotations
@@ -21,10 +23,11 @@ from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import Literal
 
+from prefect_slo.edges import METHODS, Method
 from prefect_slo.errors import InvalidValue
+from prefect_slo.resources import Size
 from prefect_slo.units import finite, positive, whole
 
-Method = Literal["machine", "direct", "remote", "inline"]
 Place = Literal["together", "spread"]
 PLACES: tuple[Place, Place] = ("together", "spread")
 ENUMERATED = 16
@@ -44,6 +47,14 @@ class Links:
         remote_s: Of one operation of storage.
         inline_s: Of a request.
         inline_limit_mb: Largest message of a request.
+        machine_mb_s: Through memory that the processes of one machine share; infinite where nothing is copied.
+        machine_s: Before the first byte of that.
+        machine_limit_mb: What fits into that memory.
+        put_usd: Of writing one object into storage.
+        get_usd: Of reading one.
+        relay_mb_s: Through the process that runs the flow, where what is stored passes by there too: once as it comes
+            in, and once for each that takes it.
+        part_mb: Size of an object, or of a part of one that is written or read by a request of its own.
     """
 
     direct_mb_s: float
@@ -54,11 +65,21 @@ class Links:
     remote_s: float = 0.0
     inline_s: float = 0.0
     inline_limit_mb: float = 4.5
+    machine_mb_s: float = math.inf
+    machine_s: float = 0.0
+    machine_limit_mb: float = math.inf
+    put_usd: float = 0.0
+    get_usd: float = 0.0
+    relay_mb_s: float = math.inf
+    part_mb: float = 8.0
 
     def __post_init__(self) -> None:
-        for name in ("direct_mb_s", "up_mb_s", "down_mb_s", "inline_mb_s"):
+        for name in ("direct_mb_s", "up_mb_s", "down_mb_s", "inline_mb_s", "part_mb"):
             positive(getattr(self, name), f"links.{name}")
-        for name in ("direct_s", "remote_s", "inline_s", "inline_limit_mb"):
+        for name in ("machine_mb_s", "machine_limit_mb", "relay_mb_s", "inline_limit_mb"):
+            if not getattr(self, name) > 0:
+                raise InvalidValue(f"links.{name}", getattr(self, name), "a number above 0, or infinity")
+        for name in ("direct_s", "remote_s", "inline_s", "machine_s", "put_usd", "get_usd"):
             if finite(getattr(self, name), f"links.{name}") < 0:
                 raise InvalidValue(f"links.{name}", getattr(self, name), "0 or more")
 
@@ -71,8 +92,11 @@ class DataStage:
         name: Its name.
         workers: How many run at once, spread.
         item_s: Time of a worker's work.
-        slots: Workers that one machine has CPU and memory for.
+        slots: Workers that one machine has CPU and memory for; with 0 it can't run together.
         probability: Chance that a run comes by.
+        calls: Messages that it takes and gives; by default one for each worker.
+        usd_s: Cost of a worker a second.
+        only: The place where it runs, where that isn't to be chosen.
     """
 
     name: str
@@ -80,12 +104,26 @@ class DataStage:
     item_s: float
     slots: int = 1
     probability: float = 1.0
+    calls: int = 0
+    usd_s: float = 0.0
+    only: Place | None = None
 
     def __post_init__(self) -> None:
         whole(self.workers, f"{self.name}.workers")
-        whole(self.slots, f"{self.name}.slots")
+        whole(self.slots, f"{self.name}.slots", least=0)
+        if not whole(self.calls, f"{self.name}.calls", least=0):
+            object.__setattr__(self, "calls", self.workers)
+        if self.only == "together" and not self.slots:
+            raise InvalidValue(f"{self.name}.slots", self.slots, "at least 1 where all its workers share a machine")
         if not 0 < finite(self.probability, f"{self.name}.probability") <= 1:
             raise InvalidValue(f"{self.name}.probability", self.probability, "a number in (0, 1]")
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Where it may run."""
+        if self.only is not None:
+            return (self.only,)
+        return PLACES if self.slots else ("spread",)
 
     def time_s(self, place: Place) -> float:
         """Expected time of its work at a place."""
@@ -101,13 +139,15 @@ class Transfer:
         source: Name of the stage that makes it.
         sink: Name of the stage that takes it.
         size_mb: All that the source makes.
-        broadcast: Whether every worker of the sink needs all of it, and not just a share.
+        broadcast: Whether every call of the sink needs all of it, and not just a share.
+        ways: Methods that there are.
     """
 
     source: str
     sink: str
     size_mb: float
     broadcast: bool = False
+    ways: tuple[Method, ...] = METHODS
 
 
 @dataclass(frozen=True)
@@ -145,6 +185,8 @@ def best_passing(stages: Sequence[DataStage], transfers: Sequence[Transfer], lin
     for edge in transfers:
         if order.get(edge.source, len(stages)) >= order.get(edge.sink, -1):
             raise InvalidValue("transfer", (edge.source, edge.sink), "two stages, the source before the sink")
+        if not edge.size_mb > 0:
+            raise InvalidValue("transfer.size_mb", edge.size_mb, "a number above 0")
     chain = [(a.name, b.name) for a, b in pairwise(stages)]
     if sorted(chain) == sorted((edge.source, edge.sink) for edge in transfers):
         along = {(edge.source, edge.sink): edge for edge in transfers}
@@ -162,19 +204,42 @@ def methods_of(
     """Expected seconds of an edge by every method that these places of source and sink allow."""
     sources = 1 if at[0] == "together" else source.workers
     sinks = 1 if at[1] == "together" else sink.workers
-    got = edge.size_mb if edge.broadcast else edge.size_mb / sinks
+    copies = sink.calls if edge.broadcast else 1  # of all of it, over the calls of the sink
+    each = max(copies / sink.workers, 1) if edge.broadcast else 1  # a spread worker takes one for each of its calls
+    got = edge.size_mb * (each if edge.broadcast else 1 / sinks)
     part = edge.size_mb / sources
     sent = part * sinks if edge.broadcast else part
     found: dict[Method, float] = {}
-    if at == ("together", "together"):
-        found["machine"] = 0.0
+    if at == ("together", "together") and edge.size_mb <= links.machine_limit_mb:
+        found["machine"] = links.machine_s + edge.size_mb / links.machine_mb_s
     found["direct"] = links.direct_s + max(sent, got) / links.direct_mb_s
-    found["remote"] = 2 * links.remote_s + part / links.up_mb_s + got / links.down_mb_s
-    message = max(edge.size_mb / source.workers, edge.size_mb if edge.broadcast else edge.size_mb / sink.workers)
-    if message <= links.inline_limit_mb:
-        taken = edge.size_mb * (sink.workers if edge.broadcast else 1)
-        found["inline"] = links.inline_s + (edge.size_mb + taken) / links.inline_mb_s
-    return {method: sink.probability * seconds for method, seconds in found.items()}
+    relayed = edge.size_mb * (1 + copies) / links.relay_mb_s
+    found["remote"] = 2 * links.remote_s + part / links.up_mb_s + got / links.down_mb_s + relayed
+    if _message_mb(source, sink, edge) <= links.inline_limit_mb:
+        found["inline"] = links.inline_s + edge.size_mb * (1 + copies) / links.inline_mb_s
+    return {method: sink.probability * seconds for method, seconds in found.items() if method in edge.ways}
+
+
+def costs_of(
+    source: DataStage, sink: DataStage, edge: Transfer, links: Links, seconds: Mapping[Method, float]
+) -> dict[Method, float]:
+    """Expected US dollars of an edge by method: workers of the sink that wait, and requests to storage."""
+    parts = max(math.ceil(edge.size_mb / source.calls / links.part_mb), 1) * source.calls
+    taken = edge.size_mb if edge.broadcast else edge.size_mb / sink.calls
+    reads = max(math.ceil(taken / links.part_mb), 1) * sink.calls
+    requests = sink.probability * (parts * links.put_usd + reads * links.get_usd)
+    waiting = sink.workers * sink.usd_s
+    return {method: s * waiting + (requests if method == "remote" else 0.0) for method, s in seconds.items()}
+
+
+def slots_of(machine: Size, worker: Size, *, held_mb: float = 0.0) -> int:
+    """Workers that a machine has CPU and memory for, beside data of ``held_mb``; 0 where it can't have one."""
+    return max(min(int(machine.vcpus / worker.vcpus), int((machine.memory_mb - held_mb) / worker.memory_mb)), 0)
+
+
+def _message_mb(source: DataStage, sink: DataStage, edge: Transfer) -> float:
+    """The largest message of an edge: a result of the source, or an argument of the sink."""
+    return max(edge.size_mb / source.calls, edge.size_mb if edge.broadcast else edge.size_mb / sink.calls)
 
 
 def direct_until(edge: Transfer, links: Links) -> float:
@@ -189,18 +254,18 @@ def direct_until(edge: Transfer, links: Links) -> float:
 def _viterbi(stages: Sequence[DataStage], edges: Sequence[Transfer], links: Links) -> dict[str, Place]:
     """Places of least total time on a chain: for each place of a stage, the best way to get there."""
     best: dict[Place, tuple[float, tuple[Place, ...]]] = {
-        place: (stages[0].time_s(place), (place,)) for place in PLACES
+        place: (stages[0].time_s(place), (place,)) for place in stages[0].places
     }
     for (source, sink), edge in zip(pairwise(stages), edges, strict=True):
         best = {
             place: min(
                 (
-                    total + min(methods_of(source, sink, edge, links, (before, place)).values()) + sink.time_s(place),
+                    total + _fastest(source, sink, edge, links, (before, place)) + sink.time_s(place),
                     (*way, place),
                 )
                 for before, (total, way) in best.items()
             )
-            for place in PLACES
+            for place in sink.places
         }
     _, way = min(best.values())
     return dict(zip((stage.name for stage in stages), way, strict=True))
@@ -210,7 +275,7 @@ def _enumerated(stages: Sequence[DataStage], transfers: Sequence[Transfer], link
     """Places of the shortest longest path, by trying all; each edge takes its best method."""
     by_name = {stage.name: stage for stage in stages}
     fastest = {
-        (edge, at): min(methods_of(by_name[edge.source], by_name[edge.sink], edge, links, at).values())
+        (edge, at): _fastest(by_name[edge.source], by_name[edge.sink], edge, links, at)
         for edge in transfers
         for at in product(PLACES, PLACES)
     }
@@ -220,8 +285,12 @@ def _enumerated(stages: Sequence[DataStage], transfers: Sequence[Transfer], link
         return _longest(stages, places, edge_s)
 
     names = [stage.name for stage in stages]
-    every = (dict(zip(names, places, strict=True)) for places in product(PLACES, repeat=len(names)))
+    every = (dict(zip(names, places, strict=True)) for places in product(*(stage.places for stage in stages)))
     return min(every, key=latency_s)
+
+
+def _fastest(source: DataStage, sink: DataStage, edge: Transfer, links: Links, at: tuple[Place, Place]) -> float:
+    return min(methods_of(source, sink, edge, links, at).values(), default=math.inf)
 
 
 def _passing(
@@ -233,6 +302,9 @@ def _passing(
         )
         for edge in transfers
     }
+    for edge, seconds in alternatives.items():
+        if not seconds:
+            raise InvalidValue("transfer", edge, "a method that its places and the size of its messages allow")
     methods = {edge: min(seconds, key=lambda method: seconds[method]) for edge, seconds in alternatives.items()}
     edge_s = {edge: alternatives[edge][method] for edge, method in methods.items()}
     return Passing(_longest(tuple(by_name.values()), places, edge_s), places, methods, edge_s, alternatives)

@@ -102,12 +102,39 @@ def test_a_timeout_goes_to_batch_and_both_are_paid_for(pool: LambdaPool, account
     assert lost.error == "Sandbox.Timedout"
     on_lambda_usd = bill(price_list("aws-lambda-x86"), lost.memory_mb, lost.billed_ms)
     job_usd = returned.answer.billed - on_lambda_usd
-    assert 0 < job_usd < Decimal(60) * Decimal(repr(pool.batch.usd_s))
+    assert job_usd == Decimal(60) * Decimal(repr(pool.batch.usd_s)), "a minute of a job at least"
 
 
 def test_running_out_of_memory_goes_to_batch(account: LocalAws, jobs: BatchJobs) -> None:
     roomy = account.pool(memory_mb=(256,), timeout_s=30, batch=jobs)
     assert run(roomy, too_large_there, 8) == (8, "batch")
+
+
+def fills_the_disk_there(x: int, folder: str) -> tuple[int, str]:
+    with (Path(folder) / f"{x}-{where()}").open("a") as file:
+        file.write("x")
+    if on_lambda() and x == 2:
+        with open("/dev/full", "wb") as full:
+            full.write(bytes(100_000))
+    return x, where()
+
+
+def test_what_finds_the_disk_full_goes_to_batch_and_nothing_else(pool: LambdaPool, tmp_path: Path) -> None:
+    with by_value():
+        code = cloudpickle.dumps(fills_the_disk_there)
+    calls = [(n, cloudpickle.dumps(((n, str(tmp_path)), {}))) for n in range(1, 4)]
+    returned = pool.exchange().run(
+        pool.functions.name(256), "function", code, calls, key=("runs", "full"), limit_s=None,
+        cancelled=threading.Event(),
+    )  # fmt: skip
+    assert [cloudpickle.loads(one.payload)[0] for one in returned.items] == [(1, "lambda"), (2, "batch"), (3, "lambda")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1-lambda", "2-batch", "2-lambda", "3-lambda"]
+    assert returned.answer.billed > 60 * Decimal(repr(pool.batch.usd_s)), "both are paid for"
+
+
+def test_without_batch_a_full_disk_is_the_tasks_own_exception(account: LocalAws, tmp_path: Path) -> None:
+    error = run(account.pool(memory_mb=(256,)), fills_the_disk_there, 2, str(tmp_path))
+    assert isinstance(error, OSError)
 
 
 def test_a_storm_of_throttling_goes_to_batch_after_patience(pool: LambdaPool) -> None:

@@ -90,6 +90,23 @@ def test_tasks_run_in_sandboxes_and_helpers_travel_with_them(run: Callable[..., 
     assert function == pool.functions.name(256)
 
 
+def test_the_results_of_a_map_travel_as_the_list_that_they_are(run: Callable[..., Any]) -> None:
+    """Prefect hands a task that was given the futures of a map a list of its own, which workers don't know."""
+
+    @slo_task(pool="lambda")
+    @task
+    def total(xs: list[int], named: dict[str, list[int]]) -> tuple[int, str, int]:
+        return sum(xs) + sum(named["xs"]), type(xs).__name__, os.getpid()
+
+    def body():
+        xs = shift.map(range(3))
+        return total.submit(xs, {"xs": xs}).result()
+
+    found, kind, pid = run(body)
+    assert (found, kind) == (2 * (3 + 3 * OFFSET), "list")
+    assert pid != os.getpid()
+
+
 @pytest.mark.parametrize("record", ["full", "summary", "bare"])
 def test_results_are_the_same_at_every_level(run: Callable[..., Any], record: Any) -> None:
     def body():
@@ -344,6 +361,33 @@ def test_a_run_costs_what_lambda_bills_to_the_last_digit(run: Callable[..., Any]
         billed = sum((bill(prices, one.memory_mb, one.billed_ms) for one in done), Decimal())
         assert told.runs[0].cost_usd == float(billed)
         assert {one.cost_usd for one in told.runs[0].stage_runs} == {float(billed)}
+
+
+def test_a_runs_row_says_what_was_billed_and_for_how_many_requests(run: Callable[..., Any], account: LocalAws) -> None:
+    told, before = Told(), len(account.lambdas.invocations)
+    run(lambda: shift.map(range(7)).result(), director=told, pools=account.pool(memory_mb=(256,), once=True))
+    done, prices = account.lambdas.invocations[before:], price_list("aws-lambda-x86")
+    [row] = told.runs[0].stage_runs
+    assert row.requests == len(done) == 7
+    assert row.billed_s == pytest.approx(sum(one.billed_ms for one in done) / 1000, abs=1e-9)
+    assert row.storage_usd == pytest.approx(7 * 2 * 5e-6), "a claim and a result for each"
+    billed = sum((bill(prices, one.memory_mb, one.billed_ms) for one in done), Decimal())
+    assert row.cost_usd == pytest.approx(float(billed) + row.storage_usd, rel=1e-12)
+
+
+def test_objects_are_part_of_what_a_run_has_cost(run: Callable[..., Any], account: LocalAws) -> None:
+    @slo_task(pool="lambda")
+    @task
+    def echo(data: bytes) -> bytes:
+        return data
+
+    told, counted = Told(), Faults()
+    with counted:
+        run(lambda: echo.submit(os.urandom(1 << 20) * 6).result(), director=told)
+    here = {name: counted.calls[f"s3.{name}"] for name in ("PutObject", "GetObject")}
+    assert here == {"PutObject": 1, "GetObject": 1}
+    worker = 5e-6 + 4e-7  # one read of the arguments, one write of the result, over there
+    assert told.runs[0].stage_runs[0].storage_usd == pytest.approx(5e-6 + 4e-7 + worker)
 
 
 def test_functions_that_are_not_deployed_leave_the_flow_running_and_say_so(run: Callable[..., Any], caplog) -> None:

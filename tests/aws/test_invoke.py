@@ -157,6 +157,21 @@ def test_a_bill_is_exact() -> None:
     assert parts == bill(PRICES, 1769, sum(range(1, 100)), requests=99)
 
 
+def test_a_bill_passes_from_one_tier_to_the_next() -> None:
+    """A GB-second before the 6 billionth, and one after it."""
+    edge = Decimal("6e9") - 1
+    assert bill(PRICES, 1024, 2000, used_gb_s=edge) == Decimal("0.0000166667") + Decimal("0.000015") + Decimal("2e-7")
+    assert bill(PRICES, 1024, 2000, used_gb_s=Decimal("20e9")) == 2 * Decimal("0.0000133334") + Decimal("2e-7")
+    parts = bill(PRICES, 1024, 1500, used_gb_s=edge) + bill(PRICES, 1024, 500, used_gb_s=edge + Decimal("1.5"))
+    assert parts == bill(PRICES, 1024, 2000, 2, used_gb_s=edge)
+
+
+def test_temporary_disk_is_billed_beyond_what_is_included() -> None:
+    assert bill(PRICES, 128, 1000, storage_mb=512) == bill(PRICES, 128, 1000)
+    extra = bill(PRICES, 128, 1000, storage_mb=1536) - bill(PRICES, 128, 1000)
+    assert extra == Decimal("0.0000000309")
+
+
 @pytest.mark.parametrize("make", [lambda: reply({"ok": True}, log="cut short")])
 def test_a_reply_without_a_report_bills_nothing_that_is_known(make: Callable[[], Any]) -> None:
     assert call(Lambdas(make()))[0].billed == 0

@@ -6,12 +6,13 @@ import os
 import pickle
 
 import boto3
+import moto
 import pytest
 
-from prefect_slo.aws import s3
+from prefect_slo.aws import s3, worker
 from prefect_slo.aws.s3 import S3Prefix
 from prefect_slo.errors import InvalidValue
-from prefect_slo.testing.aws import Faults, LocalAws
+from prefect_slo.testing.aws import Fault, Faults, LocalAws
 
 
 @pytest.fixture
@@ -86,6 +87,65 @@ def test_objects_are_encrypted_where_a_key_is_named(account: LocalAws) -> None:
     store.put("secret", b"x")
     head = boto3.client("s3").head_object(Bucket=store.bucket, Key="secret")
     assert (head["ServerSideEncryption"], head["SSEKMSKeyId"]) == ("aws:kms", "alias/mine")
+
+
+@pytest.mark.parametrize("sse", ["AES256", "aws:kms", "aws:kms:dsse"])
+def test_how_objects_are_encrypted_may_be_said(account: LocalAws, sse: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "PART_BYTES", 5 * 2**20)
+    store = S3Prefix(S3Prefix.of(account.bucket).bucket, sse=sse)
+    for key, content in (("small", b"x"), ("parts", bytes(6 * 2**20))):
+        store.put(key, content)
+        assert boto3.client("s3").head_object(Bucket=store.bucket, Key=key)["ServerSideEncryption"] == sse
+
+
+@pytest.mark.parametrize("settings", [{"sse": "rot13"}, {"sse": "AES256", "kms_key": "alias/mine"}])
+def test_encryptions_that_s3_does_not_have_are_refused(settings: dict[str, str]) -> None:
+    with pytest.raises(InvalidValue):
+        S3Prefix("bucket", **settings)
+
+
+# ---- on the worker --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def here(account: LocalAws, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The worker's own functions, in this process: small parts, and where they write."""
+    monkeypatch.setattr(worker, "PART_BYTES", 5 * 2**20)
+    monkeypatch.setitem(worker._STATE, "s3", None)
+    return {"bucket": S3Prefix.of(account.bucket).bucket, "key": "worker/one"}
+
+
+def test_workers_read_and_write_large_objects_in_parts_side_by_side(here: dict[str, str]) -> None:
+    content = os.urandom(2**20) * 11 + b"end"
+    before = {name: worker._STATE[name] for name in ("puts", "gets")}
+    with Faults() as faults:
+        assert worker._put(here, "result", content)
+        assert worker._found(here, "result") == content
+    assert faults.calls["s3.UploadPart"] == faults.calls["s3.GetObject"] == 3
+    assert worker._STATE["puts"] - before["puts"] == 5, "each is a request that is paid for"
+    assert worker._STATE["gets"] - before["gets"] == 3
+    boto3.client("s3").delete_object(Bucket=here["bucket"], Key="worker/one/result")
+
+
+@pytest.mark.skipif(
+    tuple(map(int, moto.__version__.split(".")[:3])) < (5, 1, 11), reason="moto minds no condition on parts before"
+)
+def test_a_large_result_is_not_written_over_either(here: dict[str, str]) -> None:
+    first, second = (bytes([n]) * (6 * 2**20) for n in (1, 2))
+    assert worker._put(here, "result", first)
+    assert not worker._put(here, "result", second)
+    assert worker._found(here, "result") == first
+    uploads = boto3.client("s3").list_multipart_uploads(Bucket=here["bucket"])
+    assert not [one for one in uploads.get("Uploads", ()) if one["Key"].startswith("worker/")], "none is left open"
+    boto3.client("s3").delete_object(Bucket=here["bucket"], Key="worker/one/result")
+
+
+def test_a_worker_that_is_told_to_slow_down_comes_back(here: dict[str, str]) -> None:
+    with Faults(Fault("s3.GetObject", "slow-down", times=2), Fault("s3.PutObject", "slow-down", times=1)) as faults:
+        assert worker._put(here, "claim", b"mine")
+        assert worker._found(here, "claim") == b"mine"
+        assert worker._found(here, "nothing") is None
+    assert faults.calls["s3.GetObject"] == 4
 
 
 @pytest.mark.parametrize("value", ["bucket/prefix", "s3://", "", "https://bucket"])

@@ -40,8 +40,9 @@ from prefect_slo.models.tables import SampleTables, StageTable, upstream_sums
 from prefect_slo.objective import Latency
 from prefect_slo.observation import StageRuns
 from prefect_slo.plan import Plan
-from prefect_slo.planner.make import make_plan, solve
+from prefect_slo.planner.make import make_plan
 from prefect_slo.planner.problem import Goal, Problem
+from prefect_slo.planner.solver import solve
 from prefect_slo.resources import Menu, Option, Size
 from prefect_slo.workflow import Edge, Stage, Workflow
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import cloudpickle
 
+from prefect_slo.aws import exchange
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.aws_lambda import LambdaBackend
 from prefect_slo.runner.backends.protocol import Bundle, Carry, Finished, ItemReport, Lost, Opened, Outcome
@@ -82,6 +83,10 @@ def main() -> None:
         backend = pool.backend(None)
         inline = overhead_ms(account, backend, Once(lambda x: x), (1,), options.calls)
         print(f"inline: {inline:.2f} ms beyond the handler")
+        inline_bytes, exchange.INLINE_BYTES = exchange.INLINE_BYTES, 100_000  # what is larger goes over S3
+        one = overhead_ms(account, backend, Once(len), (b"x" * 1_000_000,), options.calls // 2)
+        exchange.INLINE_BYTES = inline_bytes
+        print(f"1 MB of arguments over S3: {one:.1f} ms beyond the handler")
         large = overhead_ms(account, backend, Once(len), (b"x" * 5_000_000,), options.calls // 10)
         print(f"5 MB of arguments over S3: {large:.1f} ms beyond the handler")
         rate = per_second(backend, Once(time.sleep), options.width, 4 * options.calls)

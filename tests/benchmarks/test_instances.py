@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prefect_slo.planner.make import solve
+from prefect_slo.planner.solver import solve
 
 
 @pytest.fixture(scope="module")

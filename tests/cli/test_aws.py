@@ -61,8 +61,46 @@ def test_policies_name_functions_and_objects_and_nothing_more(run, pool) -> None
     statements = [statement for one in policies.values() for statement in one["Statement"]]
     assert all("*" not in action for statement in statements for action in statement["Action"])
     everything = [statement["Action"] for statement in statements if statement["Resource"] == "*"]
-    assert everything == [["lambda:ListFunctions"]], "which has no resource"
+    assert everything == [["lambda:GetAccountSettings"], ["lambda:ListFunctions"]], "which have no resource"
     assert "arn:aws:s3:::prefect-slo-test/prefect-slo/*" in {statement["Resource"] for statement in statements}
+
+
+@pytest.fixture
+def batch(account: LocalAws, tmp_path: Path) -> str:
+    """The entry point of a pool on Batch, with a queue of its own."""
+    ec2 = boto3.client("ec2", region_name="us-east-1")
+    subnet = ec2.describe_subnets()["Subnets"][0]
+    [group, *_] = ec2.describe_security_groups(Filters=[{"Name": "vpc-id", "Values": [subnet["VpcId"]]}])[
+        "SecurityGroups"
+    ]
+    file = tmp_path / "jobs.py"
+    file.write_text(f"""
+from prefect_slo import BatchJobs, BatchPool, BatchQueue
+queue = BatchQueue("cli-jobs", subnets=({subnet["SubnetId"]!r},), security_groups=({group["GroupId"]!r},),
+                   service_role={account.role!r}, region="us-east-1")
+jobs = BatchJobs(queue, "image", memory_mb=2048, execution_role={account.role!r}, prefix="cli", region="us-east-1")
+pool = BatchPool(jobs, {account.bucket!r})
+""")
+    return f"{file}:pool"
+
+
+def test_job_definitions_and_queues_are_deployed_looked_at_and_removed_too(run, batch) -> None:
+    assert run("aws", "status", batch).code == 1, "they are missing"
+    [definition] = run("aws", "deploy", batch, "--json").document["functions"]
+    status = run("aws", "status", batch, "--json")
+    assert status.code == 0
+    assert [(row["name"], row["state"]) for row in status.document["functions"]] == [
+        (definition, "deployed"),
+        ("cli-jobs", "deployed"),
+    ]
+    boto3.client("batch").update_job_queue(jobQueue="cli-jobs", state="DISABLED")
+    assert run("aws", "status", batch).code == 1, "it takes no jobs any more"
+    policies = run("aws", "policy", batch).document
+    granted = {action for one in policies.values() for statement in one["Statement"] for action in statement["Action"]}
+    assert {"batch:SubmitJob", "batch:RegisterJobDefinition", "batch:CreateJobQueue"} <= granted
+    assert all("*" not in action for action in granted)
+    assert run("aws", "destroy", batch, "--json").document["deleted"] == [definition, "cli-jobs"]
+    assert {row["state"] for row in run("aws", "status", batch, "--json").document["functions"]} == {"missing"}
 
 
 @pytest.mark.parametrize("entry", ["pools", "nowhere.py:pool", "{folder}/pools.py:nothing", "{folder}/pools.py:absent"])

@@ -30,6 +30,7 @@ from prefect_slo import slo
 from prefect_slo.loop.director import Following, following
 from prefect_slo.plan import Plan, StagePlan
 from prefect_slo.resources import Size
+from prefect_slo.runner.cluster_pools import DaskPool, RayPool
 from prefect_slo.runner.recipe import ObservedRun, Recipe
 from prefect_slo.runner.task_runner import SLOTaskRunner
 
@@ -38,6 +39,8 @@ RUNNERS: dict[str, Callable[[], Any]] = {
     "thread": lambda: SLOTaskRunner(isolation="thread", record="full"),
     "process": lambda: SLOTaskRunner(isolation="process", record="full"),
     "auto": lambda: SLOTaskRunner(record="full"),
+    "dask": lambda: SLOTaskRunner(record="full", pools=[DaskPool(concurrency=4)], pool="dask"),
+    "ray": lambda: SLOTaskRunner(record="full", pools=[RayPool(concurrency=4)], pool="ray"),
 }
 SETTLE_S = 180.0
 UNCOMPARED = ("View at", "running in a worker thread", "is submitted inside a transaction")
@@ -204,3 +207,13 @@ def run_everywhere(logging_server: str) -> Callable[[dict[str, Flow[..., Any]], 
         return read_all({(name, runner): run(flow, runner) for name, flow in flows.items() for runner in runners})
 
     return everywhere
+
+
+@pytest.fixture(scope="session")
+def ray() -> Iterator[None]:
+    """A Ray cluster of four CPUs on this machine, which flows and backends find connected."""
+    import ray
+
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()

@@ -530,15 +530,17 @@ KINDS = (
     "etl", "mapped_and_unmapped", "asynchronous", "parent_of_subflow", "failing_task", "retried", "cached", "waits",
     "generator", "conditional", "tagged",
 )  # fmt: skip
+RAY_KINDS = ("mapped_and_unmapped", "asynchronous", "failing_task", "retried", "waits", "tagged")
 
 
 @pytest.fixture(scope="module")
-def seen(run_everywhere):
+def seen(run_everywhere, ray):
     """Every flow, run everywhere; pinned to processes except where that is refused."""
     runs = run_everywhere(FLOWS, ("stock", "thread", "process"))
     runs.update(run_everywhere({name: FLOWS[name] for name in REFUSED_WHEN_PINNED}, ("auto",)))
     runs.update({(name, "process"): runs[name, "auto"] for name in REFUSED_WHEN_PINNED})
-    runs.update(run_everywhere({name: FLOWS[name] for name in KINDS}, ("decorated", "planned")))
+    runs.update(run_everywhere({name: FLOWS[name] for name in KINDS}, ("decorated", "planned", "dask")))
+    runs.update(run_everywhere({name: FLOWS[name] for name in RAY_KINDS}, ("ray",)))
     return runs
 
 
@@ -572,6 +574,17 @@ def test_a_decorated_flow_ends_as_before(seen, name, way):
     assert ours.flow_state == stock.flow_state
     assert ours.tasks == stock.tasks
     assert [log for log in stock.logs if log not in ours.logs] == [], "what tasks and flow say is still said"
+
+
+@pytest.mark.parametrize(
+    ("name", "cluster"), [*((name, "dask") for name in KINDS), *((name, "ray") for name in RAY_KINDS)]
+)
+def test_a_flow_on_a_cluster_ends_as_with_the_stock_runner(seen, name, cluster):
+    stock, ours = seen[name, "stock"], seen[name, cluster]
+    assert ours.outcome == stock.outcome
+    assert ours.flow_state == stock.flow_state
+    assert ours.tasks == stock.tasks
+    assert ours.logs == stock.logs
 
 
 def test_the_comparison_sees_task_runs_edges_tags_and_logs(seen):

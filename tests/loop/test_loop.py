@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import types
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,7 @@ from prefect_slo.telemetry.store import read_runs
 MENU = {"workers": (1, 2), "vcpus": 1}
 SHOWN = 1  # runs that show the graph; what they show of a setting on the menu is measured, too
 PER_STAGE = 4  # two settings, each twice
+BLOB = 10_000_000
 NOBODY = "http://127.0.0.1:9/api"
 
 
@@ -59,6 +61,16 @@ def load(n: int) -> list[int]:
 def train(shard: int) -> int:
     burn(0.03)
     return shard
+
+
+@task
+def blobs(n: int) -> list[bytes]:
+    return [bytes([k]) * BLOB for k in range(n)]
+
+
+@task
+def size_of(blob: bytes) -> int:
+    return len(blob)
 
 
 @task
@@ -296,6 +308,14 @@ def test_then_runs_are_planned_executed_by_the_plan_compared_and_learned(
     assert said("runs as it is") == 0
 
 
+def test_the_plan_says_how_data_pass(profiled: tuple[Flow[..., int], SweepReport]) -> None:
+    plan = SLOProfile.of_flow("profiled").plan_in_force()
+    [edge] = plan.passing
+    assert (edge.source, edge.sink, edge.method) == ("load", "train", "inline")
+    assert 0 < edge.size_mb < 0.01
+    assert edge.why.startswith("inline")
+
+
 def test_a_mode_that_only_advises_shows_the_plan_and_follows_nothing(
     profiled: tuple[Flow[..., int], SweepReport], seen: list[ObservedRun], said: Callable[[str], int]
 ) -> None:
@@ -386,6 +406,25 @@ def test_async_flows_are_profiled_too() -> None:
         return sum(own.map(range(3)).result())
 
     assert profile(body, repeats=2).identified
+
+
+@pytest.mark.slow
+def test_a_stage_with_big_results_is_measured_on_threads_too() -> None:
+    make, take = unshared(blobs), unshared(size_of)
+
+    @slo(latency=20, menu=MENU, mode="enforce")
+    @flow(name="big results")
+    def body() -> int:
+        return sum(take.map(make.submit(4)).result())
+
+    report = profile(body)
+    tried = Counter(run.settings["blobs"].pool for run in report.runs if run.settings)
+    assert tried["thread"] >= 2
+    assert tried["process"] >= 3
+    assert report.known.plan is not None
+    assert body() == 4 * BLOB
+    menu = SLOProfile.of_flow("big results").workflow()["blobs"].menu
+    assert {pool.name for pool in menu.pools} == {"process", "thread"}, "both stay on offer"
 
 
 def test_results_from_a_cache_are_worked_for_in_a_sweep(tmp_path: Path) -> None:
@@ -494,7 +533,7 @@ def test_a_plan_by_older_observations_does_not_replace_one_by_newer_ones(
     plans.put_in_force("profiled", other, "by another run, which has seen more")
     try:
         late = knowledge.replace(known, plan=None)
-        found, reason = learning._planned_again(late, slo_, 0, 60.0)
+        found, reason = learning._planned_again(late, slo_, 0, 60.0, SLOProfile.of_flow("profiled"))
         assert reason == learning.SUPERSEDED
         assert found.plan == other == SLOProfile.of_flow("profiled").plan_in_force()
     finally:

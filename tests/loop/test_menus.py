@@ -8,7 +8,9 @@ from prefect_slo.blocks import MenuBlock
 from prefect_slo.declaration import Declaration
 from prefect_slo.errors import InvalidValue, UnknownPrices
 from prefect_slo.loop import menus
-from prefect_slo.loop.menus import MenuSettings, capacity_of, stage_menu, with_menus
+from prefect_slo.loop.menus import MenuSettings, capacity_of, moving_much, stage_menu, with_menus
+from prefect_slo.observation import StageRun, StageRuns
+from prefect_slo.plan import Plan, StagePlan
 from prefect_slo.resources import Menu, Size
 from prefect_slo.workflow import Edge, Stage, Workflow
 
@@ -60,6 +62,41 @@ def test_threads_have_one_size_and_are_kept_apart_from_processes(declared: Decla
     menu = stage_menu(MenuSettings(), declared, on_threads=on_threads)
     assert [(size.vcpus, size.hardware) for size in menu.sizes] == [(1, "thread")]
     assert [pool.name for pool in menu.pools] == ["thread"]
+
+
+def moved(stage: str, *, moved_s: float, compute_s: float, megabytes: float) -> StageRun:
+    """A row of two workers that read for that long."""
+    row = {"read_s": moved_s, "compute_s": compute_s, "write_s": 0.0, "bytes_in": 1e6 * megabytes, "bytes_out": 0.0}
+    return StageRun("r", stage, 2, 1024, 1.0, moved_s + compute_s, **row)
+
+
+def test_threads_are_offered_where_moving_bytes_takes_long() -> None:
+    found = StageRuns.of(
+        (
+            moved("heavy", moved_s=0.4, compute_s=0.5, megabytes=100),
+            moved("tiny", moved_s=0.4, compute_s=0.5, megabytes=0.1),
+            moved("light", moved_s=0.01, compute_s=0.5, megabytes=100),
+            StageRun("r", "unknown", 2, 1024, 1.0, 3.0),
+        )
+    )
+    assert moving_much(found) == {"heavy"}
+    assert moving_much(found.select(found["stage"] == "nowhere")) == frozenset()
+    plan = Plan("flow", None, {"unknown": StagePlan(1, Size(1, 1024, hardware="thread"), "thread")})
+    assert moving_much(found, plan) == {"heavy", "unknown"}, "what runs on threads doesn't show what it saves"
+
+
+def test_a_stage_that_moves_much_chooses_between_processes_and_threads_unless_that_is_pinned() -> None:
+    stages = tuple(Stage(name, fanout="given", items=9) for name in ("open", "pinned", "pooled", "unpickled"))
+    declared = {"pinned": Declaration(isolation="process"), "pooled": Declaration(pins={"pool": "process"})}
+    found = with_menus(
+        Workflow("flow", stages), MenuSettings(), declared, frozenset({"unpickled"}),
+        or_threads=frozenset(stage.name for stage in stages),
+    )  # fmt: skip
+    offered = {stage.name: [pool.name for pool in stage.menu.pools] for stage in found.stages}
+    assert offered == {"open": ["process", "thread"], "pinned": ["process"], "pooled": ["process"],
+                       "unpickled": ["thread"]}  # fmt: skip
+    threads = [option for option in found["open"].menu.options() if option.pool == "thread"]
+    assert [(option.workers, option.size.vcpus) for option in threads] == [(1, 1), (2, 1), (4, 1), (6, 1)]
 
 
 def test_knobs_are_on_the_menu_and_batches_where_the_task_takes_them() -> None:

@@ -6,10 +6,20 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_slo.loop.sweep import SETTINGS, design, fallback_options, spread
+from prefect_slo.loop.sweep import (
+    ON_THREADS,
+    SETTINGS,
+    design,
+    fallback_options,
+    noise_of,
+    spread,
+    wanted_repeats,
+)
 from prefect_slo.observation import StageRuns
 from prefect_slo.resources import Menu, Option, Pool, Size
 from prefect_slo.workflow import Edge, Stage, Workflow
@@ -66,6 +76,39 @@ def test_a_large_menu_is_spread_over_its_corners(workers: list[int], vcpus: list
     for dimension in ("workers", "vcpus"):
         if len({getattr(option, dimension) for option in options}) > 1:
             assert len({getattr(option, dimension) for option in chosen}) > 1, "each dimension varies"
+
+
+def test_what_may_run_on_threads_is_measured_there_too_at_two_settings_more() -> None:
+    threads = Pool("thread", (Size(1, 1024, hardware="thread"),))
+    sizes = tuple(Size(v, 1024) for v in (1, 2, 4, 8))
+    both = Menu(workers=(1, 2, 4, 8), sizes=sizes, pools=(Pool("process"), threads))
+    chosen = spread(Stage("s", menu=both), SETTINGS)
+    assert Counter(option.pool for option in chosen) == {"process": SETTINGS, "thread": ON_THREADS}
+    assert [option.workers for option in chosen if option.pool == "thread"] == [1, 8]
+    alone = Menu(workers=(1, 2, 4, 8), pools=(threads,))
+    assert len(spread(Stage("s", menu=alone), SETTINGS)) == 4
+    one = Menu(workers=(1,), sizes=(Size(1, 1024),), pools=(Pool("process"), threads))
+    found = design(Workflow("flow", (Stage("s", menu=one),)), None, repeats=2, seed=0)
+    assert Counter(option.pool for option in found.todo["s"]) == {"process": 4, "thread": 2}
+
+
+def test_noisy_runs_call_for_more_of_them_and_steady_ones_for_none(
+    workflow: Workflow, rows: Callable[..., StageRuns]
+) -> None:
+    def noisy(sigma: float, seed: int = 0) -> StageRuns:
+        measured = rows(repeats=4)
+        factors = np.exp(sigma * np.random.default_rng(seed).standard_normal(len(measured)))
+        return StageRuns({**measured.columns, "wall_s": measured["wall_s"] * factors}, measured.extra)
+
+    bare = noise_of(rows(repeats=4))
+    assert noise_of(noisy(0.2)) == pytest.approx(np.hypot(0.2, bare), rel=0.35)
+    assert wanted_repeats(noisy(0.3), repeats=2, most=6) == 6
+    assert wanted_repeats(rows(repeats=1), repeats=2, most=6) == 2
+    assert wanted_repeats(None, repeats=2, most=6) == 2
+    assert wanted_repeats(noisy(0.3), repeats=2, most=2) == 2
+    asked = [wanted_repeats(noisy(sigma), repeats=2, most=100) for sigma in (0.05, 0.1, 0.2)]
+    assert asked == sorted(asked)
+    assert asked[2] > 2 * asked[1]
 
 
 def test_each_pool_and_knob_gets_its_share() -> None:

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefect_slo.models.analytic import Analytic
 from prefect_slo.models.basis import LEVELS, dictionary
 from prefect_slo.models.design import Points, StageData
+from prefect_slo.models.luck import luck_of
 from prefect_slo.models.posynomial import batched_nonnegative, nonnegative
 from prefect_slo.models.whitebox import WhiteBox
 
@@ -129,6 +131,23 @@ def test_blocks_share_parameters_and_differ_between_each_other(stage_data: Build
     free = model.sample(at, 200 * 400, np.random.default_rng(1)).wall_s.reshape(200, 400)
     assert np.std(np.median(draws, axis=1)) > 2 * np.std(np.median(free, axis=1))
     assert np.quantile(draws, 0.95) == pytest.approx(np.quantile(free, 0.95), rel=0.06)
+
+
+@pytest.mark.parametrize("kind", [WhiteBox, Analytic])
+@pytest.mark.parametrize("blocks", [None, 20])
+def test_luck_is_the_same_at_every_point_and_for_some_runs_of_all(
+    stage_data: Build, kind: type[WhiteBox | Analytic], blocks: int | None
+) -> None:
+    model = kind().fit(stage_data(repeats=2, sigma=0.1))
+    here, there = Points.of([4.0], [2.0]), Points.of([8.0], [2.0])
+    luck = luck_of(model, 2000, np.random.default_rng(0), blocks)
+    all_runs, some = luck.at(here).wall_s, np.array([3, 77, 1500])
+    np.testing.assert_array_equal(luck.at(here, some).wall_s, all_runs[:, some])
+    np.testing.assert_array_equal(luck.at(here).busy_s, luck.at(here).busy_s)
+    logs = np.log(np.concatenate([all_runs, luck.at(there).wall_s]))
+    assert np.corrcoef(logs)[0, 1] > 0.8
+    again = luck_of(model, 2000, np.random.default_rng(1), blocks).at(here).wall_s
+    assert abs(np.corrcoef(np.log(np.concatenate([all_runs, again])))[0, 1]) < 0.3
 
 
 @given(st.integers(0, 10_000))

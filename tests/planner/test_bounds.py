@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from prefect_slo.planner.incumbent import begin
-from prefect_slo.planner.make import solve
 from prefect_slo.planner.multipliers import ascend
 from prefect_slo.planner.network import Network
 from prefect_slo.planner.paired import paired_bound
@@ -14,6 +13,7 @@ from prefect_slo.planner.paths import PathBounds, split
 from prefect_slo.planner.problem import Goal, Problem, percentile
 from prefect_slo.planner.relax import ScenarioBounds, quantile_bound, relax
 from prefect_slo.planner.search import search
+from prefect_slo.planner.solver import solve
 from prefect_slo.planner.suffix import Suffix
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from prefect_slo.planner.dominance import Reduced, undominated
-from prefect_slo.planner.make import solve
 from prefect_slo.planner.problem import Goal, Problem, percentile
+from prefect_slo.planner.solver import solve
 from prefect_slo.resources import Capacity
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from prefect_slo.errors import InvalidPlan, InvalidValue
 from prefect_slo.planner.logspace import LogSpace
-from prefect_slo.planner.make import solve
 from prefect_slo.planner.posynomials import fit
 from prefect_slo.planner.problem import Goal, Problem
+from prefect_slo.planner.solver import solve
 
 
 @pytest.fixture(scope="module")

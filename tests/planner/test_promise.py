@@ -18,7 +18,8 @@ from prefect_slo.models.calibration import Calibration
 from prefect_slo.objective import Budget, Latency
 from prefect_slo.plan import Plan
 from prefect_slo.planner import make_plan
-from prefect_slo.planner.promise import CLOSE, loosened, sure_quantile, tightened
+from prefect_slo.planner.problem import Goal
+from prefect_slo.planner.promise import CLOSE, Promise, Verdict, sure_quantile
 from prefect_slo.planner.sampling import Sampler
 from prefect_slo.resources import Menu, Size
 from prefect_slo.workflow import Edge, Stage, Workflow
@@ -110,11 +111,37 @@ def test_runs_that_took_longer_than_predicted_make_plans_for_a_smaller_bound() -
     assert fast.stages == make_plan(model(), Latency(BOUND_S)).stages, "nothing is loosened"
 
 
-def test_rooms_move_by_what_a_plan_exceeded_and_stay_where_it_came_close() -> None:
-    assert tightened((1.1, 1.0), (1.05, 0.0)) == pytest.approx((1.1 * 1.05 * 1.002, 1.0))
-    assert loosened((1.2, 1.0), (0.9, 0.0)) == pytest.approx((1.08, 1.0))
-    assert loosened((1.05, 1.0), (0.9, 0.0)) == (1.0, 1.0)
-    assert loosened((1.2, 1.0), (CLOSE + 0.001, 0.0)) == (1.2, 1.0)
+def test_a_plan_that_breaks_its_promise_asks_for_more_room_than_it_had() -> None:
+    sampler, goal = Sampler(model()), Goal(0.95, latency_bound_s=BOUND_S)
+    problem = sampler.problem()
+    test = Promise(sampler, problem, goal, 0.955, 0.99)
+    plans = list(problem.choices())
+    verdicts = {plan: test.judge(plan) for plan in plans[:: len(plans) // 24]}
+    broken = {plan: verdict for plan, verdict in verdicts.items() if not verdict.kept}
+    assert 0 < len(broken) < len(verdicts)
+    for plan, verdict in broken.items():
+        assert problem.score(plan, goal.at(0.955).within(*verdict.wider)) == np.inf
+    for plan, verdict in verdicts.items():
+        if verdict.kept:
+            assert problem.score(plan, goal.at(0.955).within(*verdict.room)) < np.inf
+
+
+def test_only_a_promise_with_much_to_spare_makes_way_for_a_bolder_one() -> None:
+    assert Verdict((CLOSE + 0.001, 0.0), (1.2, 1.0)).close
+    assert not Verdict((CLOSE - 0.1, 0.0), (1.2, 1.0)).close
+    assert not Verdict((1.01, 0.0), (1.2, 1.0)).close
+    assert Verdict((0.0, 0.0), (1.0, 1.0)).close
+
+
+def test_plans_are_tested_by_the_same_truths_whatever_was_tested_before() -> None:
+    fresh, used = Sampler(model()), Sampler(model())
+    problem = fresh.problem()
+    first, second = (0, 0), (3, 5)
+    used.truths(problem, first)
+    for one, other in zip(fresh.truths(problem, second), used.truths(problem, second), strict=True):
+        np.testing.assert_array_equal(one, other)
+    alike = fresh.truths(problem, (3, 4))
+    assert np.corrcoef(np.median(alike[0], axis=1), np.median(fresh.truths(problem, second)[0], axis=1))[0, 1] > 0.3
 
 
 def _benchmark() -> ModuleType:

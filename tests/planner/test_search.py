@@ -12,9 +12,9 @@ import pytest
 from prefect_slo.models.makespan import makespan
 from prefect_slo.models.tables import SampleTables
 from prefect_slo.planner.incumbent import begin
-from prefect_slo.planner.make import solve
 from prefect_slo.planner.problem import Goal, Problem
 from prefect_slo.planner.search import search
+from prefect_slo.planner.solver import solve
 from prefect_slo.resources import Capacity
 
 SHAPES = ("chain", "diamonds", "sources", "random")

@@ -19,7 +19,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from prefect_slo.aws.report import Report
-from prefect_slo.testing.aws import Fault, Faults, LocalAws, local_aws
+from prefect_slo.testing.aws import Fault, Faults, LocalAws, lambdas, local_aws, shares
+from prefect_slo.testing.aws.lambdas import Throttled
 from prefect_slo.testing.aws.sandbox import package_folder
 
 CODE = """
@@ -124,6 +125,50 @@ def test_functions_end_as_lambda_ends_them(call, event, kind, words) -> None:
     )
 
 
+def program(folder: Path, name: str, code: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(code)
+    (folder / name).chmod(0o755)
+
+
+def test_layers_bring_programs_and_packages(call, account, tmp_path) -> None:
+    """What lies in ``bin`` can be called, what lies in ``python`` be imported; a later layer is laid over earlier."""
+    program(tmp_path / "one/bin", "shout", "#!/bin/sh\necho $1 | tr a-z A-Z\n")
+    program(tmp_path / "one/python", "brought.py", "word = 'first'\n")
+    program(tmp_path / "two/python", "brought.py", "word = 'second'\n")
+    arns = [account.layer(name, tmp_path / name) for name in ("one", "two")]
+    code = """
+import brought, os, subprocess
+def handler(event, context):
+    said = subprocess.run(["shout", "hello"], capture_output=True, text=True, check=True).stdout.strip()
+    return {"said": said, "word": brought.word, "from": brought.__file__, "opt": os.path.exists("/opt/bin/shout")}
+"""
+    name = call.function("layered", code=code)
+    boto3.client("lambda").update_function_configuration(FunctionName=name, Layers=arns)
+    reply, error, _ = call(name)
+    assert not error, reply
+    assert (reply["said"], reply["word"]) == ("HELLO", "second")
+    assert reply["opt"] == reply["from"].startswith("/opt/"), "where the system lets it, at /opt itself"
+    assert not Path("/opt/bin/shout").exists(), "and nobody else sees it"
+
+
+def test_images_are_refused_unless_a_folder_stands_for_them(account, tmp_path) -> None:
+    client = boto3.client("lambda", config=_once())
+    program(tmp_path / "image", "own.py", "def run(event, context): return {'from': __file__}\n")
+    account.lambdas._images["here/worker:1"] = tmp_path / "image"
+    for name, uri in (("known", "here/worker:1"), ("unknown", "here/worker:2")):
+        client.create_function(
+            FunctionName=name, Role=account.role, PackageType="Image", Code={"ImageUri": uri},
+            ImageConfig={"Command": ["own.run"]}, MemorySize=256,
+        )  # fmt: skip
+    reply = json.loads(client.invoke(FunctionName="known", Payload=b"{}")["Payload"].read())
+    assert reply == {"from": str(tmp_path / "image/own.py")}
+    with pytest.raises(ClientError, match="no image is run here"):
+        client.invoke(FunctionName="unknown", Payload=b"{}")
+    for name in ("known", "unknown"):
+        client.delete_function(FunctionName=name)
+
+
 def test_a_handler_that_cannot_be_imported_says_so(call) -> None:
     reply, error, _ = call(call.function(code="import not_deployed\ndef handler(e, c): pass"))
     assert (reply["errorType"], error) == ("Runtime.ImportModuleError", "Unhandled")
@@ -154,6 +199,61 @@ def test_cpu_time_takes_as_long_as_its_share_makes_it(call, account, monkeypatch
     call(name, do="spin", s=0.2)
     assert sum(waited) == pytest.approx(0.2, rel=0.25)
     assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize("kept", ["quota", "duty"])
+def test_a_sandbox_really_has_its_share(call, account, monkeypatch, kept: str) -> None:
+    """442 MB have a quarter of a vCPU: 0.2 s of CPU time take 0.8 s, and the start is not held back."""
+    if kept == "quota" and shares._place() is None:
+        pytest.skip("no control group can be made here")
+    limits: list[Any] = []
+
+    def limit(vcpus: float) -> Any:
+        limits.append(shares.Duty(vcpus) if kept == "duty" else shares.cpu_limit(vcpus))
+        return limits[-1]
+
+    monkeypatch.setattr(lambdas, "cpu_limit", limit)
+    monkeypatch.setattr(account.lambdas, "cpu", "shares")
+    name = call.function(memory=442)
+    call(name)
+    _, error, report = call(name, do="spin", s=0.2)
+    assert not error
+    assert report.duration_ms > 0.8 * 800
+    [only] = limits
+    account.lambdas.reap()
+    assert kept == "duty" or not only._path.exists()
+    assert kept == "quota" or only._ended.is_set()
+
+
+def test_a_sandbox_that_was_killed_while_idle_is_not_used_again(call, account) -> None:
+    name = call.function()
+    first, _, _ = call(name)
+    assert account.lambdas.kill(name) == 1
+    second, error, report = call(name)
+    assert not error
+    assert second["pid"] != first["pid"]
+    assert report.init_ms > 0
+
+
+def test_what_is_killed_twice_is_ended_once_and_lets_its_runtime_go(call, account) -> None:
+    name = call.function()
+    call(name)
+    [sandbox] = account.lambdas._every
+    sandbox.kill()
+    sandbox.kill()
+    assert not sandbox.alive
+    assert sandbox.next_event() is None, "nobody waits for an event for ever"
+    account.lambdas.reap()
+
+
+def test_a_bed_that_is_closed_starts_nothing_more() -> None:
+    with local_aws() as account:
+        name = account.pool(memory_mb=(128,), bucket=None).functions.name(128)
+        boto3.client("lambda").invoke(FunctionName=name, Payload=b'{"warm": true}')
+        spec = next(iter(account.lambdas._idle))
+    with pytest.raises(Throttled):
+        account.lambdas.run(spec, b"{}")
+    assert account.lambdas.sandboxes == 0
 
 
 def test_a_request_that_is_too_large_is_refused(call) -> None:
@@ -194,23 +294,6 @@ def test_the_same_seed_strikes_the_same_calls(account) -> None:
 
     assert struck(1) == struck(1)
     assert struck(1) != struck(2)
-
-
-def test_what_is_patched_of_moto_is_as_it_was_known() -> None:
-    """One line for every symbol of moto that is replaced."""
-    import inspect
-
-    from moto.awslambda.exceptions import LambdaClientError
-    from moto.awslambda.models import LambdaFunction
-    from moto.core.botocore_stubber import BotocoreStubber
-
-    assert list(inspect.signature(LambdaFunction.invoke).parameters)[1:] == [
-        "body",
-        "request_headers",
-        "response_headers",
-    ]
-    assert list(inspect.signature(BotocoreStubber.__call__).parameters)[1:3] == ["event_name", "request"]
-    assert LambdaClientError("Code", "message").description
 
 
 def _once() -> Any:

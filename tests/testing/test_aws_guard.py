@@ -28,6 +28,79 @@ def test_nothing_reaches_aws_whatever_the_environment_says(monkeypatch, tmp_path
                 getattr(session.client(service, config=ONCE), ask)()
 
 
+def test_with_real_looking_credentials_all_that_the_fixtures_do_stays_on_this_machine(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
+    """A profile, keys and an endpoint that look real: every socket of a test that uses everything goes to loopback, and
+    neither functions nor jobs get to see the keys."""
+    secret = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+    files = {
+        "config": "[profile prod]\nregion = eu-west-1\nendpoint_url = https://s3.eu-west-1.amazonaws.com\n",
+        "credentials": f"[prod]\naws_access_key_id = AKIAIOSFODNN7EXAMPLE\naws_secret_access_key = {secret}\n",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    for name, value in {
+        "AWS_PROFILE": "prod",
+        "AWS_CONFIG_FILE": str(tmp_path / "config"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "credentials"),
+        "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
+        "AWS_SECRET_ACCESS_KEY": secret,
+        "AWS_SESSION_TOKEN": secret,
+        "AWS_ENDPOINT_URL": "https://lambda.eu-west-1.amazonaws.com",
+        "AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/admin",
+    }.items():
+        monkeypatch.setenv(name, value)
+    pytester.makepyfile(
+        """
+        import os, socket, threading, urllib.request
+        import cloudpickle
+        from prefect_slo import BatchJobs
+        from prefect_slo.aws.exchange import Exchange
+        from prefect_slo.aws.jobs import BatchInvoker
+        from prefect_slo.runner.payloads import by_value
+
+        SECRET = "wJalrXUtnFEMI"
+
+        def seen():
+            import boto3
+            session = boto3.session.Session()
+            keys = session.get_credentials()
+            return dict(os.environ), keys.access_key, session.profile_name
+
+        def test_everything(monkeypatch, slo_aws, slo_lambda, slo_batch, slo_s3, slo_faults):
+            reached, real = [], socket.socket.connect
+            def connect(self, address):
+                reached.append(address)
+                return real(self, address)
+            monkeypatch.setattr(socket.socket, "connect", connect)
+            urllib.request.urlopen(slo_aws.endpoint + "/moto-api/").read()
+            assert len(reached) == 1  # it hears of them
+            with by_value():
+                code = cloudpickle.dumps(seen)
+            call = [(1, cloudpickle.dumps(((), {})))]
+            pool = slo_aws.pool(memory_mb=(256,), once=True)
+            jobs = BatchJobs(slo_batch.queue(), "image", poll_s=(0.02, 0.1), region="us-east-1")
+            jobs.deploy()
+            slo_s3.put("large", bytes(9_000_000))
+            assert len(slo_s3.get("large", 9_000_000)) == 9_000_000
+            for exchange in (pool.exchange(), Exchange(BatchInvoker(jobs, slo_s3), slo_s3)):
+                key = ("runs", "k", type(exchange.invoker).__name__)
+                told = {"key": key, "limit_s": None, "cancelled": threading.Event()}
+                returned = exchange.run(pool.functions.name(256), "function", code, call, **told)
+                environment, key, profile = cloudpickle.loads(returned.items[0].payload)[0]
+                assert key == "testing" and profile == "default"
+                assert not any(SECRET in value or "amazonaws.com" in value for value in environment.values())
+                assert "AWS_PROFILE" not in environment and "AWS_ROLE_ARN" not in environment
+            pool.destroy()
+            hosts = {address[0] for address in reached if isinstance(address, tuple)}
+            assert hosts <= {"127.0.0.1", "::1", "localhost"}, hosts
+            assert slo_lambda.invocations and slo_batch.states["SUCCEEDED"] == 1
+        """
+    )
+    pytester.runpytest_inprocess("-p", "no:cacheprovider", "-q").assert_outcomes(passed=1)
+
+
 def test_fixtures_are_there_for_users_and_leave_nothing_behind(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import pairwise, product
 
 import pytest
 
 from prefect_slo.errors import InvalidValue
-from prefect_slo.transform import DataStage, Links, Transfer, best_passing, direct_until
-from prefect_slo.transform.passing import PLACES, methods_of
+from prefect_slo.resources import Size
+from prefect_slo.transform import DataStage, Links, Transfer, best_passing, direct_until, slots_of
+from prefect_slo.transform.passing import costs_of, methods_of
 
 LINKS = Links(direct_mb_s=100, up_mb_s=80, down_mb_s=90, inline_mb_s=50, remote_s=0.02, inline_s=0.005)
 
@@ -20,7 +22,7 @@ def brute_force(stages, transfers, links) -> float:
     by_name = {stage.name: stage for stage in stages}
     children = {name: [edge for edge in transfers if edge.source == name] for name in names}
     roots = [name for name in names if all(edge.sink != name for edge in transfers)]
-    for chosen in product(PLACES, repeat=len(names)):
+    for chosen in product(*(stage.places for stage in stages)):
         places = dict(zip(names, chosen, strict=True))
         ways = [
             list(methods_of(by_name[e.source], by_name[e.sink], e, links, (places[e.source], places[e.sink])).items())
@@ -83,6 +85,81 @@ def test_on_small_graphs_it_is_the_best_of_all(graph) -> None:
     for _ in range(8):
         stages, edges, links = population(rng, graph, n)
         assert best_passing(stages, edges, links).latency_s == pytest.approx(brute_force(stages, edges, links))
+
+
+def random_graph(rng: random.Random, n: int, edges: int) -> list[tuple[int, int]]:
+    """A connected graph of ``n`` stages in topological order."""
+    graph = {(rng.randrange(b), b) for b in range(1, n)}
+    while len(graph) < edges:
+        a, b = sorted(rng.sample(range(n), 2))
+        graph.add((a, b))
+    return sorted(graph)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_on_graphs_of_six_stages_it_is_the_best_of_all(seed: int) -> None:
+    rng = random.Random(seed)
+    stages, edges, links = population(rng, random_graph(rng, 6, 6), 6)
+    edges = [replace(edge, ways=("machine", "direct", "remote")) for edge in edges]
+    assert best_passing(stages, edges, links).latency_s == pytest.approx(brute_force(stages, edges, links))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3, 43))
+def test_on_many_graphs_of_six_stages_it_is_the_best_of_all(seed: int) -> None:
+    rng = random.Random(seed)
+    stages, edges, links = population(rng, random_graph(rng, 6, rng.choice([5, 6, 7])), 6)
+    assert best_passing(stages, edges, links).latency_s == pytest.approx(brute_force(stages, edges, links))
+
+
+def test_a_machine_holds_as_many_workers_as_it_has_cpu_and_memory_for() -> None:
+    machine = Size(8, 16_384)
+    assert slots_of(machine, Size(1, 1024)) == 8
+    assert slots_of(machine, Size(1, 4096)) == 4
+    assert slots_of(machine, Size(3, 4096)) == 2
+    assert slots_of(machine, Size(1, 4096), held_mb=9000) == 1, "data lie in the same memory"
+    assert slots_of(machine, Size(16, 1024)) == 0
+
+
+def test_what_fits_on_no_machine_is_spread_and_what_has_its_place_stays_there() -> None:
+    links = replace(LINKS, direct_mb_s=1, up_mb_s=1, down_mb_s=1, inline_mb_s=1)
+    edge = Transfer("a", "b", 100.0)
+    free = best_passing([DataStage("a", 4, 0.1, 4), DataStage("b", 4, 0.1, 4)], [edge], links)
+    assert (free.methods["a", "b"], free.places["b"]) == ("machine", "together")
+    large = best_passing([DataStage("a", 4, 0.1, 4), DataStage("b", 4, 0.1, 0)], [edge], links)
+    assert large.places["b"] == "spread"
+    fixed = best_passing([DataStage("a", 4, 0.1, 4, only="spread"), DataStage("b", 4, 0.1, 4)], [edge], links)
+    assert fixed.places["a"] == "spread"
+    with pytest.raises(InvalidValue, match="at least 1"):
+        DataStage("a", 4, 0.1, 0, only="together")
+
+
+def test_data_that_memory_does_not_hold_are_not_kept_there() -> None:
+    small = replace(LINKS, machine_limit_mb=50.0)
+    stages = [DataStage("a", 2, 1.0, 2, only="together"), DataStage("b", 2, 1.0, 2, only="together")]
+    assert best_passing(stages, [Transfer("a", "b", 40.0)], small).methods["a", "b"] == "machine"
+    assert best_passing(stages, [Transfer("a", "b", 60.0)], small).methods["a", "b"] != "machine"
+    with pytest.raises(InvalidValue, match="allow"):
+        best_passing(stages, [Transfer("a", "b", 60.0, ways=("machine",))], small)
+
+
+def test_a_worker_takes_a_broadcast_once_for_each_of_its_calls() -> None:
+    edge = Transfer("a", "b", 100.0, True)
+    one, many = (
+        methods_of(DataStage("a", 1, 1.0), DataStage("b", 4, 1.0, calls=n), edge, LINKS, ("spread", "spread"))
+        for n in (4, 40)
+    )
+    assert many["remote"] - 2 * LINKS.remote_s - 100 / 80 == pytest.approx(10 * (one["remote"] - 0.04 - 100 / 80))
+
+
+def test_storage_asks_for_its_requests_and_waiting_workers_for_their_time() -> None:
+    links = replace(LINKS, put_usd=5e-6, get_usd=4e-7)
+    source, sink = DataStage("a", 2, 1.0), DataStage("b", 4, 1.0, usd_s=1e-3)
+    edge = Transfer("a", "b", 64.0, True)
+    seconds = methods_of(source, sink, edge, links, ("spread", "spread"))
+    usd = costs_of(source, sink, edge, links, seconds)
+    assert usd["direct"] == pytest.approx(4e-3 * seconds["direct"])
+    assert usd["remote"] == pytest.approx(4e-3 * seconds["remote"] + 2 * 4 * 5e-6 + 4 * 8 * 4e-7)
 
 
 def test_methods_of_the_answer_add_up_to_it() -> None:

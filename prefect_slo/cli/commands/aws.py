@@ -12,19 +12,20 @@ from prefect_slo.cli.inputs import AsJson
 from prefect_slo.cli.output import print_json, print_line, print_table, working
 
 if TYPE_CHECKING:
-    from prefect_slo.runner.aws_pools import LambdaPool
+    from prefect_slo.runner.aws_pools import BatchPool, LambdaPool
 
-aws = App(name="aws", help="Worker functions of a Lambda pool: deploy them, look at them, remove them. Files of SCAR.")
+aws = App(name="aws", help="Functions, jobs and queues of pools on AWS: deploy, look, remove. Prices. Files of SCAR.")
 app.command(aws)
 
 Pool = Annotated[
-    str, Parameter(help="A LambdaPool, or a flow that has one, as package.module:name or path/to/file.py:name.")
+    str,
+    Parameter(help="A LambdaPool or BatchPool, or a flow with one, as package.module:name or path/to/file.py:name."),
 ]
 
 
 @aws.command
 def deploy(pool: Pool, /, *, json: AsJson = False) -> None:
-    """Create the worker functions that there aren't, one for each memory size; what there is stays."""
+    """Create the worker functions, job definitions and queues that there aren't; what there is stays."""
     lambdas = _pool(pool)
     with working("deploying"):
         names = lambdas.deploy()
@@ -37,7 +38,7 @@ def deploy(pool: Pool, /, *, json: AsJson = False) -> None:
 
 @aws.command
 def status(pool: Pool, /, *, json: AsJson = False) -> int:
-    """Worker functions as the account has them; exit code 1 where one is missing or was changed."""
+    """Functions, job definitions and queues as the account has them; exit code 1: one is missing or was changed."""
     from dataclasses import asdict
 
     rows = [asdict(row) for row in _pool(pool).status()]
@@ -56,7 +57,7 @@ def destroy(
     old: Annotated[bool, Parameter(help="Only functions of earlier versions and sizes, which nothing calls.")] = False,
     json: AsJson = False,
 ) -> None:
-    """Delete the pool's worker functions, and what is stored under its prefix."""
+    """Delete the pool's functions, job definitions and queues of its own, and what is stored under its prefix."""
     names = _pool(pool).destroy(only_old=old)
     if json:
         print_json({"deleted": names})
@@ -69,6 +70,52 @@ def destroy(
 def policy(pool: Pool, /) -> None:
     """The least that callers, functions and deployers may do, as IAM policy documents in JSON."""
     print_json(_pool(pool).policy())
+
+
+@aws.command
+def prices(
+    *,
+    region: Annotated[str, Parameter(help="Region that the prices are to hold for.")] = "us-east-1",
+    to: Annotated[
+        Path | None,
+        Parameter(help="Folder to write to; by default that of PREFECT_INTEGRATIONS_SLO_PRICES, which then is used."),
+    ] = None,
+    instances: Annotated[bool, Parameter(help="Ask for EC2 instances, too.")] = True,
+    json: AsJson = False,
+) -> None:
+    """Read price lists anew from AWS's Pricing API, and write those that have changed. Needs pricing:GetProducts."""
+    import os
+    from datetime import date
+
+    from prefect_slo.aws.refresh import charges_toml, refreshed
+    from prefect_slo.blocks import PriceListBlock
+    from prefect_slo.errors import InvalidValue
+    from prefect_slo.pricing import OWN, price_list
+
+    folder = to or (Path(own) if (own := os.environ.get(OWN)) else None)
+    if folder is None:
+        raise InvalidValue("--to", None, f"a folder, or {OWN} set to one")
+    with working("asking AWS"):
+        found = refreshed(region, today := date.today(), instances=instances)
+    rows = []
+    (folder / "services").mkdir(parents=True, exist_ok=True)
+    for name, fresh in found.lists.items():
+        before = price_list(name)
+        PriceListBlock.of(fresh).write(folder / f"{name}.toml")
+        rows.append(
+            {
+                "list": name,
+                "vCPU-hour": f"${3600 * before.vcpu_second:.4g} -> ${3600 * fresh.vcpu_second:.4g}",
+                "GB-second": f"${before.gb_second:.4g} -> ${fresh.gb_second:.4g}",
+                "file": str(folder / f"{name}.toml"),
+            }
+        )
+    if found.charges:
+        (folder / "services" / "aws.toml").write_text(charges_toml(found, region, today), encoding="utf-8")
+    if json:
+        print_json({"region": region, "lists": rows, "charges": dict(found.charges)})
+    else:
+        print_table(rows)
 
 
 @aws.command
@@ -90,21 +137,21 @@ def fdl(
         output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
-def _pool(entrypoint: str) -> LambdaPool:
+def _pool(entrypoint: str) -> LambdaPool | BatchPool:
     """The pool that an entry point names.
 
     Raises:
-        InvalidValue: It names something else, or a flow without a Lambda pool, or with several.
+        InvalidValue: It names something else, or a flow without a pool on AWS, or with several.
     """
     from prefect_slo.cli.flows import load_object
     from prefect_slo.errors import InvalidValue
-    from prefect_slo.runner.aws_pools import LambdaPool
+    from prefect_slo.runner.aws_pools import BatchPool, LambdaPool
 
     found: Any = load_object(entrypoint)
-    if isinstance(found, LambdaPool):
+    if isinstance(found, (LambdaPool, BatchPool)):
         return found
     elsewhere = getattr(getattr(found, "task_runner", None), "pools", {})
-    lambdas = [pool for pool in elsewhere.values() if isinstance(pool, LambdaPool)]
-    if len(lambdas) != 1:
-        raise InvalidValue("pool", entrypoint, f"a LambdaPool, or a flow with one; it has {len(lambdas)}")
-    return lambdas[0]
+    ours = [pool for pool in elsewhere.values() if isinstance(pool, (LambdaPool, BatchPool))]
+    if len(ours) != 1:
+        raise InvalidValue("pool", entrypoint, f"a LambdaPool or BatchPool, or a flow with one; it has {len(ours)}")
+    return ours[0]

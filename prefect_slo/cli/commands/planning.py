@@ -38,7 +38,7 @@ def plan(
     model.require_identified()
     fitted = time.perf_counter()
     with working(f"Planning for {slo}"):
-        made = make_plan(model, slo, seed=seed, cold=cold, pins=pins)
+        made = source.with_passing(make_plan(model, slo, seed=seed, cold=cold, pins=pins))
     solved = time.perf_counter()
     if output is not None:
         write_text(output, made.to_json())
@@ -89,10 +89,12 @@ def diff(
 
 def print_plan(made: Plan) -> None:
     """A plan as tables: its stages, what it predicts, what is certified."""
-    from prefect_slo.artifacts.plan_view import certificate_text, plan_table, prediction_text
+    from prefect_slo.artifacts.plan_view import certificate_text, passing_table, plan_table, prediction_text
 
     asked = f" for {made.objective}" if made.objective else ""
     print_table(plan_table(made), title=f"Plan of {made.workflow}{asked}")
+    if made.passing:
+        print_table(passing_table(made), title="How data pass")
     if made.predicted is not None:
         print_line(f"Predicted: {prediction_text(made.predicted)}")
     print_line(f"Certified: {certificate_text(made)}")

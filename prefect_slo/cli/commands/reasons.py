@@ -25,7 +25,8 @@ def explain(source: Source, *, plan: PlanFile, cold: Cold = False, json: AsJson 
     with working("Explaining"):
         told = explained(model, chosen, cold=cold)
     if json:
-        print_json({"workflow": chosen.workflow, **_document(told)})
+        passing = [{"source": e.source, "sink": e.sink, "method": e.method, "why": e.why} for e in chosen.passing]
+        print_json({"workflow": chosen.workflow, **_document(told), **({"passing": passing} if passing else {})})
         return
     print_table(
         [
@@ -45,6 +46,8 @@ def explain(source: Source, *, plan: PlanFile, cold: Cold = False, json: AsJson 
         print_line(line)
     for reason in told.stages:
         print_line(f"{reason.criticality.stage}: {reason.why}.")
+    for edge in chosen.passing:
+        print_line(f"{edge.source} to {edge.sink}: {edge.why}.")
 
 
 def _prices(told: Explanation, asked: Slo | None) -> list[str]:

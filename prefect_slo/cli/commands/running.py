@@ -35,6 +35,7 @@ def profile(
     max_seconds: float = 600.0,
     max_usd: float | None = None,
     repeats: int = 2,
+    most_repeats: int = 6,
     seed: Seed = 0,
     json: AsJson = False,
 ) -> int:
@@ -47,6 +48,7 @@ def profile(
         max_seconds: No run is begun that would end later than this.
         max_usd: No run is begun that would cost more than is left of this, at the price list.
         repeats: Runs per setting.
+        most_repeats: Runs per setting at most, where they differ by more than 5 %.
     """
     import math
 
@@ -68,7 +70,8 @@ def profile(
 
         cap = math.inf if max_usd is None else max_usd
         try:
-            report = sweep(loaded, inputs, max_seconds=max_seconds, max_usd=cap, repeats=repeats, seed=seed, heard=show)
+            caps = {"max_seconds": max_seconds, "max_usd": cap}
+            report = sweep(loaded, inputs, **caps, repeats=repeats, most_repeats=most_repeats, seed=seed, heard=show)
         except KeyboardInterrupt:
             print(f"{len(runs)} runs are kept; the next profile goes on from there.", file=sys.stderr)
             raise

@@ -10,12 +10,14 @@ from __future__ import annotations
 import pickle
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import count
 from queue import SimpleQueue
 from threading import Thread
+from types import MappingProxyType
 from typing import Any
 
 from prefect_slo.aws.delegating import Delegating
@@ -52,6 +54,7 @@ class LambdaBackend:
         exchange: Sends work there.
         name_of: The worker function of a memory size.
         concurrency: Invocations at once; later leases wait.
+        of_size: Invocations at once of a memory size, where its function has less.
         memory_mb: The largest size.
         run_key: Names the run in keys of what is stored.
     """
@@ -64,9 +67,10 @@ class LambdaBackend:
         concurrency: int,
         memory_mb: int,
         run_key: str,
+        of_size: Mapping[int, int] = MappingProxyType({}),
     ) -> None:
         self._exchange, self._name_of, self._run_key = exchange, name_of, run_key
-        self._concurrency, self._memory_mb = concurrency, memory_mb
+        self._concurrency, self._memory_mb, self._of_size = concurrency, memory_mb, of_size
         self._lock = threading.Lock()
         self._leases: dict[int, _Slot] = {}
         self._idle: list[_Slot] = []
@@ -138,16 +142,27 @@ class LambdaBackend:
     def _admit(self) -> None:
         while True:
             with self._lock:
-                if not self._waiting or len(self._leases) >= self._concurrency or self._closed:
+                at = self._next() if not self._closed else None
+                if at is None:
                     return
-                lease, size, sink, asked = self._waiting.pop(0)
+                lease, size, sink, asked = self._waiting.pop(at)
                 slot = self._idle.pop() if self._idle else None
                 cold = slot is None
-                slot = slot or _Slot(self._exchange, self._run_key)
+                slot = slot or _Slot(self._exchange, self._run_key, self.close)
                 slot.serve(lease, self._name_of(size.memory_mb), size, sink)
                 self._leases[lease] = slot
                 wait_s = time.monotonic() - asked
             sink(Opened(lease, cold=cold, start_s=0.0, wait_s=wait_s, pid=0))
+
+    def _next(self) -> int | None:
+        """Position of the first waiting lease that there is room for."""
+        if len(self._leases) >= self._concurrency:
+            return None
+        held = Counter(slot.memory_mb for slot in self._leases.values())
+        for at, (_, size, _, _) in enumerate(self._waiting):
+            if held[size.memory_mb] < self._of_size.get(size.memory_mb, self._concurrency):
+                return at
+        return None
 
 
 @dataclass
@@ -161,6 +176,8 @@ class _Totals:
     bytes_in: int = 0
     bytes_out: int = 0
     billed_usd: Decimal = field(default_factory=Decimal)
+    storage_usd: Decimal = field(default_factory=Decimal)
+    requests: int = 0
 
     def add(self, returned: Returned) -> None:
         told, report = returned.telemetry, returned.answer.report
@@ -171,7 +188,13 @@ class _Totals:
         self.peak_mb = max(self.peak_mb, told.get("peak_mb", 0.0), float(report.used_mb) if report is not None else 0.0)
         self.bytes_in += told.get("bytes_in", 0)
         self.bytes_out += told.get("bytes_out", 0)
-        self.billed_usd += returned.answer.billed
+        self.bill(returned.answer.billed, returned.storage_usd)
+
+    def bill(self, billed: Decimal, storage_usd: Decimal) -> None:
+        """Add what an invocation is billed, and what its objects cost."""
+        self.requests += billed > 0
+        self.storage_usd += storage_usd
+        self.billed_usd += billed + storage_usd
 
 
 class _Slot:
@@ -179,8 +202,8 @@ class _Slot:
 
     _names = count(1)
 
-    def __init__(self, exchange: Exchange | Delegating, run_key: str) -> None:
-        self._exchange, self._run_key = exchange, run_key
+    def __init__(self, exchange: Exchange | Delegating, run_key: str, freed: Callable[[int], None]) -> None:
+        self._exchange, self._run_key, self._freed = exchange, run_key, freed
         self.inbox: SimpleQueue[Bundle | None] = SimpleQueue()
         self._lease, self._function, self._size = 0, "", Size(1, 128)
         self._sink: Sink = _unheard
@@ -190,6 +213,11 @@ class _Slot:
         self.stored: list[tuple[str, ...]] = []
         self._thread = Thread(target=self._run, name=f"prefect-slo-lambda-{next(self._names)}", daemon=True)
         self._thread.start()
+
+    @property
+    def memory_mb(self) -> int:
+        """The size that it serves."""
+        return self._size.memory_mb
 
     def serve(self, lease: int, function: str, size: Size, sink: Sink) -> None:
         self._lease, self._function, self._size, self._sink = lease, function, size, sink
@@ -221,17 +249,11 @@ class _Slot:
                 else:
                     self._ship(bundle, totals)
             except _Gone as gone:
-                self._bundle = None
-                self._sink(gone.lost(self._lease, bundle, totals.billed_usd, self._size))
+                self._lose(gone, bundle, totals)
                 continue
             except BaseException as error:  # a defect: without a report the flow would wait for ever
-                self._bundle = None
                 detail = f"{type(error).__name__}: {error}"
-                self._sink(
-                    _Gone(Failed("died", detail), self._untouched).lost(
-                        self._lease, bundle, totals.billed_usd, self._size
-                    )
-                )
+                self._lose(_Gone(Failed("died", detail), self._untouched), bundle, totals)
                 continue
             self._bundle = None
             self._sink(
@@ -247,8 +269,17 @@ class _Slot:
                     totals.bytes_out,
                     totals.init_s,
                     totals.billed_usd,
+                    totals.requests,
+                    totals.storage_usd,
                 )
             )
+
+    def _lose(self, gone: _Gone, bundle: Bundle, totals: _Totals) -> None:
+        """Report the lease as lost. Before that it is given back: this slot may serve another at once."""
+        self._bundle = None
+        sink, lost = self._sink, gone.lost(self._lease, bundle, totals, self._size)
+        self._freed(self._lease)
+        sink(lost)
 
     def _host(self, bundle: Bundle, program: HostedProgram, totals: _Totals) -> None:
         """The engine's calls, each an invocation; or all of the bundle's in one, without it."""
@@ -313,7 +344,7 @@ class _Slot:
                 self._function, kind, code, items, key=key, limit_s=limit_s, cancelled=self._cancelled
             )
         except Failed as failed:
-            totals.billed_usd += failed.billed
+            totals.bill(failed.billed, failed.storage_usd)
             ids = tuple(item for item, _ in items)
             if failed.why in ("start", "throttled"):
                 raise _Gone(failed, (*ids, *self._untouched)) from None
@@ -330,7 +361,7 @@ class _Gone(WorkerGone):
         self.failed, self.untouched, self.running = failed, untouched, running
         super().__init__(str(failed))
 
-    def lost(self, lease: int, bundle: Bundle, billed_usd: Decimal, size: Size) -> Lost:
+    def lost(self, lease: int, bundle: Bundle, totals: _Totals, size: Size) -> Lost:
         """The report of it."""
         failed = self.failed
         return Lost(
@@ -342,7 +373,9 @@ class _Gone(WorkerGone):
             failed.used_mb,
             failed.memory_mb or float(size.memory_mb),
             bundle.id,
-            billed_usd,
+            totals.billed_usd,
+            totals.requests,
+            totals.storage_usd,
         )
 
 

@@ -29,6 +29,7 @@ class Outcome:
         unpicklable: Why its result cannot travel, where it cannot; ``payload`` is then empty.
         read_s: Seconds spent unpickling its arguments.
         write_s: Seconds spent pickling its result.
+        mapped: Bytes of its arguments that did not come with its payload.
     """
 
     payload: Any
@@ -36,6 +37,7 @@ class Outcome:
     unpicklable: str = ""
     read_s: float = 0.0
     write_s: float = 0.0
+    mapped: int = 0
 
 
 RunItem = Callable[[int, Any], Outcome]
@@ -159,6 +161,8 @@ class Lost:
         bundle: The bundle it had when it was lost. One that was submitted to the lease after that is untouched: no
             further report speaks of it.
         billed_usd: What it is billed all the same, where it is metered.
+        requests: Invocations that this is for.
+        storage_usd: Of it, what reading and writing objects cost.
     """
 
     lease: int
@@ -170,6 +174,8 @@ class Lost:
     limit_mb: float = 0.0
     bundle: int | None = None
     billed_usd: Decimal | None = None
+    requests: int = 0
+    storage_usd: Decimal = Decimal()
 
 
 @dataclass(frozen=True)
@@ -207,6 +213,8 @@ class Finished:
         bytes_out: Bytes of outcomes.
         init_s: Seconds spent starting workers for it, where the backend starts them with the work.
         billed_usd: What it is billed, where that is metered; ``None`` where leases are paid for while they are held.
+        requests: Invocations that this is for.
+        storage_usd: Of it, what reading and writing objects cost.
     """
 
     lease: int
@@ -220,6 +228,8 @@ class Finished:
     bytes_out: int = 0
     init_s: float = 0.0
     billed_usd: Decimal | None = None
+    requests: int = 0
+    storage_usd: Decimal = Decimal()
 
 
 @dataclass(frozen=True)

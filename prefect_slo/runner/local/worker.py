@@ -171,7 +171,7 @@ class Server:
             ended = clock()
             page.end(index)
             size = len(outcome.payload)
-            sizes[0] += len(payload)
+            sizes[0] += len(payload) + outcome.mapped
             sizes[1] += size
             told = (outcome.failed, outcome.unpicklable, outcome.read_s, outcome.write_s)
             outbox.post(

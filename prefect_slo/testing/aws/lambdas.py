@@ -18,17 +18,22 @@ import time
 import uuid
 import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
+from prefect_slo.aws.packaging import HANDLER
 from prefect_slo.testing.aws.guard import FAKE, REGION
 from prefect_slo.testing.aws.sandbox import RUNTIME_PACKAGES, Ended, Sandbox, Spec, package_folder
+from prefect_slo.testing.aws.shares import cpu_limit
 
-Cpu = Literal["modelled", "off"]
+Cpu = Literal["shares", "modelled", "off"]
 REQUEST_BYTES, REPLY_BYTES = 6_291_456, 6_291_556
 LOG_TAIL_BYTES = 4096
+ACCOUNT_SETTINGS = "{0}/(?P<api_version>[^/]+)/account-settings/?$"
+"""A path that moto leaves unanswered."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +74,14 @@ class LocalLambda:
 
     Args:
         concurrency: Invocations that the account may have at once; a function's reserved concurrency holds besides.
-        cpu: ``modelled``: an invocation takes as long as its CPU time would on the share of its memory size (1 vCPU per
-            1,769 MB; the difference is waited out and reported); ``off``: as long as it takes.
+        cpu: ``shares``: a sandbox really has the share of its memory size (1 vCPU per 1,769 MB), by a control group's
+            quota or, where none can be made, by being stopped in between; ``modelled``: an invocation takes as long as
+            its CPU time would on that share (the difference is waited out and reported); ``off``: as long as it takes.
         cold_start_s: Added to the start of every sandbox.
         packages: Installed packages that sandboxes see beyond those of Lambda's own runtime, e.g. ``("numpy",)``;
             ``None`` for everything that is installed here.
+        images: Folders that stand for container images, by URI: what is in one is what its handler sees beside Lambda's
+            own runtime. Functions of other images are refused as they are invoked.
         endpoint: Address of a server that stands for AWS, for the sandboxes' own calls.
         sleep: Waits; a test may pass its own.
     """
@@ -85,19 +93,21 @@ class LocalLambda:
         cpu: Cpu = "off",
         cold_start_s: float = 0.0,
         packages: tuple[str, ...] | None = (),
+        images: Mapping[str, Path] = MappingProxyType({}),
         endpoint: str | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.concurrency, self.cpu, self.cold_start_s, self.endpoint = concurrency, cpu, cold_start_s, endpoint
         self.invocations: list[Invocation] = []
         self.throttled: Counter[str] = Counter()
-        self._packages, self._sleep = packages, sleep
+        self._packages, self._sleep, self._images = packages, sleep, dict(images)
         self._folder = Path(tempfile.mkdtemp(prefix="prefect-slo-lambda-"))
         self._lock = threading.Lock()
         self._idle: defaultdict[Spec, list[Sandbox]] = defaultdict(list)
         self._every: list[Sandbox] = []
         self._busy: Counter[str] = Counter()
         self._original: Any = None
+        self._closing = threading.Event()
 
     # ---- life -------------------------------------------------------------------------------------------------------
 
@@ -108,10 +118,13 @@ class LocalLambda:
             return lambdas._invoked(function, body, request_headers, response_headers)
 
         self._original, kept.invoke = kept.invoke, invoke
+        _moto_paths()[ACCOUNT_SETTINGS] = lambda request, url, headers: self._account(request)
         return self
 
     def __exit__(self, *_: object) -> None:
         _moto_function().invoke = self._original
+        _moto_paths().pop(ACCOUNT_SETTINGS, None)
+        self._closing.set()
         self.reap()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -168,19 +181,28 @@ class LocalLambda:
                 raise self._refused("ReservedFunctionConcurrentInvocationLimitExceeded")
             if sum(self._busy.values()) >= self.concurrency:
                 raise self._refused("ConcurrentInvocationLimitExceeded")
+            if self._closing.is_set():
+                raise self._refused("CallerRateLimitExceeded")
             self._busy[spec.name] += 1
-            if self._idle[spec]:
-                return self._idle[spec].pop()
+            while self._idle[spec]:
+                idle = self._idle[spec].pop()
+                if idle.alive:
+                    return idle
+                self._every.remove(idle)  # killed while it waited: nothing runs on it again
         try:
             if self.cold_start_s:
                 self._sleep(self.cold_start_s)
-            sandbox = Sandbox(spec, self._folder / uuid.uuid4().hex[:12], self._seen(), self._environment())
+            limit = cpu_limit(spec.share) if self.cpu == "shares" else None
+            sandbox = Sandbox(spec, self._folder / uuid.uuid4().hex[:12], self._seen(), self._environment(), limit)
         except BaseException:
             with self._lock:
                 self._busy[spec.name] -= 1
             raise
         with self._lock:
             self._every.append(sandbox)
+            late = self._closing.is_set()
+        if late:  # nobody else would end it
+            sandbox.kill()
         return sandbox
 
     def _refused(self, reason: str) -> Throttled:
@@ -196,11 +218,11 @@ class LocalLambda:
                 self._idle[spec].append(sandbox)
 
     def _model(self, ended: Ended, spec: Spec) -> None:
-        """Wait out what the invocation would have taken on its share of a vCPU."""
+        """Wait out what the invocation would have taken on its share of a vCPU, of which threads get no more either."""
         ended.init_ms += 1000 * self.cold_start_s if ended.init_ms else 0.0
-        if self.cpu == "off" or spec.share >= 1 or ended.error in ("Sandbox.Timedout", "Runtime.OutOfMemory"):
+        if self.cpu != "modelled" or spec.share >= 1 or ended.error in ("Sandbox.Timedout", "Runtime.OutOfMemory"):
             return
-        extra_s = ended.cpu_s * (1 / spec.share - 1)
+        extra_s = ended.cpu_s / spec.share - min(ended.cpu_s, ended.duration_ms / 1000)
         self._sleep(extra_s)
         ended.duration_ms += 1000 * extra_s
 
@@ -238,6 +260,28 @@ class LocalLambda:
         response_headers["x-amz-log-result"] = base64.b64encode(done.log.encode()[-LOG_TAIL_BYTES:]).decode()
         return payload
 
+    def _account(self, request: Any) -> tuple[int, dict[str, str], str]:
+        """``GetAccountSettings``: the concurrency of the account, and what functions have not reserved of it."""
+        from moto.awslambda.models import lambda_backends
+
+        region = _region(request)
+        functions = [
+            function
+            for account in list(lambda_backends)
+            if region in lambda_backends[account]
+            for function in lambda_backends[account][region].list_functions()
+        ]
+        reserved = sum(int(function.reserved_concurrency or 0) for function in functions)
+        limit = {
+            "ConcurrentExecutions": self.concurrency,
+            "UnreservedConcurrentExecutions": max(self.concurrency - reserved, 0),
+            "TotalCodeSize": 80_530_636_800,
+            "CodeSizeUnzipped": 262_144_000,
+            "CodeSizeZipped": 52_428_800,
+        }
+        usage = {"FunctionCount": len(functions), "TotalCodeSize": 0}
+        return 200, {"Content-Type": "application/json"}, json.dumps({"AccountLimit": limit, "AccountUsage": usage})
+
     def _asynchronous(self, spec: Spec, raw: bytes, reserved: Any) -> None:
         """An event: two more tries after an error, as Lambda makes them, without its minutes between."""
         for _ in range(3):
@@ -250,26 +294,38 @@ class LocalLambda:
                 return
 
     def _spec(self, function: Any) -> Spec:
-        code = self._unpacked(function.code_bytes)
+        code = self._image(function) if function.package_type == "Image" else self._unpacked(function.code_bytes)
         variables = function.environment_vars or {}
         return Spec(
             function.function_name,
             function.function_arn,
             str(function.version),
             code,
-            function.handler,
+            _handler(function),
             int(function.memory_size),
             float(function.timeout),
             tuple(sorted((str(name), str(value)) for name, value in variables.items())),
+            tuple(self._unpacked(_layer_zip(layer["Arn"])) for layer in function.layers),
         )
+
+    def _image(self, function: Any) -> Path:
+        """The folder that stands for a function's image.
+
+        Raises:
+            LambdaClientError: There is none: images aren't run here.
+        """
+        uri = function.code.get("ImageUri", "")
+        if uri not in self._images:
+            words = f"no image is run here; name a folder that stands for it: images={{{uri!r}: folder}}"
+            raise _refusal(502, "InvalidRuntimeException", words)
+        return self._images[uri]
 
     def _unpacked(self, content: bytes) -> Path:
         folder = self._folder / f"code-{hashlib.sha256(content).hexdigest()[:16]}"
         with self._lock:
             if not folder.exists():
                 fresh = folder.with_suffix(".new")
-                with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                    archive.extractall(fresh)
+                _extract(content, fresh)
                 fresh.rename(folder)
         return folder
 
@@ -292,6 +348,12 @@ def _reported(spec: Spec, request: str, ended: Ended) -> Invocation:
     )
 
 
+def _region(request: Any) -> str:
+    """The region that a request was signed for: the third field of its credential's scope."""
+    scope = str(request.headers.get("Authorization", "")).partition("Credential=")[2].split("/")
+    return scope[2] if len(scope) > 2 else REGION
+
+
 def _refusal(status: int, code: str, message: str, **fields: str) -> Exception:
     """An error that moto turns into AWS's response."""
     from moto.awslambda.exceptions import LambdaClientError
@@ -302,6 +364,40 @@ def _refusal(status: int, code: str, message: str, **fields: str) -> Exception:
     return error  # type: ignore[no-any-return]
 
 
+def _handler(function: Any) -> str:
+    """``module.function``: of an image what its configuration says, by default that of the worker."""
+    if function.package_type != "Image":
+        return str(function.handler)
+    command = function.image_config.cmd
+    return str(command[0]) if command else HANDLER
+
+
+def _layer_zip(arn: str) -> bytes:
+    """The content of a version of a layer, as moto keeps it."""
+    from moto.awslambda.models import lambda_backends
+
+    _, _, _, region, account, *_ = arn.split(":")
+    kept: Any = lambda_backends[account][region].layers_versions_by_arn(arn)
+    return bytes(kept.code_bytes)
+
+
+def _extract(content: bytes, folder: Path) -> None:
+    """Unpack a zip with the permissions of its files: those of a layer may be programs."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        for entry in archive.infolist():
+            written = Path(archive.extract(entry, folder))
+            mode = entry.external_attr >> 16
+            if mode and written.is_file():
+                written.chmod(mode & 0o777)
+
+
+def _moto_paths() -> dict[str, Any]:
+    """What moto answers for Lambda, by path."""
+    from moto.awslambda.urls import url_paths
+
+    return url_paths
+
+
 def _moto_function() -> Any:
     """moto's class of functions."""
     from moto.awslambda.models import LambdaFunction
@@ -309,11 +405,11 @@ def _moto_function() -> Any:
     return LambdaFunction
 
 
-def role_arn() -> str:
-    """A role that functions may run under, made in the mocked account."""
+def role_arn(endpoint: str | None = None) -> str:
+    """A role that functions may run under, made in the mocked account, or in that of a server."""
     import boto3
 
-    iam = boto3.client("iam", region_name=REGION)
+    iam = boto3.client("iam", region_name=REGION, endpoint_url=endpoint)
     try:
         return str(iam.get_role(RoleName="prefect-slo-worker")["Role"]["Arn"])
     except iam.exceptions.NoSuchEntityException:

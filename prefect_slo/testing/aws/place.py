@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+import zipfile
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from prefect_slo.aws.clients import forget_clients
+from prefect_slo.aws.concurrency import forget_allowed
 from prefect_slo.testing.aws.batches import LocalBatch
 from prefect_slo.testing.aws.guard import REGION, fake_credentials, no_real_aws
 from prefect_slo.testing.aws.lambdas import LocalLambda, role_arn
@@ -41,15 +46,37 @@ class LocalAws:
         pool.deploy()
         return pool
 
+    def layer(self, name: str, folder: str | Path) -> str:
+        """Publish a folder as a layer of this account: ``bin``, ``python`` and ``lib`` below ``/opt``; its ARN."""
+        import boto3
+
+        made = boto3.client("lambda", region_name=REGION).publish_layer_version(
+            LayerName=name, Content={"ZipFile": _zipped(Path(folder))}
+        )
+        return str(made["LayerVersionArn"])
+
+
+def _zipped(folder: Path) -> bytes:
+    """A folder as a zip, permissions kept."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                archive.write(path, path.relative_to(folder))
+    return buffer.getvalue()
+
 
 @contextmanager
-def local_aws(*, gpus: int = 0, **settings: Any) -> Iterator[LocalAws]:
+def local_aws(
+    *, gpus: int = 0, images: Mapping[str, Path] = MappingProxyType({}), **settings: Any
+) -> Iterator[LocalAws]:
     """Inside, AWS is moto in this process, and Lambda's handlers and Batch's jobs run.
 
     Their processes reach S3 through a server on the loopback interface that shares moto's state.
 
     Args:
         gpus: GPUs that jobs may have.
+        images: Folders that stand for container images, of functions and of jobs; see ``LocalLambda``, ``LocalBatch``.
         settings: Those of ``LocalLambda``.
     """
     import logging
@@ -66,11 +93,17 @@ def local_aws(*, gpus: int = 0, **settings: Any) -> Iterator[LocalAws]:
         server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
         server.start()
         stack.callback(server.stop)
-        forget_clients()
-        stack.callback(forget_clients)
+        _forget()
+        stack.callback(_forget)
         host, port = server.get_host_and_port()
         endpoint = f"http://{host}:{port}"
         boto3.client("s3", region_name=REGION).create_bucket(Bucket=BUCKET)
-        lambdas = stack.enter_context(LocalLambda(endpoint=endpoint, **settings))
-        batch = stack.enter_context(LocalBatch(endpoint=endpoint, gpus=gpus))
+        lambdas = stack.enter_context(LocalLambda(endpoint=endpoint, images=images, **settings))
+        batch = stack.enter_context(LocalBatch(endpoint=endpoint, gpus=gpus, images=images))
         yield LocalAws(lambdas, role_arn(), f"s3://{BUCKET}/prefect-slo", endpoint, batch)
+
+
+def _forget() -> None:
+    """Nothing that another account has said holds in this one, nor after it."""
+    forget_clients()
+    forget_allowed()

@@ -10,17 +10,22 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import dataclass
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
+
+from prefect_slo.testing.aws.shares import CpuLimit
+from prefect_slo.testing.aws.watch import WATCH_S, Watch
 
 RUNTIME_PACKAGES = (
     "awslambdaric", "runtime_client", "simplejson", "snapshot_restore_py",
@@ -28,9 +33,14 @@ RUNTIME_PACKAGES = (
 )  # fmt: skip
 """What Lambda's runtime for Python brings, as this interpreter has it."""
 
-WATCH_S = 0.02
+SHUTDOWN_S = 1.0
+"""How often a sandbox's server looks whether it is to end; nobody waits for that."""
+
 INIT_LIMIT_S = 10.0
 _CPU_CLOCK = 2  # Linux: the clock of another process's CPU time, in the low bits of its clock id
+_PAGE_MB = os.sysconf("SC_PAGE_SIZE") / 2**20
+_EXITED, _FULL, _LATE = "#exited", "#full", "#late"
+_WATCH = Watch()
 _API = "/2018-06-01/runtime/"
 
 
@@ -47,6 +57,7 @@ class Spec:
         memory_mb: Its memory.
         timeout_s: Its timeout.
         environment: Its variables.
+        layers: Folders of its unpacked layers, in order; together they are ``/opt``.
     """
 
     name: str
@@ -57,6 +68,7 @@ class Spec:
     memory_mb: int
     timeout_s: float
     environment: tuple[tuple[str, str], ...] = ()
+    layers: tuple[Path, ...] = ()
 
     @property
     def share(self) -> float:
@@ -97,22 +109,33 @@ class Sandbox:
         folder: For its log and its temporary files.
         packages: Folders of packages that it sees.
         environment: Variables beyond those of the function.
+        limit: Keeps it to its share of the CPU; ``None`` for no limit.
     """
 
-    def __init__(self, spec: Spec, folder: Path, packages: list[str], environment: dict[str, str]) -> None:
-        self.spec = spec
-        self._inbox: SimpleQueue[tuple[str, bytes, float]] = SimpleQueue()
+    def __init__(
+        self,
+        spec: Spec,
+        folder: Path,
+        packages: list[str],
+        environment: dict[str, str],
+        limit: CpuLimit | None = None,
+    ) -> None:
+        self.spec, self._limit = spec, limit
+        self._inbox: SimpleQueue[tuple[str, bytes, float] | None] = SimpleQueue()
         self._outbox: SimpleQueue[tuple[str, bytes]] = SimpleQueue()
         self._ready = threading.Event()
+        self._killing, self._killed = threading.Lock(), False
         self._server = _Server(("127.0.0.1", 0), _Api)
         self._server.sandbox = self
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(SHUTDOWN_S,), daemon=True).start()
         self._log = folder / "log"
         (folder / "tmp").mkdir(parents=True, exist_ok=True)
         self._begun = time.monotonic()
+        opt, command = _opt(spec, folder)
         variables = {
-            "PATH": os.environ.get("PATH", os.defpath),
-            "PYTHONPATH": os.pathsep.join([str(spec.code), *packages]),
+            "PATH": os.pathsep.join([*_paths(opt, "bin"), os.environ.get("PATH", os.defpath)]),
+            "PYTHONPATH": os.pathsep.join([str(spec.code), *_paths(opt, "python", *_SITE), *packages]),
+            **({"LD_LIBRARY_PATH": os.pathsep.join(_paths(opt, "lib"))} if _paths(opt, "lib") else {}),
             "PYTHONDONTWRITEBYTECODE": "1",
             "TMPDIR": str(folder / "tmp"),
             "LAMBDA_TASK_ROOT": str(spec.code),
@@ -128,10 +151,12 @@ class Sandbox:
         }
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-S", "-s", "-m", "awslambdaric", spec.handler],
+                [*command, sys.executable, "-S", "-s", "-m", "awslambdaric", spec.handler],
                 cwd=spec.code, env=variables, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
-        self._fresh = True
+        if limit is not None:
+            limit.add(self._process.pid)
+        self._fresh, self._used_mb = True, 0.0
         self._read = 0
 
     @property
@@ -157,21 +182,33 @@ class Sandbox:
             self.kill()
         return ended
 
+    @property
+    def alive(self) -> bool:
+        """Whether its process is."""
+        return self._process.poll() is None
+
     def kill(self) -> None:
-        """End its process, and everything that it started."""
+        """End its process, and everything that it started; once."""
+        with self._killing:
+            if self._killed:
+                return
+            self._killed = True
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        if self._limit is not None:
+            self._limit.close()
         threading.Thread(target=self._close, daemon=True).start()  # its poll for shutdown takes a moment
 
     def _close(self) -> None:
+        self._inbox.put(None)  # whoever waits there for its next event
         self._server.shutdown()
         self._server.server_close()
 
     def _start(self) -> Ended | None:
         """Wait until its runtime asks for work; how it ended, where it doesn't."""
         deadline = self._begun + INIT_LIMIT_S + self.spec.timeout_s
-        while not self._ready.wait(WATCH_S / 4):
+        while not self._ready.wait(WATCH_S):
             if self._process.poll() is not None or not self._outbox.empty() or time.monotonic() > deadline:
                 kind, payload = "Runtime.ExitError", _error("Runtime.ExitError", "Error: Runtime exited during init")
                 with contextlib.suppress(Empty):
@@ -181,39 +218,54 @@ class Sandbox:
         return None
 
     def _await(self, request: str, begun: float) -> Ended:
-        used = 0.0
+        """Wait for the reply to a request, or for what the watch finds in its place."""
+        self._used_mb = 0.0
         deadline = begun + self.spec.timeout_s
-        while True:
-            try:
-                kind, payload = self._outbox.get(timeout=max(min(WATCH_S, deadline - time.monotonic()), 0.0))
-            except Empty:
-                code = self._process.poll()
-            else:
-                took = 1000 * (time.monotonic() - begun)
-                return Ended(payload, kind, took, used_mb=max(used, self._memory_mb("VmHWM")))
-            took = 1000 * (time.monotonic() - begun)
-            used = max(used, self._memory_mb("VmRSS"))
-            if code is not None:
-                how = f"signal: {'killed' if code == -9 else -code}" if code < 0 else f"exit status {code}"
-                words = f"RequestId: {request} Error: Runtime exited with error: {how}"
-                return Ended(_error("Runtime.ExitError", words), "Runtime.ExitError", took, used_mb=used, alive=False)
-            if used > self.spec.memory_mb:
-                words = f"RequestId: {request} Error: Runtime exited with error: signal: killed"
-                used = float(self.spec.memory_mb)
-                return Ended(
-                    _error("Runtime.OutOfMemory", words), "Runtime.OutOfMemory", took, used_mb=used, alive=False
-                )
-            if time.monotonic() >= deadline:
-                words = f"RequestId: {request} Error: Task timed out after {self.spec.timeout_s:.2f} seconds"
-                took = 1000 * self.spec.timeout_s
-                return Ended(_error("Sandbox.Timedout", words), "Sandbox.Timedout", took, used_mb=used, alive=False)
+        _WATCH.begin(self, lambda: self._look(request))
+        try:
+            while True:
+                kind, payload = self._outbox.get(timeout=max(deadline - time.monotonic(), 0.0))
+                if kind not in (_EXITED, _FULL) or payload == request.encode():  # not of an earlier one
+                    break
+        except Empty:
+            kind, payload = _LATE, b""
+        finally:
+            _WATCH.end(self)
+        took, used = 1000 * (time.monotonic() - begun), self._used_mb
+        failed = f"RequestId: {request} Error: "
+        if kind == _EXITED:
+            code = self._process.poll() or 0
+            how = f"signal: {'killed' if code == -9 else -code}" if code < 0 else f"exit status {code}"
+            words = _error("Runtime.ExitError", f"{failed}Runtime exited with error: {how}")
+            return Ended(words, "Runtime.ExitError", took, used_mb=used, alive=False)
+        if kind == _FULL:
+            words = _error("Runtime.OutOfMemory", f"{failed}Runtime exited with error: signal: killed")
+            return Ended(words, "Runtime.OutOfMemory", took, used_mb=float(self.spec.memory_mb), alive=False)
+        if kind == _LATE:
+            words = _error("Sandbox.Timedout", f"{failed}Task timed out after {self.spec.timeout_s:.2f} seconds")
+            return Ended(words, "Sandbox.Timedout", 1000 * self.spec.timeout_s, used_mb=used, alive=False)
+        return Ended(payload, kind, took, used_mb=max(used, self._peak_mb()))
 
-    def _memory_mb(self, what: str) -> float:
+    def _look(self, request: str) -> None:
+        """What the watch does: say that the process has ended, or holds more memory than it may."""
+        if self._process.poll() is not None:
+            self._outbox.put((_EXITED, request.encode()))
+            return
+        try:
+            pages = int(Path(f"/proc/{self.pid}/statm").read_bytes().split()[1])
+        except (OSError, IndexError):
+            return
+        self._used_mb = max(self._used_mb, pages * _PAGE_MB)
+        if self._used_mb > self.spec.memory_mb:
+            self._outbox.put((_FULL, request.encode()))
+
+    def _peak_mb(self) -> float:
+        """The most memory that the process has held so far."""
         try:
             status = Path(f"/proc/{self.pid}/status").read_text()
         except OSError:
             return 0.0
-        found = next((line for line in status.splitlines() if line.startswith(what)), "x 0")
+        found = next((line for line in status.splitlines() if line.startswith("VmHWM")), "x 0")
         return int(found.split()[1]) / 1024
 
     def _cpu_s(self) -> float:
@@ -231,9 +283,14 @@ class Sandbox:
 
     # ---- the Runtime API --------------------------------------------------------------------------------------------
 
-    def next_event(self) -> tuple[str, bytes, float]:
+    def next_event(self) -> tuple[str, bytes, float] | None:
+        if self._limit is not None and not self._ready.is_set():
+            self._limit.begin()
         self._ready.set()
-        return self._inbox.get()
+        event = self._inbox.get()
+        if event is None:
+            self._inbox.put(None)  # for whoever else waits
+        return event
 
     def ended(self, kind: str, payload: bytes) -> None:
         self._outbox.put((kind, payload))
@@ -252,7 +309,11 @@ class _Api(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         sandbox = self.server.sandbox
-        request, body, deadline = sandbox.next_event()
+        event = sandbox.next_event()
+        if event is None:
+            self.close_connection = True
+            return
+        request, body, deadline = event
         headers = {
             "Lambda-Runtime-Aws-Request-Id": request,
             "Lambda-Runtime-Deadline-Ms": str(int(1000 * deadline)),
@@ -283,6 +344,43 @@ class _Api(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Says nothing."""
+
+
+_SITE = (f"python/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages",)
+_MOUNTED = 'mount --bind "$0" /opt && exec "$@"'
+
+
+def _opt(spec: Spec, folder: Path) -> tuple[Path | None, list[str]]:
+    """Where a sandbox finds its layers, and what its command begins with so that it does.
+
+    ``/opt`` itself where the system lets a process have file systems of its own; else a folder, which is on its paths.
+    """
+    if not spec.layers:
+        return None, []
+    opt = folder / "opt"
+    for layer in spec.layers:  # later ones are laid over earlier ones
+        shutil.copytree(layer, opt, dirs_exist_ok=True, symlinks=True)
+    if _may_mount():
+        return Path("/opt"), ["unshare", "--mount", "sh", "-c", _MOUNTED, str(opt)]
+    return opt, []
+
+
+def _paths(opt: Path | None, *names: str) -> list[str]:
+    return [str(opt / name) for name in names] if opt is not None else []
+
+
+@cache
+def _may_mount() -> bool:
+    """Whether a process here may have an ``/opt`` of its own; not where this Python itself lies there."""
+    if Path(sys.prefix).is_relative_to("/opt") or Path(sys.base_prefix).is_relative_to("/opt"):
+        return False
+    if not Path("/opt").is_dir():
+        return False
+    try:
+        tried = ["unshare", "--mount", "sh", "-c", _MOUNTED, "/tmp", "true"]
+        return subprocess.run(tried, capture_output=True, timeout=10, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
 
 def package_folder(folder: Path, names: tuple[str, ...]) -> str:

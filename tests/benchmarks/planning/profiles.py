@@ -15,6 +15,7 @@ import pandas as pd
 from prefect_slo.models import PlanSamples, SampleTables, StageTable, WorkflowModel
 from prefect_slo.models.tables import upstream_sums
 from prefect_slo.planner.problem import Goal, Problem
+from prefect_slo.planner.sampling import Truths
 from prefect_slo.planner.search import search
 from prefect_slo.resources import Option
 from prefect_slo.workflow import Workflow
@@ -47,10 +48,7 @@ class Measured:
 
     def tables(self, n_samples: int, rng: np.random.Generator, *, cold: bool | float = False) -> SampleTables:
         """Draws of the measured options."""
-        full = self.model.tables(n_samples, rng, cold=cold)
-        return SampleTables(
-            full.workflow, {n: _kept(t, self.options[n]) for n, t in full.stages.items()}, full.driver_s, full.ran
-        )
+        return self.model.tables(n_samples, rng, cold=cold, only=self.options)
 
     def sample_plan(
         self, plan: Mapping[str, Option], n_samples: int, rng: np.random.Generator, *, cold: bool | float = False
@@ -58,12 +56,9 @@ class Measured:
         """Draws of runs of one plan."""
         return self.model.sample_plan(plan, n_samples, rng, cold=cold)
 
-    def sample_truths(
-        self, plan: Mapping[str, Option], truths: int, runs: int, rng: np.random.Generator, *,
-        cold: bool | float = False,
-    ) -> PlanSamples:  # fmt: skip
-        """Draws of runs of one plan under each of several truths."""
-        return self.model.sample_truths(plan, truths, runs, rng, cold=cold)
+    def truths(self, truths: int, runs: int, rng: np.random.Generator, *, cold: bool | float = False) -> Truths:
+        """Draws of runs of any plan under each of several truths."""
+        return self.model.truths(truths, runs, rng, cold=cold)
 
 
 @dataclass(frozen=True)
@@ -154,14 +149,6 @@ def profiles(data: Path) -> Iterator[Profile]:
     """Every workflow of a folder whose subfolders hold ``workflow.toml`` and ``stage_runs.csv``."""
     for path in sorted(data.glob("*/workflow.toml")):
         yield Profile(Workflow.load(path), pd.read_csv(path.with_name("stage_runs.csv")))
-
-
-def _kept(table: StageTable, options: frozenset[Option]) -> StageTable:
-    at = [k for k, option in enumerate(table.options) if option in options]
-    return StageTable(
-        table.stage, tuple(table.options[k] for k in at), table.upstream,
-        table.latency_s[:, at], table.cost_usd[:, at], table.waves[at],
-    )  # fmt: skip
 
 
 def _measured(rows: pd.DataFrame, upstream: np.ndarray, option: Option, above: int) -> tuple[float, float]:

@@ -14,9 +14,9 @@ from planning.profiles import Profile
 
 from prefect_slo.objective import Budget, Latency
 from prefect_slo.planner import make_plan
-from prefect_slo.planner.make import solve
 from prefect_slo.planner.pareto import front
 from prefect_slo.planner.problem import Goal
+from prefect_slo.planner.solver import solve
 
 MENU = {"workers": WORKERS, "vcpus": VCPUS}
 LARGE = {"workers": (1, 2, 3, 4, 6, 8, 16, 32), "vcpus": (0.5, 1, 1.5, 2, 3, 4, 5, 6), "coupled": 0.0}

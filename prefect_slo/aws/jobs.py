@@ -1,0 +1,182 @@
+"""Jobs on AWS Batch, as an ``Invoker`` makes invocations: submitted together, looked at together, and paid for.
+
+Jobs are looked at a hundred to a request, at intervals that grow while nothing happens.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from prefect_slo.aws.arrays import Submitter
+from prefect_slo.aws.batch import LOG_GROUP, BatchJobs
+from prefect_slo.aws.invoke import Answer, Failed, Why
+from prefect_slo.aws.s3 import S3Prefix
+
+LOG_LINES = 20
+_DESCRIBED = 100
+_ENDED = ("SUCCEEDED", "FAILED")
+_JOB_NAME = 128
+
+
+@dataclass
+class BatchInvoker:
+    """Runs events as jobs, as an ``Invoker`` runs them as invocations.
+
+    Args:
+        jobs: How they are run.
+        store: Where events and replies lie.
+    """
+
+    jobs: BatchJobs
+    store: S3Prefix
+    clock: Callable[[], float] = time.monotonic
+    _watch: Watch = field(init=False)
+    _submitter: Submitter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._watch = Watch(self.jobs.batch, *self.jobs.poll_s)
+        self._submitter = Submitter(self._submit, self.store, self.jobs.gather_s)
+
+    def call(self, function: str, event: dict[str, Any], *, again: bool, cancelled: threading.Event) -> Answer:
+        """Have a job run an event; ``function`` and ``again`` say nothing here.
+
+        Raises:
+            Failed: It gave no result; its message has the end of its log.
+        """
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        where = event["out"]["key"]
+        sent = self.clock()
+        try:
+            self.store.put(f"{where}/event", json.dumps(event).encode())
+            name = f"{self.jobs.prefix}-{where.rpartition('/runs/')[2]}".replace("/", "-")[:_JOB_NAME]
+            submitted = self._submitter.job(name, where)
+        except (ClientError, BotoCoreError) as error:
+            detail = f"no job could be submitted ({error}). Deploy with 'prefect-slo aws deploy'"
+            raise Failed("start", detail) from None
+        job = self._watch.ended(submitted, cancelled)
+        if job is None:
+            self.jobs.batch.terminate_job(jobId=submitted, reason="cancelled")
+            raise Failed("cancelled", "cancelled while its job was under way")
+        billed = self._bill(job)
+        if job["status"] == "FAILED":
+            raise self._failed(job, billed)
+        reply = json.loads(self.store.get(f"{where}/reply"))
+        return Answer(reply, sent, self.clock(), self._waited(job), None, billed, stored=True)
+
+    def _submit(self, name: str, event: str, **more: Any) -> str:
+        submitted = self.jobs.batch.submit_job(
+            jobName=name,
+            jobQueue=self.jobs.queue_name,
+            jobDefinition=self.jobs.definition,
+            parameters={"event": event},
+            **more,
+        )
+        return str(submitted["jobId"])
+
+    def _bill(self, job: dict[str, Any]) -> Decimal:
+        """Time of every attempt that started, a minute at least, at the price list; Batch itself costs nothing."""
+        attempts = [one for one in job.get("attempts") or [job] if one.get("startedAt")]
+        least_ms = int(1000 * self.jobs.least_s)
+        ran_ms = sum(max(int(one.get("stoppedAt", 0)) - int(one["startedAt"]), least_ms) for one in attempts)
+        return Decimal(ran_ms) / 1000 * Decimal(repr(self.jobs.usd_s))
+
+    @staticmethod
+    def _waited(job: dict[str, Any]) -> float:
+        return max(int(job.get("startedAt", 0)) - int(job.get("createdAt", 0)), 0) / 1000
+
+    def _failed(self, job: dict[str, Any], billed: Decimal) -> Failed:
+        attempt: dict[str, Any] = (job.get("attempts") or [{}])[-1]
+        container = {**job.get("container", {}), **attempt.get("container", {})}
+        reason = (
+            f"{job.get('statusReason', '')} {attempt.get('statusReason', '')} {container.get('reason', '')}".strip()
+        )
+        why: Why = "died"
+        if "OutOfMemory" in reason:
+            why = "memory"
+        elif "timeout" in reason.lower():
+            why = "timeout"
+        exit_code = container.get("exitCode")
+        ended = f"exit code {exit_code}" if exit_code is not None else "no exit code"
+        detail = f"job {job['jobId']} failed ({reason or 'no reason'}, {ended}){self._log_tail(container)}"
+        return Failed(why, detail, memory_mb=float(self.jobs.memory_mb), billed=billed)
+
+    def _log_tail(self, container: dict[str, Any]) -> str:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        stream = container.get("logStreamName")
+        if not stream:
+            return ""
+        try:
+            events = self.jobs.logs.get_log_events(
+                logGroupName=LOG_GROUP, logStreamName=stream, limit=LOG_LINES, startFromHead=False
+            )["events"]
+        except (ClientError, BotoCoreError) as error:
+            return f"; its log cannot be read ({error})"
+        return "; the end of its log:\n" + "\n".join(event["message"] for event in events) if events else ""
+
+
+class Watch:
+    """One thread that looks at every job that somebody waits for."""
+
+    def __init__(self, batch: Any, least_s: float, most_s: float) -> None:
+        self._batch, self._least_s, self._most_s = batch, least_s, most_s
+        self._news = threading.Condition()
+        self._waiting: set[str] = set()
+        self._jobs: dict[str, dict[str, Any]] = {}
+        self._broken: Exception | None = None
+        self._thread: threading.Thread | None = None
+        self._fresh = threading.Event()
+
+    def ended(self, job: str, cancelled: threading.Event) -> dict[str, Any] | None:
+        """What a job was when it ended; ``None`` where nobody wants it any more."""
+        with self._news:
+            self._waiting.add(job)
+            self._fresh.set()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._look, name="prefect-slo-batch", daemon=True)
+                self._thread.start()
+            while job not in self._jobs:
+                if cancelled.is_set() or self._broken is not None:
+                    self._waiting.discard(job)
+                    if self._broken is not None:
+                        raise Failed("unknown", f"its job cannot be looked at ({self._broken})")
+                    return None
+                self._news.wait(0.5)
+            return self._jobs.pop(job)
+
+    def _look(self) -> None:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        pause_s = self._least_s
+        while True:
+            with self._news:
+                ids = sorted(self._waiting)
+                if not ids:
+                    self._thread = None
+                    return
+            try:
+                pages = [
+                    self._batch.describe_jobs(jobs=ids[at : at + _DESCRIBED])["jobs"]
+                    for at in range(0, len(ids), _DESCRIBED)
+                ]
+            except (ClientError, BotoCoreError) as error:  # boto3 has tried several times
+                with self._news:
+                    self._broken, self._thread = error, None
+                    self._news.notify_all()
+                return
+            done = {job["jobId"]: job for page in pages for job in page if job["status"] in _ENDED}
+            with self._news:
+                self._jobs.update({job: found for job, found in done.items() if job in self._waiting})
+                self._waiting -= set(done)
+                self._news.notify_all()
+            pause_s = self._least_s if done or self._fresh.is_set() else min(1.5 * pause_s, self._most_s)
+            self._fresh.clear()
+            time.sleep(self._least_s)
+            self._fresh.wait(pause_s - self._least_s)

@@ -1,0 +1,215 @@
+"""Bundles on a cluster with a scheduler of its own: every bundle is one task of it, with the resources of its size.
+
+A lease holds nothing until it has a bundle: the scheduler queues what finds no room, and a cluster that adapts grows by
+what is queued. All calls of the cluster's client are made by one thread, in order.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from queue import Empty, SimpleQueue
+from typing import Any, Literal, Protocol
+
+from prefect_slo.resources import Size
+from prefect_slo.runner.backends.protocol import Bundle, Capabilities, Lost, Opened, Sink
+from prefect_slo.runner.backends.remote import Clocks, Reply, Work, told
+
+GRACE_S = 10.0
+"""How long bundles may take to end when the run is over."""
+
+_SHUT_DOWN = "the backend was shut down"
+
+Fetch = Callable[[], Reply | str]
+"""The reply of a bundle, or in words why there is none; raises what the cluster raises."""
+
+
+class Cluster(Protocol):
+    """What is asked of a cluster's client."""
+
+    def connect(self) -> None:
+        """Reach the cluster, or start one."""
+        ...
+
+    def lack(self, size: Size) -> str:
+        """Why no worker that the cluster has could ever take a size; empty where one could, or none is there yet."""
+        ...
+
+    def start(self, work: Work, done: Callable[[Fetch], None]) -> Any:
+        """Have a bundle run once, never twice; ``done`` is called from any thread when it is over. Returns a handle."""
+        ...
+
+    def end(self, handle: Any) -> Literal["told", "begun", "unbegun"]:
+        """End a bundle. ``told``: its reply will say how far it had come; else whether it may have begun."""
+        ...
+
+    def close(self, run_key: str) -> None:
+        """Leave nothing of a run behind, and end what ``connect`` started."""
+        ...
+
+
+class ClusterBackend:
+    """Runs bundles on a cluster; one backend per flow run.
+
+    Args:
+        cluster: The cluster.
+        env: Environment of the worker processes that run bundles.
+        run_key: Names the run.
+    """
+
+    def __init__(self, cluster: Cluster, env: Mapping[str, str], run_key: str) -> None:
+        self._cluster, self._env = cluster, tuple(sorted(env.items()))
+        self._run_key = f"{run_key}-{os.urandom(4).hex()}"
+        self._leases: dict[int, _Lease] = {}
+        self._clocks = Clocks()
+        self._connected = False
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._gate = threading.Lock()
+        self._closed = False
+        self._thread = threading.Thread(target=self._serve, name="prefect-slo-cluster", daemon=True)
+        self._thread.start()
+
+    def capabilities(self) -> Capabilities:
+        """What a cluster can promise: its scheduler accounts for vCPUs, and pins nothing to cores."""
+        return Capabilities(
+            isolated=True,
+            hard_timeouts=True,
+            memory_limits=True,
+            vcpu_limits=False,
+            vcpus=float("inf"),
+            memory_mb=float("inf"),
+            streams=False,
+        )
+
+    def open(self, lease: int, size: Size, sink: Sink) -> None:
+        """A place in the scheduler's queue; lost where no worker of the cluster could ever take its size."""
+        asked = time.monotonic()
+        with self._gate:
+            if not self._closed:
+                self._calls.put(lambda: self._open(_Lease(lease, size, sink), asked))
+                return
+        sink(Lost(lease, "start", _SHUT_DOWN))
+
+    def submit(self, lease: int, bundle: Bundle) -> None:
+        """Hand a bundle to the scheduler."""
+        self._calls.put(lambda: self._submit(lease, bundle))
+
+    def cancel(self, lease: int) -> None:
+        """Take back what a lease runs: out of the queue, or by ending its worker process."""
+        self._calls.put(lambda: self._cancel(lease, "cancelled"))
+
+    def close(self, lease: int) -> None:
+        """Give a lease back."""
+        self._calls.put(lambda: self._close(lease))
+
+    def shutdown(self) -> None:
+        """Take back everything, and close what was started."""
+        with self._gate:
+            if not self._closed:
+                self._closed = True
+                self._calls.put(None)
+        self._thread.join()
+
+    # ---- the thread -------------------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call()
+        for lease in list(self._leases):
+            self._cancel(lease, _SHUT_DOWN)
+        until = time.monotonic() + GRACE_S
+        with suppress(Empty):
+            while self._leases:
+                following = self._calls.get(timeout=max(until - time.monotonic(), 0))
+                if following is not None:
+                    following()
+        if self._connected:
+            with suppress(Exception):
+                self._cluster.close(self._run_key)
+
+    def _open(self, lease: _Lease, asked: float) -> None:
+        if self._closed:
+            lease.sink(Lost(lease.id, "start", _SHUT_DOWN))
+            return
+        try:
+            if not self._connected:
+                self._cluster.connect()
+                self._connected = True
+            lack = self._cluster.lack(lease.size)
+        except Exception as error:
+            lack = f"the cluster can't be used: {type(error).__name__}: {error}"
+        if lack:
+            lease.sink(Lost(lease.id, "start", lack))
+            return
+        self._leases[lease.id] = lease
+        lease.sink(Opened(lease.id, cold=False, start_s=0.0, wait_s=time.monotonic() - asked, pid=0))
+
+    def _submit(self, id: int, bundle: Bundle) -> None:
+        lease = self._leases.get(id)
+        if lease is None:  # its loss was told without this bundle
+            return
+        known = replace(bundle, program_key=f"{self._run_key}/{bundle.program_key}")
+        work = Work(f"prefect-slo-{self._run_key}-{bundle.id}", known, lease.size, self._env)
+
+        def done(fetch: Fetch) -> None:
+            self._calls.put(lambda: self._ended(lease, bundle, fetch))
+
+        try:
+            lease.bundle, lease.handle = bundle, self._cluster.start(work, done)
+        except Exception as error:
+            self._lose(lease, Lost(id, "start", f"not taken by the cluster: {error}", None, _ids(bundle)))
+
+    def _ended(self, lease: _Lease, bundle: Bundle, fetch: Fetch) -> None:
+        """A bundle is over."""
+        received = time.monotonic()
+        if lease.bundle is not bundle:
+            return  # it was cancelled, and that was told
+        try:
+            reply = fetch()
+        except Exception as error:
+            reply = f"{type(error).__name__}: {error}"
+        if isinstance(reply, str):
+            self._lose(lease, Lost(lease.id, "died", reply))
+            return
+        lease.bundle = lease.handle = None
+        for report in told(reply, lease.id, self._clocks.seen(reply, received)):
+            if isinstance(report, Lost):
+                self._leases.pop(lease.id, None)
+            lease.sink(report)
+
+    def _cancel(self, id: int, detail: str) -> None:
+        lease = self._leases.get(id)
+        if lease is None:
+            return
+        if lease.bundle is None:
+            self._lose(lease, Lost(id, "cancelled", detail))
+        elif (how := self._cluster.end(lease.handle)) != "told":
+            untouched = () if how == "begun" else _ids(lease.bundle)
+            self._lose(lease, Lost(id, "cancelled", detail, None, untouched))
+
+    def _close(self, id: int) -> None:
+        self._leases.pop(id, None)
+
+    def _lose(self, lease: _Lease, lost: Lost) -> None:
+        self._leases.pop(lease.id, None)
+        bundle, lease.bundle, lease.handle = lease.bundle, None, None
+        lease.sink(replace(lost, bundle=bundle.id if bundle is not None else None))
+
+
+@dataclass
+class _Lease:
+    """A lease, and what it runs."""
+
+    id: int
+    size: Size
+    sink: Sink
+    bundle: Bundle | None = None
+    handle: Any = None
+
+
+def _ids(bundle: Bundle) -> tuple[int, ...]:
+    return tuple(item for item, _ in bundle.items)

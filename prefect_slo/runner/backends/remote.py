@@ -1,0 +1,199 @@
+"""Bundles on machines of a cluster: the cluster's scheduler places them, and worker processes run them where they land.
+
+Dask and Ray have workers of their own. What they are handed here is a call of ``run_here``, which runs one bundle on
+worker processes of the machine it is on, the same as those of this machine: warm from one bundle to the next, held to
+their memory and their time limits, ended with their parent. So a bundle does on a cluster what it does at home.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from queue import SimpleQueue
+
+from prefect_slo.resources import Size
+from prefect_slo.runner.backends.local import PRELOAD
+from prefect_slo.runner.backends.processes import ProcessBackend
+from prefect_slo.runner.backends.protocol import (
+    Bundle,
+    Finished,
+    ItemReport,
+    Lost,
+    Opened,
+    Progress,
+    Report,
+)
+from prefect_slo.runner.local.ledger import Claim, Ledger, MemoryBook
+
+KEPT_WARM = 8
+"""Worker processes that wait for the next bundle in one worker of the cluster."""
+
+IDLE_S = 60.0
+"""How long they wait."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A bundle on its way.
+
+    Attributes:
+        token: Names it among all bundles of all runs.
+        bundle: The bundle.
+        size: What its worker gets.
+        env: Environment of its worker: Prefect's settings and the address of the API.
+    """
+
+    token: str
+    bundle: Bundle
+    size: Size
+    env: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came of a bundle.
+
+    Attributes:
+        reports: Reports of it, ``Opened`` first, ``Finished`` or ``Lost`` last; instants are of that machine's clock.
+        machine: Names the machine, and its start.
+        sent: When the reply was sent, by that clock.
+    """
+
+    reports: tuple[Report, ...]
+    machine: str
+    sent: float
+
+
+def run_here(work: Work) -> Reply:
+    """Run a bundle on worker processes of this machine, to its end."""
+    news: News = SimpleQueue()
+    with _LOCK:
+        _RUNNING[work.token] = news
+    try:
+        return Reply(_run(_backend(work.env), work, news), machine(), time.monotonic())
+    finally:
+        with _LOCK:
+            del _RUNNING[work.token]
+
+
+def cancel_here(token: str) -> bool:
+    """End a bundle, if it runs in this process; whether it does."""
+    with _LOCK:
+        news = _RUNNING.get(token)
+    if news is not None:
+        news.put(None)
+    return news is not None
+
+
+def machine() -> str:
+    """Names this machine and its start: what has this name shares one monotonic clock."""
+    boot = ""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{socket.gethostname()}/{boot}"
+
+
+class Clocks:
+    """Instants of other machines' clocks on this one's.
+
+    A reply is on its way for some time, so that a clock is at most as far ahead as each reply makes it look: the least
+    of what was seen is the best guess.
+    """
+
+    def __init__(self) -> None:
+        self._ahead: dict[str, float] = {machine(): 0.0}
+
+    def seen(self, reply: Reply, received: float) -> float:
+        """What to add to the instants of a reply that was received then."""
+        known = self._ahead.get(reply.machine)
+        if known != 0.0:
+            known = min(received - reply.sent, known) if known is not None else received - reply.sent
+            self._ahead[reply.machine] = known
+        return known
+
+
+def told(reply: Reply, lease: int, ahead: float) -> Iterator[Report]:
+    """Reports of a reply as this machine's runner takes them: of its lease, by its clock, the start part of the end."""
+    start_s = 0.0
+    for report in reply.reports:
+        match report:
+            case Opened():
+                start_s = report.start_s
+            case Progress(items=items):
+                moved = tuple(ItemReport(i.item, i.outcome, i.started + ahead, i.ended + ahead) for i in items)
+                yield Progress(lease, report.bundle, moved)
+            case Finished():
+                received, ended = report.received + ahead, report.ended + ahead
+                yield replace(report, lease=lease, received=received, ended=ended, init_s=start_s)
+            case _:
+                yield replace(report, lease=lease)
+
+
+def needed(size: Size, resources: Mapping[str, str]) -> dict[str, float]:
+    """What a size takes of named resources.
+
+    Args:
+        size: The size.
+        resources: Names by quantity: ``vcpus``, ``memory_mb``, ``gpu``.
+    """
+    wanted = {"vcpus": size.vcpus, "memory_mb": float(size.memory_mb), "gpu": size.gpu}
+    return {resources[name]: value for name, value in wanted.items() if value and name in resources}
+
+
+class Unaccounted(Ledger):
+    """A ledger that grants everything: the cluster's scheduler does the accounting."""
+
+    def __init__(self) -> None:
+        super().__init__(MemoryBook())
+
+    def claim(self, vcpus: float) -> Claim:
+        """Granted, without cores of its own."""
+        return Claim.unaccounted(vcpus)
+
+    def retry(self, claim: Claim) -> bool:
+        """Granted already."""
+        return True
+
+    def release(self, claim: Claim) -> None:
+        """Nothing was taken."""
+
+
+News = SimpleQueue[Report | None]
+"""Reports of a bundle that runs here; ``None`` where it is to be ended."""
+
+_LOCK = threading.Lock()
+_RUNNING: dict[str, News] = {}
+_BACKENDS: dict[tuple[tuple[str, str], ...], ProcessBackend] = {}
+_LEASES = count(1)
+
+
+def _run(backend: ProcessBackend, work: Work, news: News) -> tuple[Report, ...]:
+    lease, reports = next(_LEASES), list[Report]()
+    backend.open(lease, Size(work.size.vcpus, work.size.memory_mb), news.put)
+    while True:
+        report = news.get()
+        if report is None:
+            backend.cancel(lease)
+            continue
+        reports.append(report)
+        match report:
+            case Opened():
+                backend.submit(lease, work.bundle)
+            case Finished() | Lost():
+                backend.close(lease)
+                return tuple(reports)
+
+
+def _backend(env: tuple[tuple[str, str], ...]) -> ProcessBackend:
+    with _LOCK:
+        if env not in _BACKENDS:
+            _BACKENDS[env] = ProcessBackend(
+                env=dict(env), preload=PRELOAD, ledger=Unaccounted(), max_idle=KEPT_WARM, idle_s=IDLE_S
+            )
+        return _BACKENDS[env]

@@ -1,0 +1,204 @@
+"""How data passes along every edge of a plan: what each way would take, which is taken, and when another would be.
+
+Where stages run is the plan's already: workers of this machine are together, workers of a pool elsewhere each on their
+own. What is left to choose is the way of each edge, among those that there are between its pools:
+
+    this machine        through the flow's own process (``inline``), or once into memory that all map (``machine``)
+    its threads         as it is (``machine``)
+    AWS                 in the request and the reply (``inline``) while they fit, over storage (``remote``) beyond
+    other pools         with the call and its result (``inline``)
+
+Until the size of what a stage hands on can be told from the size of a run's input, an edge goes the way that bears any
+size: over storage, or through the flow's process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import inf
+
+import numpy as np
+
+from prefect_slo.edges import EdgePlan, Method, Way
+from prefect_slo.observation import StageRuns
+from prefect_slo.plan import Plan, StagePlan
+from prefect_slo.pricing import price_list
+from prefect_slo.transform.crossovers import words
+from prefect_slo.transform.learned import MB, Floats, Sizes, broadcasts, learn_links, learn_sizes
+from prefect_slo.transform.passing import DataStage, Links, Place, Transfer, costs_of, methods_of
+from prefect_slo.workflow import Stage, Workflow
+
+HERE = Links(
+    direct_mb_s=300, up_mb_s=300, down_mb_s=300, inline_mb_s=300, inline_s=1e-3, inline_limit_mb=inf,
+    machine_mb_s=250, machine_s=2e-3,
+)  # fmt: skip
+"""Worker processes of one machine: pickled, sent and unpickled (``inline``), or received once and written once
+(``machine``), as measured on two cores."""
+
+ELSEWHERE = Links(
+    direct_mb_s=80, up_mb_s=85, down_mb_s=85, inline_mb_s=100, inline_s=2e-3, remote_s=0.02, inline_limit_mb=4.4,
+    relay_mb_s=400, put_usd=5e-6, get_usd=4e-7,
+)  # fmt: skip
+"""Functions in one region with S3: one connection has about 85 MB/s, a small object takes 10 to 30 ms."""
+
+THREADS = Links(direct_mb_s=1, up_mb_s=1, down_mb_s=1, inline_mb_s=1)
+"""Threads of one process hand on objects as they are."""
+
+AWS_HARDWARE = frozenset({"lambda", "lambda-arm", "batch"})
+"""Names of the machines of AWS's pools, unless they were given others; stages on pools named so count, too."""
+
+_PROCESSES, _THREADS = ("default", "process"), ("thread",)
+
+
+@dataclass(frozen=True)
+class _Between:
+    """What there is between two pools."""
+
+    links: Links
+    ways: tuple[Method, ...]
+    unknown: Method
+
+    def of_parts(self) -> _Between:
+        """The same for a result that the flow takes apart: parts lie in no file, they travel with their calls."""
+        ways = tuple(way for way in self.ways if way != "machine" or "inline" not in self.ways)
+        return replace(self, ways=ways)
+
+
+def with_passing(plan: Plan, workflow: Workflow, runs: StageRuns) -> Plan:
+    """The plan with how data passes along each of its edges; edges of which no run has shown any bytes are left out.
+
+    Args:
+        plan: Sizes and pools of the stages.
+        workflow: The graph.
+        runs: What was measured of it: bytes, and times of reading and writing.
+    """
+    here = np.isin(runs["hardware"].astype(str), _local(plan))
+    speeds = (learn_links(runs.select(here), HERE, local=True), learn_links(runs.select(~here), ELSEWHERE, local=False))
+    given = {stage.name: _given(stage.name, runs) for stage in workflow.stages}
+    passing = [
+        edge
+        for sink in workflow.stages
+        if sink.name in plan.stages
+        for edge in _into(sink, plan, workflow, runs, given, speeds)
+    ]
+    return replace(plan, passing=tuple(passing))
+
+
+def _into(
+    sink: Stage,
+    plan: Plan,
+    workflow: Workflow,
+    runs: StageRuns,
+    given: Mapping[str, Sizes],
+    speeds: tuple[Links, Links],
+) -> list[EdgePlan]:
+    """The edges into a stage."""
+    parents = [workflow[name] for name in sink.parents if name in plan.stages and given[name].runs]
+    sizes = [given[parent.name].at(_typical(parent.name, runs)) for parent in parents]
+    rows = runs.of_stage(sink.name)
+    taken_mb = float(np.median(rows["bytes_in"] / MB)) if len(rows) else 0.0
+    item_wise = {edge.parent for edge in sink.after if edge.kind == "item"}
+    calls = _calls(sink, runs)
+    all_of_it = broadcasts(taken_mb, tuple(sizes), calls)
+    planned = []
+    for parent, size_mb, broadcast in zip(parents, sizes, all_of_it, strict=True):
+        if size_mb <= 0:
+            continue
+        between = _between(plan[parent.name], plan[sink.name], speeds)
+        if calls > 1 and not broadcast and parent.name not in item_wise:
+            between = between.of_parts()
+        ends = (_end(parent, plan, runs), _end(sink, plan, runs))
+        edge = Transfer(parent.name, sink.name, size_mb, broadcast and parent.name not in item_wise, between.ways)
+        planned.append(_chosen(edge, ends, between, given[parent.name]))
+    return planned
+
+
+def _chosen(edge: Transfer, ends: tuple[DataStage, DataStage], between: _Between, sizes: Sizes) -> EdgePlan:
+    source, sink = ends
+    at = (source.places[0], sink.places[0])
+    seconds = methods_of(source, sink, edge, between.links, at)
+    usd = costs_of(source, sink, edge, between.links, seconds)
+    ways = sorted((Way(method, seconds[method], usd[method]) for method in seconds), key=lambda way: way.seconds)
+    chosen = ways[0]
+    if not sizes.converged:
+        chosen = next((way for way in ways if way.method == between.unknown), chosen)
+    others = tuple(way for way in ways if way is not chosen)
+    why = words(edge, source, sink, between.links, at, chosen.method)
+    if not sizes.converged:
+        why = f"{chosen.method}, which bears any size: {_unknown(sizes)}"
+    return EdgePlan(edge.source, edge.sink, chosen, edge.size_mb, edge.broadcast, others, why)
+
+
+def _unknown(sizes: Sizes) -> str:
+    if sizes.error == inf:
+        return f"{sizes.runs} runs say too little of what is handed on"
+    return f"what is handed on is predicted with an error of {sizes.error:.0%} after {sizes.runs} runs"
+
+
+def _between(source: StagePlan, sink: StagePlan, speeds: tuple[Links, Links]) -> _Between:
+    pools = (source.pool, sink.pool)
+    if all(pool in _THREADS for pool in pools):
+        return _Between(THREADS, ("machine",), "machine")
+    if sink.pool in _PROCESSES and source.pool in (*_PROCESSES, *_THREADS):
+        return _Between(speeds[0], ("machine", "inline"), "inline")
+    if all(pool in (*_PROCESSES, *_THREADS) for pool in pools):
+        return _Between(speeds[0], ("inline",), "inline")
+    if _on_aws(source) or _on_aws(sink):
+        return _Between(speeds[1], ("inline", "remote"), "remote")
+    return _Between(replace(speeds[1], inline_limit_mb=inf), ("inline",), "inline")
+
+
+def _on_aws(stage: StagePlan) -> bool:
+    """Whether a stage runs where messages have a limit, and storage is there for larger ones."""
+    return stage.size.hardware in AWS_HARDWARE or stage.pool in AWS_HARDWARE
+
+
+def _end(stage: Stage, plan: Plan, runs: StageRuns) -> DataStage:
+    """A stage of the plan as data passes through it."""
+    own = plan[stage.name]
+    size, local = own.size, own.pool in (*_PROCESSES, *_THREADS)
+    menu = stage.menu
+    prices = next((pool.prices for pool in menu.pools if pool.name == own.pool and pool.prices), menu.prices)
+    rate = price_list(prices).rate(size.vcpus, size.memory_mb, size.gpu, size.hardware)
+    calls = max(_calls(stage, runs), 1)
+    place: Place = "together" if local else "spread"
+    return DataStage(stage.name, own.workers, 0.0, own.workers, stage.probability, calls, rate, place)
+
+
+def _calls(stage: Stage, runs: StageRuns) -> int:
+    items = runs.of_stage(stage.name)["items"]
+    seen = items[items > 0]
+    return int(np.median(seen)) if len(seen) else (stage.items or 0)
+
+
+def _given(stage: str, runs: StageRuns) -> Sizes:
+    """What a stage hands on, by the size of a run's input."""
+    rows = _with_bytes(stage, runs)
+    return learn_sizes(rows["bytes_out"] / MB, _features(rows))
+
+
+def _typical(stage: str, runs: StageRuns) -> Floats:
+    features = _features(_with_bytes(stage, runs))
+    return np.median(features, axis=0) if len(features) else np.zeros(features.shape[1])
+
+
+def _with_bytes(stage: str, runs: StageRuns) -> StageRuns:
+    rows = runs.of_stage(stage)
+    return rows.select(np.nan_to_num(rows["bytes_out"]) > 0)
+
+
+def _features(rows: StageRuns) -> Floats:
+    """Columns of features of the input, shape ``(n_rows, n_features)``: numbers that every row has."""
+    columns = [
+        column.astype(float)
+        for column in rows.extra.values()
+        if column.dtype.kind in "if" and np.isfinite(column.astype(float)).all()
+    ]
+    return np.stack(columns, axis=1) if columns else np.zeros((len(rows), 0))
+
+
+def _local(plan: Plan) -> list[str]:
+    """Kinds of machine that are this one: those of its stages on pools of this machine, and what is usual."""
+    own = (stage.size.hardware for stage in plan.stages.values() if stage.pool in (*_PROCESSES, *_THREADS))
+    return sorted({"cpu", "thread", *own})

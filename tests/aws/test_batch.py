@@ -1,0 +1,285 @@
+"""Jobs on Batch: arrays for fan-out, retries by rule, a minute at least, few looks; queues, states and policies."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import boto3
+import cloudpickle
+import pytest
+
+from prefect_slo import BatchJobs, BatchPool, BatchQueue
+from prefect_slo.aws.arrays import Submitter
+from prefect_slo.aws.exchange import Exchange, Returned
+from prefect_slo.aws.invoke import Failed
+from prefect_slo.aws.jobs import BatchInvoker, Watch
+from prefect_slo.aws.s3 import S3Prefix
+from prefect_slo.errors import InvalidValue
+from prefect_slo.runner.payloads import by_value
+from prefect_slo.testing.aws import Faults, LocalAws, local_aws
+
+REGION = "us-east-1"
+
+
+@pytest.fixture(scope="module")
+def account() -> Iterator[LocalAws]:
+    with local_aws() as account:
+        yield account
+
+
+@pytest.fixture(scope="module")
+def jobs(account: LocalAws) -> BatchJobs:
+    jobs = BatchJobs(account.batch.queue(), "image", memory_mb=2048, poll_s=(0.02, 0.1), gather_s=0.3, region=REGION)
+    jobs.deploy()
+    return jobs
+
+
+@pytest.fixture(scope="module")
+def store(account: LocalAws) -> S3Prefix:
+    return S3Prefix.of(account.bucket, region=REGION)
+
+
+def sent(exchange: Exchange, function: Callable[..., Any], *args: Any, key: str) -> Returned:
+    with by_value():
+        code = cloudpickle.dumps(function)
+    call = [(1, cloudpickle.dumps((args, {})))]
+    return exchange.run("", "function", code, call, key=("runs", key), limit_s=None, cancelled=threading.Event())
+
+
+def value(returned: Returned) -> Any:
+    return cloudpickle.loads(returned.items[0].payload)[0]
+
+
+def test_a_fan_out_is_one_array_job(jobs: BatchJobs, store: S3Prefix) -> None:
+    def place(n: int) -> tuple[int, str]:
+        return n, os.environ["AWS_BATCH_JOB_ARRAY_INDEX"]
+
+    exchange = Exchange(BatchInvoker(jobs, store), store)
+    with Faults() as faults, ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda n: value(sent(exchange, place, n, key=f"array-{n}")), range(4)))
+    assert [n for n, _ in made] == [0, 1, 2, 3], "each has its own event"
+    assert sorted(index for _, index in made) == ["0", "1", "2", "3"]
+    assert faults.calls["batch.SubmitJob"] == 1
+    array = max(boto3.client("batch").list_jobs(jobQueue=jobs.queue, jobStatus="SUCCEEDED")["jobSummaryList"],
+                key=lambda job: job["createdAt"])  # fmt: skip
+    assert array["status"] == "SUCCEEDED"
+    store.forget([("runs", f"array-{n}") for n in range(4)])
+    assert store.delete("runs", "array-0") == 0, "its list of events is forgotten, too"
+
+
+def test_one_that_fails_in_an_array_takes_no_other_with_it(jobs: BatchJobs, store: S3Prefix) -> None:
+    def fails_at_one(n: int) -> int:
+        if n == 1:
+            print("one says goodbye", flush=True)
+            os._exit(9)
+        return n
+
+    exchange = Exchange(BatchInvoker(jobs, store), store)
+
+    def run(n: int) -> Any:
+        try:
+            return value(sent(exchange, fails_at_one, n, key=f"partly-{n}"))
+        except Failed as failed:
+            return failed
+
+    with ThreadPoolExecutor(3) as pool:
+        first, failed, last = pool.map(run, range(3))
+    assert (first, last) == (0, 2)
+    assert failed.why == "died"
+    assert "exit code 9" in str(failed)
+    assert "one says goodbye" in str(failed)
+    described = boto3.client("batch").list_jobs(jobQueue=jobs.queue, jobStatus="FAILED")["jobSummaryList"]
+    assert any(":" not in job["jobId"] for job in described), "and the array has failed"
+
+
+def test_arrays_have_their_largest_size_and_a_refusal_reaches_everyone(store: S3Prefix, monkeypatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def submit(name: str, event: str, **more: Any) -> str:
+        asked.append(more)
+        if name == "refused":
+            raise ConnectionError("no")
+        return f"job-{len(asked)}"
+
+    monkeypatch.setattr("prefect_slo.aws.arrays.MOST", 3)
+    gathered = threading.Event()
+    together = Submitter(submit, store, 1.0, wait=lambda _: gathered.wait(20) and None)
+    with ThreadPoolExecutor(7) as pool:
+        waiting = [pool.submit(together.job, "fine", f"w/{n}") for n in range(7)]
+        while len(together._asked) < 7:
+            time.sleep(0.005)
+        gathered.set()
+        ids = sorted(one.result() for one in waiting)
+    assert ids == ["job-1:0", "job-1:1", "job-1:2", "job-2:0", "job-2:1", "job-2:2", "job-3"]
+    assert [more.get("arrayProperties", {}).get("size") for more in asked] == [3, 3, None]
+    gathered.clear()
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(together.job, "refused", f"r/{n}") for n in range(2)]
+        while len(together._asked) < 2:
+            time.sleep(0.005)
+        gathered.set()
+        assert all(isinstance(one.exception(), ConnectionError) for one in waiting)
+
+
+def test_a_machine_taken_back_is_another_attempt_and_a_failure_none(
+    account: LocalAws, jobs: BatchJobs, store: S3Prefix, tmp_path: Path
+) -> None:
+    patient = replace(jobs, attempts=3, only_lost=True)
+    patient.deploy()
+    exchange = Exchange(BatchInvoker(patient, store), store)
+
+    def attempts(folder: str) -> str:
+        tries = Path(folder) / "tries"
+        with tries.open("a") as file:
+            file.write(os.environ["AWS_BATCH_JOB_ATTEMPT"])
+        if len(tries.read_text()) < 2:
+            time.sleep(120)
+        return tries.read_text()
+
+    def reclaim() -> None:
+        while not (tmp_path / "tries").exists():
+            time.sleep(0.02)
+        account.batch.reclaim()
+
+    thief = threading.Thread(target=reclaim)
+    thief.start()
+    returned = sent(exchange, attempts, str(tmp_path), key="spot")
+    thief.join()
+    assert value(returned) == "12"
+    assert returned.answer.billed == 2 * 60 * Decimal(repr(jobs.usd_s)), "both attempts, a minute at least each"
+    with pytest.raises(Failed, match="exit code 5"):
+        sent(exchange, lambda: os._exit(5), key="fails")
+    [failed] = [
+        job for job in boto3.client("batch").list_jobs(jobQueue=jobs.queue, jobStatus="FAILED")["jobSummaryList"]
+        if job["jobDefinition"].split("/")[-1].startswith(patient.definition)
+    ]  # fmt: skip
+    [described] = boto3.client("batch").describe_jobs(jobs=[failed["jobId"]])["jobs"]
+    assert len(described["attempts"]) == 1
+
+
+def test_an_attempt_that_never_started_costs_nothing(jobs: BatchJobs, store: S3Prefix) -> None:
+    invoker = BatchInvoker(jobs, store)
+    assert invoker._bill({"attempts": []}) == 0
+    assert invoker._bill({"attempts": [{"startedAt": 0, "stoppedAt": 5}]}) == 0
+    long = invoker._bill({"attempts": [{"startedAt": 1000, "stoppedAt": 91_000}]})
+    assert long == 90 * Decimal(repr(jobs.usd_s))
+
+
+def test_jobs_are_looked_at_a_hundred_to_a_request_and_seldom(monkeypatch) -> None:
+    """250 jobs that end in the third round: three rounds of three requests, further and further apart."""
+    asked: list[int] = []
+    pauses: list[float] = []
+    everyone = threading.Event()
+
+    class Service:
+        def describe_jobs(self, jobs: list[str]) -> dict[str, Any]:
+            everyone.wait(20)
+            asked.append(len(jobs))
+            status = "SUCCEEDED" if len(asked) > 6 else "RUNNABLE"
+            return {"jobs": [{"jobId": job, "status": status} for job in jobs]}
+
+    watch = Watch(Service(), 0.001, 0.01)
+    monkeypatch.setattr(watch._fresh, "wait", lambda pause=None: pauses.append(pause))
+    with ThreadPoolExecutor(250) as pool:
+        waiting = [pool.submit(watch.ended, f"job-{n:03}", threading.Event()) for n in range(250)]
+        while len(watch._waiting) < 250:
+            time.sleep(0.005)
+        everyone.set()
+        assert all(one.result()["status"] == "SUCCEEDED" for one in waiting)
+    assert max(asked) <= 100
+    assert sum(asked[-3:]) == 250
+
+
+# ---- queues, states, policies ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def network(account: LocalAws) -> dict[str, tuple[str, ...]]:
+    ec2 = boto3.client("ec2", region_name=REGION)
+    subnet = ec2.describe_subnets()["Subnets"][0]
+    group = ec2.describe_security_groups(Filters=[{"Name": "vpc-id", "Values": [subnet["VpcId"]]}])["SecurityGroups"][0]
+    return {"subnets": (subnet["SubnetId"],), "security_groups": (group["GroupId"],)}
+
+
+@pytest.fixture(scope="module")
+def profile(account: LocalAws) -> str:
+    iam = boto3.client("iam", region_name=REGION)
+    made = iam.create_instance_profile(InstanceProfileName="machines")["InstanceProfile"]
+    iam.create_role(RoleName="machines", AssumeRolePolicyDocument="{}")
+    iam.add_role_to_instance_profile(InstanceProfileName="machines", RoleName="machines")
+    return str(made["Arn"])
+
+
+@pytest.mark.parametrize("kind", ["fargate", "fargate-spot", "ec2", "spot"])
+def test_a_pool_makes_its_queue_and_takes_it_away(
+    account: LocalAws, network: dict[str, Any], profile: str, kind: Any
+) -> None:
+    machines = {} if kind.startswith("fargate") else {"instance_role": profile, "instance_types": ("c5.large",)}
+    queue = BatchQueue(f"own-{kind}", kind, **network, **machines, service_role=account.role, region=REGION)
+    role = {"execution_role": account.role} if queue.fargate else {}
+    jobs = BatchJobs(queue, "image", vcpus=1, memory_mb=2048, region=REGION, prefix=f"own-{kind}", **role)
+    assert jobs.fargate == kind.startswith("fargate")
+    pool = BatchPool(jobs, S3Prefix.of(f"{account.bucket}-{kind}", region=REGION))
+    assert {row.state for row in pool.status()} == {"missing"}
+    assert pool.deploy() == pool.deploy() == [jobs.definition]
+    assert [row.state for row in pool.status()] == ["deployed", "deployed"]
+    [environment] = boto3.client("batch").describe_compute_environments(computeEnvironments=[queue.name])["computeEnvironments"]  # fmt: skip  # noqa: E501
+    assert environment["computeResources"]["type"] == kind.upper().replace("-", "_")
+    other = replace(jobs, vcpus=2, memory_mb=4096)
+    assert {row.name: row.state for row in other.status()}[jobs.definition] == "old"
+    boto3.client("batch").update_job_queue(jobQueue=queue.name, state="DISABLED")
+    assert pool.status()[-1].state == "changed"
+    assert other.destroy(only_old=True) == [jobs.definition]
+    assert pool.destroy() == [queue.name]
+    assert pool.status()[-1].state == "missing"
+
+
+def test_states_of_a_queue_of_somebody_else(jobs: BatchJobs) -> None:
+    assert [row.state for row in jobs.status() if row.name == jobs.queue] == ["deployed"]
+    assert replace(jobs, queue="nowhere").status()[-1].state == "missing"
+
+
+def test_policies_say_the_least_that_is_needed(account: LocalAws, jobs: BatchJobs, network: dict[str, Any]) -> None:
+    pool = BatchPool(replace(jobs, job_role="arn:aws:iam::1:role/job"), account.bucket)
+    policy = pool.policy()
+    actions = {who: {a for s in policy[who]["Statement"] for a in s["Action"]} for who in policy}
+    assert {"batch:SubmitJob", "batch:DescribeJobs", "batch:TerminateJob", "s3:PutObject"} <= actions["caller"]
+    assert actions["worker"] == {"s3:GetObject", "s3:PutObject"}
+    assert {"batch:RegisterJobDefinition", "iam:PassRole"} <= actions["deployer"]
+    assert "batch:CreateComputeEnvironment" not in actions["deployer"], "the queue is somebody else's"
+    own = replace(jobs, queue=BatchQueue("own", **network), execution_role="r")
+    named = {a for s in own.policy()["deployer"] for a in s["Action"]}
+    assert {"batch:CreateComputeEnvironment", "batch:DeleteJobQueue"} <= named
+    assert json.dumps(policy)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kind": "outpost"},
+        {"subnets": ()},
+        {"security_groups": ()},
+        {"kind": "ec2"},
+        {"max_vcpus": 0},
+        {"name": ""},
+    ],
+)
+def test_queues_that_batch_does_not_have_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(InvalidValue):
+        BatchQueue(**{"name": "q", "subnets": ("s",), "security_groups": ("g",), **settings})
+
+
+@pytest.mark.parametrize(("vcpus", "memory_mb"), [(3, 8192), (0.25, 4096), (1, 1024), (1, 2500), (8, 17_000)])
+def test_sizes_that_fargate_does_not_have_are_refused(vcpus: float, memory_mb: int) -> None:
+    with pytest.raises(InvalidValue, match="Fargate"):
+        BatchJobs("q", "i", vcpus=vcpus, memory_mb=memory_mb, fargate=True, execution_role="r")
+    BatchJobs("q", "i", vcpus=4, memory_mb=9216, fargate=True, execution_role="r")

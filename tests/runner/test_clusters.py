@@ -1,0 +1,262 @@
+"""Pools on Dask and Ray clusters, beyond what every backend does (``tests/conformance``)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import cloudpickle
+import pytest
+from distributed import Client, LocalCluster
+from prefect import flow, task
+from prefect_dask import DaskTaskRunner
+from prefect_ray import RayTaskRunner
+
+from prefect_slo import DaskPool, SLOTaskRunner, slo
+from prefect_slo.errors import InvalidValue, SloError, UnknownPool
+from prefect_slo.resources import Size
+from prefect_slo.runner import cluster_pools
+from prefect_slo.runner.backends.protocol import Bundle, Finished, Lost, Opened, Outcome
+from prefect_slo.runner.backends.remote import Clocks, Reply, machine, told
+from prefect_slo.runner.cluster_pools import RayPool
+
+PATIENCE_S = 60.0
+
+
+class Calls:
+    """A program that calls a function with each payload."""
+
+    def __init__(self, fn: Any) -> None:
+        self.fn = fn
+
+    def open(self, emit: Any) -> Any:
+        fn = self.fn
+
+        def run(item: int, payload: bytes) -> Outcome:
+            import cloudpickle
+
+            return Outcome(cloudpickle.dumps(fn(cloudpickle.loads(payload))))
+
+        return run
+
+
+def bundle(id: int, fn: Any, *values: Any) -> Bundle:
+    cloudpickle.register_pickle_by_value(__import__("sys").modules[__name__])
+    items = tuple((100 * id + n, cloudpickle.dumps(value)) for n, value in enumerate(values))
+    return Bundle(id, "calls", cloudpickle.dumps(Calls(fn)), items)
+
+
+def until(reports: SimpleQueue[Any], *kinds: type) -> Any:
+    """The next report of some kind."""
+    while not isinstance(report := reports.get(timeout=PATIENCE_S), kinds):
+        pass
+    return report
+
+
+@contextmanager
+def cluster(**options: Any) -> Iterator[LocalCluster]:
+    made = LocalCluster(**{"n_workers": 1, "processes": False, "dashboard_address": None, **options})
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def test_a_size_that_no_dask_worker_can_take_is_refused_with_what_to_start():
+    with cluster(resources={"CPU": 2}) as here:
+        backend = DaskPool(here.scheduler_address, resources={"vcpus": "CPU"}).backend(None)
+        reports: SimpleQueue[Any] = SimpleQueue()
+        backend.open(1, Size(4, 512), reports.put)
+        lost = until(reports, Lost, Opened)
+        backend.shutdown()
+    assert (lost.reason, lost.detail) == (
+        "start", "no Dask worker has CPU=4 (the most: 2): start workers with --resources 'CPU=4'",
+    )  # fmt: skip
+
+
+def test_a_size_that_no_ray_node_can_take_is_refused():
+    backend = RayPool(options={"num_cpus": 2}).backend(None)
+    reports: SimpleQueue[Any] = SimpleQueue()
+    backend.open(1, Size(4, 512), reports.put)
+    lost = until(reports, Lost, Opened)
+    backend.shutdown()
+    assert lost.reason == "start"
+    assert "no Ray node has CPU=4 (the most: 2)" in lost.detail
+
+
+def test_a_cluster_that_cannot_be_reached_is_said_to_be_so():
+    backend = DaskPool("tcp://127.0.0.1:9", options={"timeout": 1}).backend(None)
+    reports: SimpleQueue[Any] = SimpleQueue()
+    backend.open(1, Size(1, 512), reports.put)
+    lost = until(reports, Lost, Opened)
+    backend.shutdown()
+    assert lost.reason == "start"
+    assert "the cluster can't be used" in lost.detail
+    assert "127.0.0.1:9" in lost.detail
+
+
+def test_dask_never_runs_more_at_once_than_the_resources_allow(tmp_path: Path):
+    def linger(folder: Path) -> None:
+        mark = folder / str(os.getpid())
+        mark.touch()
+        time.sleep(0.3)
+        mark.rename(folder / f"{mark.name}.{time.monotonic_ns()}")
+
+    with cluster(resources={"CPU": 2}, threads_per_worker=8) as here, Client(here, set_as_default=False) as client:
+        backend = DaskPool(here.scheduler_address, resources={"vcpus": "CPU"}).backend(None)
+        reports: SimpleQueue[Any] = SimpleQueue()
+        for lease in range(1, 7):
+            backend.open(lease, Size(1, 512), reports.put)
+            until(reports, Opened)
+            backend.submit(lease, bundle(lease, linger, tmp_path))
+        done, most, free = 0, 0, set()
+        while done < 6:
+            running = sum("." not in mark.name for mark in tmp_path.iterdir())
+            most = max(most, running)
+            free |= set(client.run(_free, "CPU").values())
+            while not reports.empty():
+                done += isinstance(reports.get(), Finished)
+        backend.shutdown()
+    assert most == 2, "as many as there is room for, and no more"
+    assert min(free) == 0.0, "by the worker's own account"
+
+
+def _free(resource: str, dask_worker: Any = None) -> float:
+    return dask_worker.state.available_resources[resource]
+
+
+def test_what_a_lost_dask_worker_had_begun_is_not_run_again_behind_the_flows_back(tmp_path: Path):
+    """Dask would run the task on another worker; whether items may run twice is not for it to say."""
+
+    def begin(folder: Path) -> None:
+        (folder / f"{os.getppid()}").touch()  # whatever runs it, and began
+        time.sleep(30)
+
+    with cluster(n_workers=2, threads_per_worker=1, processes=True) as here:
+        backend = DaskPool(here.scheduler_address).backend(None)
+        reports: SimpleQueue[Any] = SimpleQueue()
+        backend.open(1, Size(1, 512), reports.put)
+        until(reports, Opened)
+        backend.submit(1, bundle(1, begin, tmp_path))
+        deadline = time.monotonic() + PATIENCE_S
+        while not any(tmp_path.iterdir()):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        with Client(here, set_as_default=False) as client:
+            [address] = [worker for worker, tasks in client.processing().items() if tasks]
+            [pid] = client.run(os.getpid, workers=[address]).values()
+        os.kill(pid, signal.SIGKILL)
+        lost = until(reports, Lost, Finished)
+        backend.shutdown()
+    assert (lost.reason, lost.running, lost.untouched) == ("died", None, ())
+    assert lost.detail == "the Dask worker that ran it is gone"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_nothing_of_a_run_is_left_on_the_scheduler():
+    with cluster() as here, Client(here, set_as_default=False) as client:
+        backend = DaskPool(here.scheduler_address).backend(None)
+        reports: SimpleQueue[Any] = SimpleQueue()
+        backend.open(1, Size(1, 512), reports.put)
+        backend.submit(1, bundle(1, abs, -1))
+        until(reports, Finished)
+        assert client.run_on_scheduler(_marks) == 1
+        backend.shutdown()
+        assert client.run_on_scheduler(_marks) == 0
+        assert not client.run_on_scheduler(lambda dask_scheduler: dict(dask_scheduler.tasks))
+
+
+def _marks(dask_scheduler: Any) -> int:
+    return len(dask_scheduler.extensions["events"]._events)
+
+
+def test_instants_of_another_clock_are_moved_by_the_least_that_was_seen():
+    clocks, there = Clocks(), "elsewhere/1"
+    late, early = Reply((), there, sent=1000.0), Reply((), there, sent=1010.0)
+    assert clocks.seen(late, received=20.5) == 20.5 - 1000.0
+    assert clocks.seen(early, received=30.1) == 30.1 - 1010.0
+    assert clocks.seen(Reply((), there, sent=1020.0), received=41.0) == 30.1 - 1010.0
+    done = Finished(7, 3, received=1001.0, ended=1009.0)
+    [moved] = told(Reply((Opened(7, True, 1.5, 0.0, 1), done), there, 1010.0), lease=2, ahead=-979.9)
+    assert (moved.lease, moved.init_s) == (2, 1.5)
+    assert (moved.received, moved.ended) == pytest.approx((21.1, 29.1))
+
+
+def test_this_machines_clock_is_not_moved():
+    assert Clocks().seen(Reply((), machine(), sent=5.0), received=9.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: DaskPool(sizes=()), "dask.sizes"),
+        (lambda: DaskPool(concurrency=0), "dask.concurrency"),
+        (lambda: DaskPool(workers=(1, 9)), "dask.workers"),
+        (lambda: DaskPool(resources={"cores": "CPU"}), "dask.resources"),
+        (lambda: DaskPool("tcp://x:1", cluster=LocalCluster), "dask.cluster"),
+        (lambda: DaskPool(prices="none"), "none"),
+        (lambda: RayPool(concurrency=2.5), "ray.concurrency"),
+        (lambda: SLOTaskRunner(pool="dask"), "dask"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_by_name(make, words):
+    with pytest.raises((InvalidValue, UnknownPool), match=words):
+        make()
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr(cluster_pools, "find_spec", lambda name: None)
+    with pytest.raises(SloError, match=r"pip install 'prefect-slo\[ray\]'"):
+        RayPool()
+
+
+# ---- flows ----------------------------------------------------------------------------------------------------------
+
+
+@task
+def where(x: int) -> tuple[int, int]:
+    return x, os.getppid()
+
+
+def test_a_flow_with_a_dask_task_runner_keeps_its_cluster(prefect_server):
+    with cluster(n_workers=1, processes=True, threads_per_worker=2) as here:
+
+        @slo(latency="60s", mode="observe")
+        @flow(task_runner=DaskTaskRunner(address=here.scheduler_address))
+        def on_dask() -> list[tuple[int, int]]:
+            return where.map(range(3)).result()
+
+        found = on_dask()
+        with Client(here, set_as_default=False) as client:
+            [dask_worker] = client.run(_family).values()
+    assert [x for x, _ in found] == [0, 1, 2]
+    assert {parent for _, parent in found} <= dask_worker, "its worker processes are the Dask worker's children"
+
+
+def _family() -> set[int]:
+    import psutil
+
+    return {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
+
+
+def test_task_runners_of_integrations_become_pools():
+    dask = DaskPool.of(DaskTaskRunner(cluster_kwargs={"n_workers": 2}, adapt_kwargs={"maximum": 3}))
+    assert (dask.cluster_options, dask.adapt) == ({"n_workers": 2}, {"maximum": 3})
+    ray = RayPool.of(RayTaskRunner(address="ray://head:10001"))
+    assert (ray.address, ray.concurrency) == ("ray://head:10001", 64)
+    assert cloudpickle.loads(cloudpickle.dumps(ray)) == ray
+
+
+def test_stages_without_a_plan_run_on_the_pool_that_the_runner_names(prefect_server):
+    @flow(task_runner=SLOTaskRunner(pools=[DaskPool(concurrency=2)], pool="dask"))
+    def twice() -> list[int]:
+        first = where.map(range(2))
+        return [x for x, _ in first.result()]
+
+    assert twice() == [0, 1]

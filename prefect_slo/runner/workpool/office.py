@@ -454,6 +454,8 @@ class Pilot:
             lost = Lost(lease.id, reason, detail, bundle=bundle.id if bundle is not None else None)
             lease.sink(replace(lost, reason="cancelled", detail="cancelled") if self._cancelled is not None else lost)
         office.clear(self)
+        if not self._heard_of:
+            office.call_off(self)
 
     # ---- the postman ------------------------------------------------------------------------------------------------
 

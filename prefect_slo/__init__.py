@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,10 @@ _HOME = {
     "slo_task": "declaration",
 }
 """Public names and the modules that they are imported from when first asked for."""
+
+
+if _folder := os.environ.get("PREFECT_INTEGRATIONS_SLO_PRICES"):
+    import_module(f"{__name__}.pricing").look_first_in(_folder)
 
 
 def __getattr__(name: str) -> Any:

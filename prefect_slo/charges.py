@@ -6,7 +6,6 @@ the folder that ``PREFECT_INTEGRATIONS_SLO_PRICES`` names goes before the packag
 
 from __future__ import annotations
 
-import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect_slo.errors import InvalidValue, UnknownPrices
-from prefect_slo.pricing import OWN, PRICES
+from prefect_slo.pricing import folders
 from prefect_slo.units import finite
 
 FOLDER = "services"
@@ -71,8 +70,7 @@ def charges(provider: str = "aws") -> dict[str, Charge]:
         UnknownPrices: No such provider.
         InvalidValue: A file of the user's own that holds something else.
     """
-    folders = [PRICES, *([Path(own)] if (own := os.environ.get(OWN)) else [])]
-    paths = [path for folder in folders if (path := folder / FOLDER / f"{provider}.toml").is_file()]
+    paths = [path for folder in reversed(folders()) if (path := folder / FOLDER / f"{provider}.toml").is_file()]
     if not paths:
         raise UnknownPrices("provider", provider, "aws")
     found: dict[str, Charge] = {}

@@ -13,7 +13,6 @@ A list of the same name in the folder that ``PREFECT_INTEGRATIONS_SLO_PRICES`` n
 from __future__ import annotations
 
 import math
-import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -27,7 +26,8 @@ from prefect_slo.units import finite, items, positive, text
 
 PRICES = Path(__file__).parent / "prices"
 OWN = "PREFECT_INTEGRATIONS_SLO_PRICES"
-"""Names a folder of the user's own: price lists, and ``services/`` for what services charge beside time."""
+"""The variable that names a folder of the user's own when the package is imported: price lists, and ``services/`` for
+what services charge beside time."""
 
 Bills = Literal["leases", "calls"]
 Confidence = Literal["high", "medium", "low", ""]
@@ -164,11 +164,23 @@ def price_list(name: str) -> PriceList:
 
 def shipped(name: str) -> Path:
     """A file of prices: the user's own of that name where there is one, else the package's."""
-    own = Path(folder) / name if (folder := os.environ.get(OWN)) else None
     try:
-        return own if own is not None and own.is_file() else PRICES / name
-    except (OSError, ValueError):  # no name of a file
+        return next(path for folder in folders() if (path := folder / name).is_file())
+    except (StopIteration, OSError, ValueError):  # none, or no name of a file
         return PRICES / name
+
+
+def folders() -> tuple[Path, ...]:
+    """Where price lists are looked for, in this order."""
+    return (*_OWN_FOLDERS, PRICES)
+
+
+def look_first_in(folder: str | Path | None) -> None:
+    """From now on, lists of this folder of the user's own go before shipped ones of the same name."""
+    _OWN_FOLDERS[:] = [Path(folder)] if folder is not None else []
+
+
+_OWN_FOLDERS: list[Path] = []
 
 
 @lru_cache(maxsize=64)

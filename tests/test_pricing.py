@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from datetime import date
 from pathlib import Path
 
 import pytest
 
 from prefect_slo.errors import InvalidValue, SloError, UnknownPrices
-from prefect_slo.pricing import OWN, PRICES, PriceList, price_list
+from prefect_slo.pricing import OWN, PRICES, PriceList, look_first_in, price_list
 
 SHIPPED = sorted(path.stem for path in PRICES.glob("*.toml"))
 
@@ -135,13 +137,22 @@ def test_a_spot_list_costs_its_share_of_the_one_on_demand() -> None:
             assert paid[1] == pytest.approx(share * paid[0], rel=1e-4)
 
 
-def test_a_folder_of_ones_own_goes_before_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_ones_own_goes_before_the_package(tmp_path: Path) -> None:
     (tmp_path / "aws-lambda-x86.toml").write_text('name = "aws-lambda-x86"\ngb_second = 0.00001\nrequest = 0.0000001\n')
-    monkeypatch.setenv(OWN, str(tmp_path))
-    assert price_list("aws-lambda-x86").gb_second == 0.00001
-    assert price_list("local").vcpu_second > 0
-    monkeypatch.delenv(OWN)
+    look_first_in(tmp_path)
+    try:
+        assert price_list("aws-lambda-x86").gb_second == 0.00001
+        assert price_list("local").vcpu_second > 0
+    finally:
+        look_first_in(None)
     assert price_list("aws-lambda-x86").gb_second == 0.0000166667
+
+
+def test_the_folder_is_named_by_a_variable(tmp_path: Path) -> None:
+    (tmp_path / "aws-lambda-x86.toml").write_text('name = "aws-lambda-x86"\ngb_second = 0.25\n')
+    code = "from prefect_slo.pricing import price_list; print(price_list('aws-lambda-x86').gb_second)"
+    told = subprocess.run([sys.executable, "-c", code], env={**os.environ, OWN: str(tmp_path)}, capture_output=True)
+    assert told.stdout.decode().strip() == "0.25", told.stderr.decode()
 
 
 @pytest.mark.parametrize(

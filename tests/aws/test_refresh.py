@@ -12,12 +12,13 @@ import boto3
 import pytest
 from botocore.stub import ANY, Stubber
 
+from prefect_slo import pricing
 from prefect_slo.aws import refresh
 from prefect_slo.aws.refresh import EC2, refreshed
 from prefect_slo.charges import charge
 from prefect_slo.cli import main
 from prefect_slo.errors import InvalidValue
-from prefect_slo.pricing import OWN, price_list
+from prefect_slo.pricing import price_list
 from prefect_slo.testing.aws import fake_credentials, no_real_aws
 
 DAY = date(2026, 11, 27)
@@ -133,7 +134,7 @@ def test_the_command_writes_lists_that_go_before_the_shipped_ones(
 ) -> None:
     client = answers()
     monkeypatch.setattr(refresh, "aws_client", lambda *_, **__: client)
-    monkeypatch.setenv(OWN, str(tmp_path))
+    monkeypatch.setattr(pricing, "_OWN_FOLDERS", [tmp_path])
     assert main(["aws", "prices", "--region", "eu-central-1", "--no-instances", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert {row["list"] for row in told["lists"]} >= {"aws-lambda-x86", "aws-fargate-arm"}

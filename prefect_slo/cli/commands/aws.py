@@ -84,16 +84,15 @@ def prices(
     json: AsJson = False,
 ) -> None:
     """Read price lists anew from AWS's Pricing API, and write those that have changed. Needs pricing:GetProducts."""
-    import os
     from datetime import date
 
     from prefect_slo.aws.refresh import charges_toml, refreshed
     from prefect_slo.blocks import PriceListBlock
     from prefect_slo.errors import InvalidValue
-    from prefect_slo.pricing import OWN, price_list
+    from prefect_slo.pricing import OWN, PRICES, folders, price_list
 
-    folder = to or (Path(own) if (own := os.environ.get(OWN)) else None)
-    if folder is None:
+    folder = to or folders()[0]
+    if folder == PRICES:
         raise InvalidValue("--to", None, f"a folder, or {OWN} set to one")
     with working("asking AWS"):
         found = refreshed(region, today := date.today(), instances=instances)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from math import ceil
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from prefect.context import FlowRunContext
@@ -42,6 +44,7 @@ class _ClusterPool:
         prices: Price list.
         name: What tasks, menus and plans call the pool.
         options: Further arguments of the client, as its library takes them.
+        capped: Whether items are held to the memory of their size.
     """
 
     address: str | None = None
@@ -52,6 +55,7 @@ class _ClusterPool:
     prices: str = "local"
     name: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    capped: bool = True
 
     _package: ClassVar[str]
     _extra: ClassVar[str]
@@ -89,7 +93,8 @@ class _ClusterPool:
         """A backend for one flow run."""
         context = FlowRunContext.get()
         run = context.flow_run if context is not None else None
-        return ClusterBackend(self._cluster(), worker_environment(client), str(run.id if run is not None else uuid7()))
+        key = str(run.id if run is not None else uuid7())
+        return ClusterBackend(self._cluster(), worker_environment(client), key, capped=self.capped)
 
     def _cluster(self) -> Cluster:
         raise NotImplementedError
@@ -141,13 +146,16 @@ class DaskPool(_ClusterPool):
         options, cluster = dict(runner.client_kwargs or {}), runner._cluster
         if runner.address or cluster is not None:
             address = runner.address or cluster.scheduler_address
-            return cls(address=address, concurrency=MANY, options=options)
+            if (security := getattr(cluster, "security", None)) is not None:
+                options.setdefault("security", security)
+            return cls(address=address, concurrency=MANY, options=options, capped=False)
         return cls(
             cluster=runner.cluster_class,
             cluster_options=dict(runner.cluster_kwargs or {}),
             adapt=runner.adapt_kwargs or None,
-            concurrency=MANY,
+            concurrency=MANY if runner.cluster_class is not None else max(int(machine_vcpus()), 1),
             options=options,
+            capped=False,
         )
 
     def _cluster(self) -> Cluster:
@@ -166,7 +174,9 @@ class DaskPool(_ClusterPool):
             made = self.cluster if callable(self.cluster) else from_qualified_name(self.cluster)
             cluster = made(**self.cluster_options)
         else:
-            here = {"n_workers": 1, "threads_per_worker": self.concurrency, "resources": self._here}
+            workers = int(self.cluster_options.get("n_workers") or 1)
+            share = {name: have / workers for name, have in self._here.items()}
+            here = {"n_workers": 1, "threads_per_worker": ceil(self.concurrency / workers), "resources": share}
             # bundles run in processes of their own
             cluster = LocalCluster(**{"processes": False, "dashboard_address": None, **here, **self.cluster_options})
         if self.adapt is not None:
@@ -210,19 +220,53 @@ class RayPool(_ClusterPool):
     @classmethod
     def of(cls, runner: Any) -> RayPool:
         """The pool that stands for a ``RayTaskRunner`` of prefect-ray."""
-        return cls(address=runner.address, concurrency=MANY, options=dict(runner.init_kwargs or {}))
+        return cls(address=runner.address, concurrency=MANY, options=dict(runner.init_kwargs or {}), capped=False)
 
     def _cluster(self) -> Cluster:
         from prefect_slo.runner.backends.ray_cluster import RayCluster
 
-        return RayCluster(self._connect, self.resources)
+        return RayCluster(self._connect, self.resources, memory=self.capped)
 
     def _connect(self) -> Callable[[], None]:
+        here = {"include_dashboard": False, "resources": self._here or None} if self.address is None else {}
+        return _RAY.join(self.address or "local", {"log_to_driver": False, **here, **self.options})
+
+
+class _Ray:
+    """This process' one connection to Ray, shared by the flow runs that use it; the last of them ends it."""
+
+    def __init__(self) -> None:
+        self._lock, self._users, self._address = threading.Lock(), 0, ""
+
+    def join(self, address: str, options: Mapping[str, Any]) -> Callable[[], None]:
+        """Connect, or use the connection that there is; returns how to leave it.
+
+        Raises:
+            SloError: This process is connected to another cluster for another flow run.
+        """
         import ray
 
-        if ray.is_initialized():
-            return lambda: None
-        here = {"include_dashboard": False, "resources": self._here or None} if self.address is None else {}
-        ray.init(address=self.address or "local", **{"log_to_driver": False, **here, **self.options})
-        shutdown: Callable[[], None] = ray.shutdown
-        return shutdown
+        with self._lock:
+            if self._users == 0:
+                if ray.is_initialized():  # by the user: theirs to end
+                    return lambda: None
+                ray.init(address=address, **options)
+                self._address = address
+            elif address != self._address:
+                raise SloError(
+                    f"this process is connected to Ray at {self._address!r} and can't be at {address!r} as well: run "
+                    "the flows in processes of their own"
+                )
+            self._users += 1
+        return self._leave
+
+    def _leave(self) -> None:
+        import ray
+
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                ray.shutdown()
+
+
+_RAY = _Ray()

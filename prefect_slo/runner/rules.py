@@ -97,7 +97,7 @@ def stage_rule(
 def _least(sizes: Sequence[Size], memory_mb: int) -> Size:
     """The smallest size with that much memory, or the largest."""
     enough = [size for size in sizes if size.memory_mb >= memory_mb]
-    return min(enough) if enough else max(sizes)
+    return min(enough) if enough else max(sizes, key=lambda size: (size.memory_mb, size))
 
 
 def loss_retries(task: Task[Any, Any], declaration: Declaration) -> int:

@@ -126,10 +126,9 @@ class WorkPool:
             for definition, at, office in _offices:
                 if definition == self and at == address:
                     return office
-        office = self.new_office(address)
-        with _lock:
+            office = self.new_office(address)
             _offices.append((self, address, office))
-        return office
+            return office
 
     def new_office(self, address: str | None = None) -> Office:
         """An office of its own for the pool, which has to be shut in the end.

@@ -22,9 +22,11 @@ from prefect_slo import DaskPool, SLOTaskRunner, slo
 from prefect_slo.errors import InvalidValue, SloError, UnknownPool
 from prefect_slo.resources import Size
 from prefect_slo.runner import cluster_pools
+from prefect_slo.runner.backends.cluster import ClusterBackend
 from prefect_slo.runner.backends.protocol import Bundle, Finished, Lost, Opened, Outcome
 from prefect_slo.runner.backends.remote import Clocks, Reply, machine, told
 from prefect_slo.runner.cluster_pools import RayPool
+from prefect_slo.runner.local.limits import machine_vcpus
 
 PATIENCE_S = 60.0
 
@@ -216,6 +218,86 @@ def test_a_package_that_is_missing_is_named(monkeypatch):
         RayPool()
 
 
+def test_what_takes_more_than_its_size_runs_where_memory_is_not_capped():
+    def grow(mb: int) -> int:
+        return len(b"1" * (mb << 20))
+
+    for capped, kind in ((True, Lost), (False, Finished)):
+        backend = DaskPool(concurrency=1, capped=capped).backend(None)
+        reports: SimpleQueue[Any] = SimpleQueue()
+        backend.open(1, Size(1, 128), reports.put)
+        until(reports, Opened)
+        backend.submit(1, bundle(1, lambda mb: time.sleep(0.5 * (grow(mb) > 0)), 600))
+        assert isinstance(until(reports, Lost, Finished), kind)
+        backend.shutdown()
+
+
+def test_a_queued_bundle_that_is_cancelled_never_starts(tmp_path: Path):
+    def touch(path: Path) -> None:
+        path.touch()
+        time.sleep(1.0)
+
+    with cluster(threads_per_worker=1) as here:
+        backend = DaskPool(here.scheduler_address).backend(None)
+        reports: SimpleQueue[Any] = SimpleQueue()
+        for lease in (1, 2):
+            backend.open(lease, Size(1, 512), reports.put)
+            until(reports, Opened)
+            backend.submit(lease, bundle(lease, touch, tmp_path / str(lease)))
+        deadline = time.monotonic() + PATIENCE_S
+        while not (tmp_path / "1").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        backend.cancel(2)
+        lost = until(reports, Lost)
+        until(reports, Finished)
+        backend.shutdown()
+    assert (lost.lease, lost.reason, lost.running, lost.untouched) == (2, "cancelled", None, (200,))
+    assert not (tmp_path / "2").exists()
+
+
+def test_the_last_of_the_flow_runs_that_use_ray_disconnects(monkeypatch):
+    ray, calls = pytest.importorskip("ray"), []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: calls.append(options["address"]))
+    monkeypatch.setattr(ray, "shutdown", lambda: calls.append("shutdown"))
+    shared = cluster_pools._Ray()
+    one, two = shared.join("local", {}), shared.join("local", {})
+    one()
+    assert calls == ["local"]
+    with pytest.raises(SloError, match="can't be at 'ray://other'"):
+        shared.join("ray://other", {})
+    two()
+    assert calls == ["local", "shutdown"]
+
+
+def test_a_cluster_that_cannot_be_asked_loses_the_lease_all_the_same():
+    class Deaf:
+        def connect(self) -> None: ...
+
+        def lack(self, size: Size) -> str:
+            return ""
+
+        def start(self, work: Any, done: Any) -> str:
+            return "handle"
+
+        def end(self, handle: Any) -> Any:
+            raise OSError("the scheduler is gone")
+
+        def close(self, run_key: str) -> None: ...
+
+    backend = ClusterBackend(Deaf(), {}, "run")
+    reports: SimpleQueue[Any] = SimpleQueue()
+    backend.open(1, Size(1, 512), reports.put)
+    until(reports, Opened)
+    backend.submit(1, bundle(1, abs, 1))
+    backend.cancel(1)
+    lost = until(reports, Lost)
+    backend.shutdown()
+    assert (lost.reason, lost.running, lost.untouched) == ("cancelled", None, ())
+    assert "the scheduler is gone" in lost.detail
+
+
 # ---- flows ----------------------------------------------------------------------------------------------------------
 
 
@@ -248,8 +330,11 @@ def _family() -> set[int]:
 def test_task_runners_of_integrations_become_pools():
     dask = DaskPool.of(DaskTaskRunner(cluster_kwargs={"n_workers": 2}, adapt_kwargs={"maximum": 3}))
     assert (dask.cluster_options, dask.adapt) == ({"n_workers": 2}, {"maximum": 3})
+    assert dask.concurrency == int(machine_vcpus()), "a cluster of this machine alone has no more room than that"
+    assert not dask.capped
+    assert not dask.backend(None).capabilities().memory_limits
     ray = RayPool.of(RayTaskRunner(address="ray://head:10001"))
-    assert (ray.address, ray.concurrency) == ("ray://head:10001", 64)
+    assert (ray.address, ray.concurrency, ray.capped) == ("ray://head:10001", 64, False)
     assert cloudpickle.loads(cloudpickle.dumps(ray)) == ray
 
 

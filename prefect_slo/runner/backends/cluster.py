@@ -6,6 +6,7 @@ what is queued. All calls of the cluster's client are made by one thread, in ord
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -18,6 +19,8 @@ from typing import Any, Literal, Protocol
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.protocol import Bundle, Capabilities, Lost, Opened, Sink
 from prefect_slo.runner.backends.remote import Clocks, Reply, Work, told
+
+logger = logging.getLogger(__name__)
 
 GRACE_S = 10.0
 """How long bundles may take to end when the run is over."""
@@ -59,9 +62,11 @@ class ClusterBackend:
         cluster: The cluster.
         env: Environment of the worker processes that run bundles.
         run_key: Names the run.
+        capped: Whether items are held to the memory of their size.
     """
 
-    def __init__(self, cluster: Cluster, env: Mapping[str, str], run_key: str) -> None:
+    def __init__(self, cluster: Cluster, env: Mapping[str, str], run_key: str, *, capped: bool = True) -> None:
+        self._capped = capped
         self._cluster, self._env = cluster, tuple(sorted(env.items()))
         self._run_key = f"{run_key}-{os.urandom(4).hex()}"
         self._leases: dict[int, _Lease] = {}
@@ -78,7 +83,7 @@ class ClusterBackend:
         return Capabilities(
             isolated=True,
             hard_timeouts=True,
-            memory_limits=True,
+            memory_limits=self._capped,
             vcpu_limits=False,
             vcpus=float("inf"),
             memory_mb=float("inf"),
@@ -119,7 +124,7 @@ class ClusterBackend:
 
     def _serve(self) -> None:
         while (call := self._calls.get()) is not None:
-            call()
+            self._carefully(call)
         for lease in list(self._leases):
             self._cancel(lease, _SHUT_DOWN)
         until = time.monotonic() + GRACE_S
@@ -127,10 +132,16 @@ class ClusterBackend:
             while self._leases:
                 following = self._calls.get(timeout=max(until - time.monotonic(), 0))
                 if following is not None:
-                    following()
+                    self._carefully(following)
         if self._connected:
             with suppress(Exception):
                 self._cluster.close(self._run_key)
+
+    def _carefully(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception:
+            logger.exception("A request to a cluster failed.")
 
     def _open(self, lease: _Lease, asked: float) -> None:
         if self._closed:
@@ -154,7 +165,7 @@ class ClusterBackend:
         if lease is None:  # its loss was told without this bundle
             return
         known = replace(bundle, program_key=f"{self._run_key}/{bundle.program_key}")
-        work = Work(f"prefect-slo-{self._run_key}-{bundle.id}", known, lease.size, self._env)
+        work = Work(f"prefect-slo-{self._run_key}-{bundle.id}", known, lease.size, self._env, self._capped)
 
         def done(fetch: Fetch) -> None:
             self._calls.put(lambda: self._ended(lease, bundle, fetch))
@@ -188,7 +199,12 @@ class ClusterBackend:
             return
         if lease.bundle is None:
             self._lose(lease, Lost(id, "cancelled", detail))
-        elif (how := self._cluster.end(lease.handle)) != "told":
+            return
+        try:
+            how = self._cluster.end(lease.handle)
+        except Exception as error:
+            how, detail = "begun", f"{detail}; the cluster can't be asked: {error}"
+        if how != "told":
             untouched = () if how == "begun" else _ids(lease.bundle)
             self._lose(lease, Lost(id, "cancelled", detail, None, untouched))
 

@@ -51,22 +51,24 @@ class DaskCluster:
         """Submit a task."""
         resources = needed(work.size, self._resources) or None
         large = sum(len(payload) for _, payload in work.bundle.items) > DIRECT_BYTES
-        sent = self._client.scatter(work, hash=False, direct=True) if large else work
+        there = large and bool(self._client.scheduler_info(n_workers=-1)["workers"])
+        sent = self._client.scatter(work, hash=False, direct=True) if there else work
         future: Future = self._client.submit(run_once, sent, key=work.token, pure=False, retries=0, resources=resources)
 
-        def fetch() -> Reply | str:
+        def over(_: Future) -> None:  # in a thread of the client's: a large reply keeps no other lease waiting
             try:
-                reply: Reply | str = future.result(timeout=60)
-                return reply
-            finally:
-                future.release()
+                reply: Reply | str = future.result()
+            except BaseException as error:
+                reply = f"{type(error).__name__}: {error}"
+            future.release()
+            done(lambda: reply)
 
-        future.add_done_callback(lambda _: done(fetch))
+        future.add_done_callback(over)
         return future
 
     def end(self, handle: Future) -> Literal["told", "begun", "unbegun"]:
         """End its worker process where it runs; else take the task back."""
-        if self._ended_there(handle.key):
+        if handle.done() or self._ended_there(handle.key):
             return "told"
         with suppress(Exception):
             handle.cancel()
@@ -90,13 +92,18 @@ def run_once(work: Work) -> Reply | str:
     Dask runs a task again when its worker is lost; whether items may run again is the flow's to say. In words, where
     the bundle was begun before.
     """
-    from distributed import Event
+    from distributed import get_worker
+    from distributed.utils import sync
 
-    begun = Event(work.token)
-    if begun.is_set():
-        return "the Dask worker that ran it is gone"
-    begun.set()
-    return run_here(work)
+    worker = get_worker()
+
+    def begun_before() -> str:
+        if sync(worker.loop, worker.scheduler.event_is_set, name=work.token):
+            return "the Dask worker that ran it is gone"
+        sync(worker.loop, worker.scheduler.event_set, name=work.token)
+        return ""
+
+    return run_here(work, begun_before)
 
 
 def _forget(run_key: str, dask_scheduler: Any = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextvars import copy_context
@@ -16,6 +17,8 @@ from prefect_slo.runner.local.keeping import PATIENCE_S
 from prefect_slo.runner.local.limits import machine_memory_mb, machine_vcpus
 from prefect_slo.runner.pools import PROCESS, THREAD, Pools
 from prefect_slo.settings import valid_settings
+
+logger = logging.getLogger(__name__)
 
 PRELOAD = ("prefect", "prefect.main", "prefect.task_engine", "prefect_slo.runner.program")
 """Modules that every worker has imported before it is asked for: importing Prefect takes most of a second."""
@@ -54,8 +57,11 @@ class FlowBackends(Mapping[str, Backend]):
 
     def close(self) -> None:
         """Let go of what belongs to this flow run; worker processes stay warm for the next."""
-        for backend in self._made.values():
-            backend.shutdown()
+        for pool, backend in self._made.items():
+            try:
+                backend.shutdown()
+            except Exception:  # the flow is over, and the other pools still have to be
+                logger.warning("Pool %r could not be shut down in an orderly way.", pool, exc_info=True)
         self._made.clear()
 
     def _make(self, pool: str) -> Backend:

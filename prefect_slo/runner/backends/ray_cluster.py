@@ -17,12 +17,16 @@ class RayCluster:
     Args:
         make: Connects this process, and says how to disconnect it.
         resources: By quantity of a size (``vcpus``, ``memory_mb``, ``gpu``), a custom resource that it takes of too.
+        memory: Whether a bundle takes of Ray's ``memory``.
     """
 
-    def __init__(self, make: Callable[[], Callable[[], None]], resources: Mapping[str, str]) -> None:
-        self._make, self._resources = make, resources
+    def __init__(
+        self, make: Callable[[], Callable[[], None]], resources: Mapping[str, str], *, memory: bool = True
+    ) -> None:
+        self._make, self._resources, self._memory = make, resources, memory
         self._disconnect: Callable[[], None] = lambda: None
         self._run: Any = None
+        self._run_on_gpu: Any = None
 
     def connect(self) -> None:
         """Connect this process to Ray."""
@@ -30,12 +34,14 @@ class RayCluster:
 
         self._disconnect = self._make()
         self._run = ray.remote(run_here)
+        # a process that has used a GPU holds on to it: such a one serves one bundle
+        self._run_on_gpu = ray.remote(max_calls=1)(run_here)
 
     def lack(self, size: Size) -> str:
         """What no node has of the resources that a size takes."""
         import ray
 
-        wanted = {"CPU": size.vcpus, "memory": size.memory_mb * 2.0**20, "GPU": size.gpu}
+        wanted = {"CPU": size.vcpus, "memory": self._memory * size.memory_mb * 2.0**20, "GPU": size.gpu}
         needs = {**{n: v for n, v in wanted.items() if v}, **needed(size, self._resources)}
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if not nodes or any(all(node.get(n, 0) >= v for n, v in needs.items()) for node in nodes):
@@ -46,18 +52,22 @@ class RayCluster:
     def start(self, work: Work, done: Callable[[Fetch], None]) -> Any:
         """Call the remote function."""
         size = work.size
-        handle = self._run.options(
-            name=work.token,
-            num_cpus=size.vcpus,
-            num_gpus=size.gpu or None,
-            memory=size.memory_mb * 2**20,
-            resources=needed(size, self._resources) or None,
-            max_retries=0,
-        ).remote(work)
+        handle = (
+            (self._run_on_gpu if size.gpu else self._run)
+            .options(
+                name=work.token,
+                num_cpus=size.vcpus,
+                num_gpus=size.gpu or None,
+                memory=size.memory_mb * 2**20 if self._memory else None,
+                resources=needed(size, self._resources) or None,
+                max_retries=0,
+            )
+            .remote(work)
+        )
 
         def over(future: Any) -> None:
             def fetch() -> Reply | str:
-                reply: Reply = future.result()
+                reply: Reply | str = future.result()
                 return reply
 
             done(fetch)

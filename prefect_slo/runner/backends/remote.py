@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import count
@@ -30,6 +30,7 @@ from prefect_slo.runner.backends.protocol import (
     Report,
 )
 from prefect_slo.runner.local.ledger import Claim, Ledger, MemoryBook
+from prefect_slo.runner.local.limits import machine_memory_mb
 
 KEPT_WARM = 8
 """Worker processes that wait for the next bundle in one worker of the cluster."""
@@ -47,12 +48,14 @@ class Work:
         bundle: The bundle.
         size: What its worker gets.
         env: Environment of its worker: Prefect's settings and the address of the API.
+        capped: Whether its worker is held to the memory of its size; else to that of the machine.
     """
 
     token: str
     bundle: Bundle
     size: Size
     env: tuple[tuple[str, str], ...]
+    capped: bool = True
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,19 @@ class Reply:
     sent: float
 
 
-def run_here(work: Work) -> Reply:
-    """Run a bundle on worker processes of this machine, to its end."""
+def run_here(work: Work, refused: Callable[[], str] = str) -> Reply | str:
+    """Run a bundle on worker processes of this machine, to its end.
+
+    Args:
+        work: The bundle.
+        refused: Asked first, when the bundle can be cancelled already: in words, why it is not to be run.
+    """
     news: News = SimpleQueue()
     with _LOCK:
         _RUNNING[work.token] = news
     try:
+        if why := refused():
+            return why
         return Reply(_run(_backend(work.env), work, news), machine(), time.monotonic())
     finally:
         with _LOCK:
@@ -175,7 +185,8 @@ _LEASES = count(1)
 
 def _run(backend: ProcessBackend, work: Work, news: News) -> tuple[Report, ...]:
     lease, reports = next(_LEASES), list[Report]()
-    backend.open(lease, Size(work.size.vcpus, work.size.memory_mb), news.put)
+    memory_mb = work.size.memory_mb if work.capped else int(machine_memory_mb())
+    backend.open(lease, Size(work.size.vcpus, memory_mb), news.put)
     while True:
         report = news.get()
         if report is None:

@@ -10,6 +10,7 @@ import math
 import pickle
 import struct
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +63,8 @@ class Incoming:
         message = unsealed(data) if data is not None else None
         if message is not None:
             self._received += 1
-            self._store.discard(self._box, name)
+            with suppress(Exception):  # what stays behind goes with its box; what was read is not lost for it
+                self._store.discard(self._box, name)
         return message
 
 

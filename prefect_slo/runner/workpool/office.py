@@ -31,6 +31,9 @@ from prefect_slo.runner.workpool.mailbox import FROM_JOB, TO_JOB, Incoming, Offs
 from prefect_slo.runner.workpool.pilot import Letter, Order
 from prefect_slo.runner.workpool.stores import Store
 
+WAIT_AND_SEE = (408, 429)
+"""Refusals of the API that say nothing of what was asked for."""
+
 LOOK_S = 2.0
 """Between two looks at the states of jobs."""
 
@@ -260,7 +263,7 @@ class Office:
                 pilot.flow_run = self._ask_for(pilot)
         except Exception as error:
             code = getattr(getattr(error, "response", None), "status_code", 0)
-            if 400 <= code < 500 or isinstance(error, ObjectNotFound):
+            if (400 <= code < 500 and code not in WAIT_AND_SEE) or isinstance(error, ObjectNotFound):
                 pilot.lose("start", f"its job in work pool {self.name!r} was refused: {error}")
                 return
             if time.monotonic() - pilot.born > self.terms.give_up_s:
@@ -286,7 +289,7 @@ class Office:
             elif state is not None and state.is_final():
                 words = f": {state.message}" if state.message else ""
                 pilot.job_ended(f"its job has ended as {state.name}{words}")
-        self._complain([pilot for pilot in pilots.values() if not pilot.ready and pilot.lease is not None])
+        self._complain([pilot for pilot in pilots.values() if not pilot.heard_of and pilot.lease is not None])
 
     def _complain(self, starting: list[Pilot]) -> None:
         now = time.monotonic()
@@ -377,11 +380,12 @@ class Pilot:
         self.bundle: Bundle | None = None
         self.ready, self.gone = False, threading.Event()
         self._pid = self._generation = 0
-        self._heard_of = False
+        self.heard_of = False
         self._leaving = False
         self._job_ended: tuple[str, float] | None = None
         self._cancelled: float | None = None
         self._outbox: SimpleQueue[Any] = SimpleQueue()
+        self._unsent: Any = None  # taken from it, and not written yet
         self._out = Outgoing(office.store, self.box, TO_JOB)
         self._in = Incoming(office.store, self.box, FROM_JOB)
         self._programs: set[str] = set()
@@ -454,7 +458,7 @@ class Pilot:
             lost = Lost(lease.id, reason, detail, bundle=bundle.id if bundle is not None else None)
             lease.sink(replace(lost, reason="cancelled", detail="cancelled") if self._cancelled is not None else lost)
         office.clear(self)
-        if not self._heard_of:
+        if not self.heard_of:
             office.call_off(self)
 
     # ---- the postman ------------------------------------------------------------------------------------------------
@@ -483,10 +487,12 @@ class Pilot:
             self._mind(time.monotonic())
 
     def _send(self, wait_s: float) -> bool:
-        try:
-            message = self._outbox.get(timeout=wait_s)
-        except Empty:
-            return False
+        if self._unsent is None:
+            try:
+                self._unsent = self._outbox.get(timeout=wait_s)
+            except Empty:
+                return False
+        message = self._unsent  # sent again, under the same number, where writing it fails
         if isinstance(message, tuple) and isinstance(bundle := message[-1], Bundle):
             known = bundle.program_key in self._programs
             self._sent[bundle.id] = time.monotonic()
@@ -494,13 +500,14 @@ class Pilot:
             self._programs.add(bundle.program_key)
         elif message is not None:
             self._out.send(message)
+        self._unsent = None
         return message is not None
 
     def _feel(self, pulse: Pulse, now: float) -> None:
         """Whether its job lives: one whose machine is gone may be Running for ever."""
         terms = self._office.terms
         silent_s = pulse.silent_s(self._office.store.read(self.box, "beat"), now)
-        if self._heard_of and silent_s > SILENT * terms.heartbeat_s:
+        if self.heard_of and silent_s > SILENT * terms.heartbeat_s:
             why = f"its job has given no sign of life for {silent_s:.0f} s"
             self._office.write_off(self, why)
             self.lose("died", why)
@@ -509,7 +516,7 @@ class Pilot:
         """What time brings."""
         office = self._office
         if self._job_ended is not None and now - self._job_ended[1] > DRAIN_S + office.store.poll_s:
-            self.lose("died" if self._heard_of else "start", self._job_ended[0])
+            self.lose("died" if self.heard_of else "start", self._job_ended[0])
         elif self._cancelled is not None and self.bundle is not None and now - self._cancelled > CANCEL_S:
             self.lose("cancelled", "cancelled")
             office.call_off(self)
@@ -532,14 +539,14 @@ class Pilot:
         with contextlib.suppress(Exception):
             self._out.send(("close",))
         self.gone.set()
-        if not self._heard_of:
+        if not self.heard_of:
             office.call_off(self)
         office.left(self)
 
     # ---- letters ----------------------------------------------------------------------------------------------------
 
     def _read(self, letter: Letter, now: float) -> None:
-        self._heard_of = True
+        self.heard_of = True
         self._offset.received(now, letter.sent)
         for bundle, received in letter.received.items():
             if (sent := self._sent.pop(bundle, None)) is not None:

@@ -35,6 +35,19 @@ def test_messages_arrive_in_order_and_once(store: Store):
     assert incoming.receive() == "third"
 
 
+def test_a_message_that_cannot_be_discarded_is_read_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    store = store_of(tmp_path / "boxes")
+    out, incoming = Outgoing(store, "box", "to"), Incoming(store, "box", "to")
+    out.send("first")
+    out.send("second")
+
+    def refuse(self: FolderStore, box: str, name: str) -> None:
+        raise PermissionError(name)
+
+    monkeypatch.setattr(FolderStore, "discard", refuse)
+    assert [incoming.receive() for _ in range(3)] == ["first", "second", None]
+
+
 def test_directions_and_boxes_do_not_mix(store: Store):
     Outgoing(store, "box/a", "to").send("a")
     assert Incoming(store, "box/b", "to").receive() is None

@@ -105,20 +105,25 @@ class Exchange:
             cancelled: Set when nobody waits any more.
 
         Raises:
-            TooLarge: There is no bucket, and it takes one.
+            TooLarge: Arguments take a bucket, and there is none; nothing has run.
             Failed: The invocation gave no result.
         """
-        event, used = self._event(kind, code, items, key=key, limit_s=limit_s)
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            event, used = self._event(kind, code, items, key=key, limit_s=limit_s)
+        except (ClientError, BotoCoreError) as error:  # boto3 has tried several times; nothing has run
+            raise Failed("start", f"what it takes cannot be stored ({error})") from None
         if self.limit is not None:
             self.limit.add(used.usd)
         try:
             answer = self.invoker.call(function, event, again=self.once, cancelled=cancelled)
             used += of_answer(answer)
-            returned = self.received(answer)
+            returned = self.received(answer, [item for item, _ in items])
         except Failed as failed:
             failed.storage_usd = used.usd
             raise
-        left = self.once or "key" in event["args"] or "key" in answer.reply["result"] or answer.stored
+        left = self.once or "key" in event["args"] or "key" in answer.reply.get("result", {}) or answer.stored
         return replace(returned, storage_usd=used.usd, stored=(key,) if left else ())
 
     def event(
@@ -162,18 +167,24 @@ class Exchange:
             event.update(out=out, once=self.once)
         return event, written + more
 
-    def received(self, answer: Answer) -> Returned:
-        """What a reply says, its result fetched.
+    def received(self, answer: Answer, sent: Sequence[int]) -> Returned:
+        """What a reply to ``sent`` items says, its result fetched.
+
+        Where the result fits into no reply, and there is no bucket, all have run, and none can say what came of it.
 
         Raises:
-            TooLarge: The result fits into no reply, and there is no bucket.
-            Failed: The worker could not do its work.
+            Failed: The worker could not do its work, or its result cannot be read.
         """
+        from botocore.exceptions import BotoCoreError, ClientError
+
         reply = answer.reply
         error = reply.get("error") or {}
         kind = error.get("kind", "")
+        telemetry = reply.get("telemetry", {})
         if kind == "result" and "does not fit" in error["message"]:
-            raise TooLarge(error["message"])
+            why_stuck, ended = f"{error['message']}; give the pool a bucket", float(telemetry.get("handler_s", 0.0))
+            stuck = tuple(Item(item, b"", False, why_stuck, 0.0, 0.0, 0.0, ended) for item in sent)
+            return Returned(stuck, (), None, telemetry, answer)
         if not reply.get("ok") and kind != "overrun":
             why: Any = {"claimed": "unknown", "result": "died", "handler": "died"}.get(kind, "start")
             raise Failed(why, str(error.get("message", "a reply that says nothing")), billed=answer.billed)
@@ -182,13 +193,16 @@ class Exchange:
             content = base64.b64decode(place["b64"])
         else:
             assert self.store is not None
-            content = self.store.get(place["key"], place["size"])
+            try:
+                content = self.store.get(place["key"], place["size"])
+            except (ClientError, BotoCoreError) as gone:
+                raise Failed("unknown", f"its result cannot be read ({gone})", billed=answer.billed) from None
         outcomes, chatter = pickle.loads(content)
         return Returned(
             tuple(Item(*outcome) for outcome in outcomes),
             tuple(chatter),
             error.get("item") if kind == "overrun" else None,
-            reply.get("telemetry", {}),
+            telemetry,
             answer,
         )
 

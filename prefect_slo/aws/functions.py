@@ -282,8 +282,15 @@ def storage(store: S3Prefix | None) -> Statements:
             allow(["s3:ListBucket"], bucket),
             *keys,
         ],
-        "worker": [allow(["s3:GetObject", "s3:PutObject"], objects), *keys],
-        "deployer": [allow(["s3:GetLifecycleConfiguration", "s3:PutLifecycleConfiguration"], bucket)],
+        "worker": [
+            allow(["s3:GetObject", "s3:PutObject", "s3:AbortMultipartUpload"], objects),
+            allow(["s3:ListBucket"], bucket),  # without it an object that is not there is "forbidden"
+            *keys,
+        ],
+        "deployer": [
+            allow(["s3:GetLifecycleConfiguration", "s3:PutLifecycleConfiguration", "s3:ListBucket"], bucket),
+            allow(["s3:DeleteObject"], objects),
+        ],
     }
 
 

@@ -12,7 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -51,13 +51,14 @@ class Failed(Exception):
         memory_mb: What it was allowed.
         billed: US dollars.
         storage_usd: US dollars of objects that were written and read for it.
+        lost: Tries whose replies were lost: what they are billed is not known, and not in ``billed``.
     """
 
     def __init__(
         self, why: Why, detail: str, *, used_mb: float = 0.0, memory_mb: float = 0.0, billed: Decimal = Decimal()
     ):
         self.why, self.detail, self.used_mb, self.memory_mb, self.billed = why, detail, used_mb, memory_mb, billed
-        self.storage_usd = Decimal()
+        self.storage_usd, self.lost = Decimal(), 0
         super().__init__(f"{why}: {detail}")
 
 
@@ -71,8 +72,9 @@ class Answer:
         received: When its reply was there.
         waited_s: Seconds spent throttled before.
         report: What Lambda reports; ``None`` where its log came without.
-        billed: US dollars of this and of earlier, lost tries.
+        billed: US dollars of the try that was answered.
         stored: Whether it came over S3.
+        lost: Tries before whose replies were lost: what they are billed is not known, and not in ``billed``.
     """
 
     reply: dict[str, Any]
@@ -82,6 +84,7 @@ class Answer:
     report: Report | None
     billed: Decimal
     stored: bool = False
+    lost: int = 0
 
 
 @dataclass
@@ -116,7 +119,7 @@ class Invoker:
             function: Name of the function.
             event: What it is to do.
             again: Whether it may be called once more after its reply was lost.
-            cancelled: Ends the wait of a throttled call.
+            cancelled: Nothing is called once it is set; ends the wait of a throttled call.
 
         Raises:
             Failed: It gave no result.
@@ -124,23 +127,26 @@ class Invoker:
         payload = json.dumps(event, separators=(",", ":")).encode()
         if len(payload) > limits.PAYLOAD_BYTES:
             raise Failed("start", f"a request of {len(payload)} bytes is over Lambda's {limits.PAYLOAD_BYTES}")
+        if cancelled.is_set():
+            raise Failed("cancelled", "cancelled before it was called")
         waited_s, wait_s, lost = 0.0, FIRST_WAIT_S, 0
         while True:
             sent = self.clock()
             try:
                 response = self.client.invoke(FunctionName=function, Payload=payload, LogType="Tail")
-                return self._answer(response, sent, waited_s)
-            except Failed:
-                raise
+                return replace(self._answer(response, sent, waited_s), lost=lost)
+            except Failed as failed:
+                raise _after(lost, failed) from None
             except Exception as error:
                 why, detail = _cause(error)
                 lost += why == "unknown"
                 final = why == "start" or (why == "unknown" and (not again or lost >= LOST_REPLY_TRIES))
             if final or waited_s >= self.patience_s:
-                raise Failed(why, detail if why != "throttled" else f"{detail}, for {waited_s:.0f} s")
+                detail = detail if why != "throttled" else f"{detail}, for {waited_s:.0f} s"
+                raise _after(lost, Failed(why, detail))
             pause_s = self._rng.uniform(0.0, wait_s)
             if cancelled.is_set() or self.sleep(cancelled, pause_s):
-                raise Failed("cancelled", "cancelled while it was throttled")
+                raise _after(lost, Failed("cancelled", "cancelled while it was throttled"))
             waited_s, wait_s = waited_s + pause_s, min(2 * wait_s, LONGEST_WAIT_S)
 
     def _answer(self, response: dict[str, Any], sent: float, waited_s: float) -> Answer:
@@ -154,6 +160,12 @@ class Invoker:
         if response.get("FunctionError"):
             raise _function_error(document or {}, report, billed)
         return Answer(document, sent, received, waited_s, report, billed)
+
+
+def _after(lost: int, failed: Failed) -> Failed:
+    """A failure after tries whose replies were lost."""
+    failed.lost = lost
+    return failed
 
 
 def _cause(error: Exception) -> tuple[Why, str]:

@@ -8,8 +8,10 @@ standard mode backs off and tries again.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +29,9 @@ ENCRYPTIONS = ("AES256", "aws:kms", "aws:kms:dsse")
 
 PARTS = ("args", "array", "claim", "event", "reply", "result")
 """What may be stored for one invocation, under its key."""
+
+KNOWN_S = 6 * 3600.0
+"""An object that was written longer ago is written again: a rule of the bucket deletes it after a day."""
 
 _RETRIEVED_S = 60.0
 _DELETED = 1000  # objects to a request, at most
@@ -56,7 +61,7 @@ class S3Prefix:
     endpoint: str | None = None
     kms_key: str | None = None
     sse: str | None = None
-    _known: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+    _known: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.sse not in (None, *ENCRYPTIONS):
@@ -125,15 +130,17 @@ class S3Prefix:
                 parts = list(pool.map(part, range(len(starts))))
             s3.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
         except BaseException:
-            s3.abort_multipart_upload(**upload)
+            with suppress(Exception):  # what went wrong first is what is told
+                s3.abort_multipart_upload(**upload)
             raise
 
     def put_once(self, key: str, body: bytes) -> bool:
-        """Write an object whose key names its content, unless this process has written it; whether it did so now."""
-        if key in self._known:
+        """Write an object whose key names its content, unless this process has just done so; whether it did so now."""
+        now = time.monotonic()
+        if now - self._known.get(key, float("-inf")) < KNOWN_S:
             return False
         self.put(key, body)
-        self._known.add(key)
+        self._known[key] = now
         return True
 
     def get(self, key: str, size: int | None = None) -> bytes:
@@ -152,6 +159,7 @@ class S3Prefix:
     def delete(self, *names: str) -> int:
         """Delete what lies under these names, over the whole prefix without any; returns how many objects."""
         under = self.key(*names) + "/" if names else self.prefix.strip("/") + "/"
+        self._known.clear()
         deleted = 0
         pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=under)
         for page in pages:
@@ -198,4 +206,4 @@ class S3Prefix:
         return {name: value for name, value in self.__dict__.items() if name != "_known"}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self.__dict__.update(state, _known=set())
+        self.__dict__.update(state, _known={})

@@ -28,7 +28,8 @@ class SpendLimit:
     """What may be spent, by any number of threads.
 
     What is under way counts with the most that it can cost: its whole timeout. With nothing under way one more may
-    start as long as anything is left, so the cap is passed by less than one invocation, whatever they cost.
+    start as long as anything is left, so the cap is passed by less than one invocation, whatever they cost; one that
+    is made again after its reply was lost counts for each of its tries.
 
     Args:
         most_usd: The cap.
@@ -74,6 +75,8 @@ class SpendLimit:
 class CappedCaller:
     """A caller under a cap, which others may share.
 
+    What a call is billed whose reply was lost is not known: it counts with the most that it can cost.
+
     Args:
         caller: The caller.
         limit: The cap.
@@ -95,9 +98,9 @@ class CappedCaller:
         self.limit.enter(worst, cancelled)
         try:
             answer = self.caller.call(function, event, again=again, cancelled=cancelled)
-            billed = answer.billed + of_answer(answer).usd
+            billed = answer.billed + of_answer(answer).usd + answer.lost * worst
         except Failed as failed:
-            billed = failed.billed
+            billed = failed.billed + max(failed.lost, failed.why == "unknown") * worst
             raise
         finally:
             self.limit.leave(worst, billed)

@@ -20,6 +20,7 @@ import time
 import traceback
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 LOADED = time.time()
@@ -32,6 +33,9 @@ PART_BYTES, STREAMS = 8 * 2**20, 4
 
 SPARE_MS = 300
 """A second run of an event stops waiting for the first one's result this long before its own time is over."""
+
+CANCEL_S = 1.0
+"""What an item that overran has to end in; what goes on then is never resumed."""
 
 _STATE: dict[str, Any] = {"calls": 0, "s3": None, "loop": None, "puts": 0, "gets": 0}
 _FUNCTIONS: dict[str, Any] = {}
@@ -151,7 +155,24 @@ def _called(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
         return result
     if _STATE["loop"] is None:
         _STATE["loop"] = asyncio.new_event_loop()
-    return _STATE["loop"].run_until_complete(result)
+    try:
+        return _STATE["loop"].run_until_complete(result)
+    except Exception:
+        raise
+    except BaseException:
+        _abandoned(_STATE["loop"])
+        raise
+
+
+def _abandoned(loop: asyncio.AbstractEventLoop) -> None:
+    """End what an item that was interrupted has left in its loop; it would go on with the next item, or invocation."""
+    _STATE["loop"] = None
+    left = asyncio.all_tasks(loop)
+    for task in left:
+        task.cancel()
+    if left:
+        loop.run_until_complete(asyncio.wait(left, timeout=CANCEL_S))
+    loop.close()
 
 
 def _dumped(cloudpickle: Any, value: Any, failed: bool, read_s: float, ran: float) -> tuple[Any, ...]:
@@ -266,7 +287,8 @@ def _written(bucket: str, key: str, body: bytes, encryption: dict[str, Any]) -> 
             parts = list(pool.map(part, range(len(starts))))
         s3.complete_multipart_upload(MultipartUpload={"Parts": parts}, IfNoneMatch="*", **upload)
     except BaseException:
-        s3.abort_multipart_upload(**upload)
+        with suppress(Exception):  # what went wrong first is what is told
+            s3.abort_multipart_upload(**upload)
         raise
 
 

@@ -335,5 +335,7 @@ def _capped(caller: Caller, limit: SpendLimit | None, worst_usd: Callable[[str],
 
 
 def _run_key() -> str:
+    """Names what one session stores: a flow run that is retried numbers its bundles from 1 again."""
     context = FlowRunContext.get()
-    return str(context.flow_run.id) if context is not None and context.flow_run is not None else str(uuid7())
+    own = str(uuid7())
+    return f"{context.flow_run.id}-{own}" if context is not None and context.flow_run is not None else own

@@ -68,12 +68,14 @@ class FunctionProgram:
         """Run calls in order; those that need no engine go out together."""
         together = _arguments(items)
         if together is None:
-            for item, work in items:
-                report(self._one(item, work, carry))
+            self._apart(items, carry, report)
             return
         started = time.monotonic()
         try:
             answers = carry(self.function, together)
+        except NotSent:  # too large together; one of them may be too large alone, and says so
+            self._apart(items, carry, report)
+            return
         except SloError as error:  # it was refused, and will be again: every call has failed
             refused = Carried(error, True, "", 0.0, 0.0, started, time.monotonic())
             answers = [refused] * len(items)
@@ -81,6 +83,11 @@ class FunctionProgram:
             context, (task, [call], _) = work
             outcome = context.run(_outcome, carried, task, call)
             report(ItemReport(item, outcome, carried.started, carried.ended))
+
+    def _apart(self, items: Sequence[tuple[int, Work]], carry: Carry, report: Callable[[ItemReport], None]) -> None:
+        """Run calls one by one."""
+        for item, work in items:
+            report(self._one(item, work, carry))
 
     def _one(self, item: int, work: Work, carry: Carry) -> ItemReport:
         """Run a call, or a batch of calls, by the engine here."""

@@ -253,7 +253,7 @@ def test_policies_say_the_least_that_is_needed(account: LocalAws, jobs: BatchJob
     policy = pool.policy()
     actions = {who: {a for s in policy[who]["Statement"] for a in s["Action"]} for who in policy}
     assert {"batch:SubmitJob", "batch:DescribeJobs", "batch:TerminateJob", "s3:PutObject"} <= actions["caller"]
-    assert actions["worker"] == {"s3:GetObject", "s3:PutObject"}
+    assert actions["worker"] == {"s3:GetObject", "s3:PutObject", "s3:AbortMultipartUpload", "s3:ListBucket"}
     assert {"batch:RegisterJobDefinition", "iam:PassRole"} <= actions["deployer"]
     assert "batch:CreateComputeEnvironment" not in actions["deployer"], "the queue is somebody else's"
     own = replace(jobs, queue=BatchQueue("own", **network), execution_role="r")

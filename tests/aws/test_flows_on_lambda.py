@@ -236,6 +236,20 @@ def test_without_a_bucket_what_is_too_large_runs_in_the_flows_process(
     assert "give the pool a bucket" in caplog.text
 
 
+def test_calls_that_are_too_large_together_go_out_one_by_one(run: Callable[..., Any], account: LocalAws) -> None:
+    @slo_task(pool="lambda")
+    @task
+    def pid_and_size(data: bytes) -> tuple[int, int]:
+        return os.getpid(), len(data)
+
+    def body():
+        return pid_and_size.map([b"x" * 3_000_000] * 2).result()
+
+    found = run(body, pools=account.pool(memory_mb=(256,), bucket=None), record="bare", bundle=2)
+    assert [size for _, size in found] == [3_000_000] * 2
+    assert os.getpid() not in {pid for pid, _ in found}
+
+
 def test_what_does_not_pickle_runs_in_the_flows_process(run: Callable[..., Any]) -> None:
     import threading
 

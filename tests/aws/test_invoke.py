@@ -134,6 +134,23 @@ def test_a_cancelled_call_waits_no_longer() -> None:
         Invoker(Lambdas(throttled()), PRICES).call("f", {}, again=False, cancelled=cancelled)
 
 
+def test_a_cancelled_call_is_not_made() -> None:
+    cancelled, lambdas = threading.Event(), Lambdas(reply({"ok": True}))
+    cancelled.set()
+    with pytest.raises(Failed, match="cancelled"):
+        Invoker(lambdas, PRICES).call("f", {}, again=False, cancelled=cancelled)
+    assert lambdas.calls == 0
+
+
+def test_lost_tries_are_counted_whatever_comes_after_them() -> None:
+    lost = ReadTimeoutError(endpoint_url="https://x")
+    ended = reply({"errorType": "Runtime.ExitError", "errorMessage": "exit status 3"}, FunctionError="Unhandled")
+    assert call(Lambdas(lost, lost, reply({"ok": True})), again=True)[0].lost == 2
+    assert call(Lambdas(lost, ended), again=True)[0].lost == 1
+    assert call(Lambdas(lost), again=True)[0].lost == 3
+    assert call(Lambdas(lost))[0].lost == 1
+
+
 def test_a_request_that_is_too_large_is_not_sent() -> None:
     lambdas = Lambdas(reply({}))
     with pytest.raises(Failed, match="6291456"):

@@ -50,6 +50,18 @@ def test_content_that_is_there_is_written_once(store: S3Prefix) -> None:
     assert store.get(key) == b"code"
 
 
+@pytest.mark.parametrize("gone", ["long ago", "deleted here"])
+def test_content_that_may_have_been_deleted_is_written_again(store: S3Prefix, gone: str) -> None:
+    key = store.key("code", "abd")
+    assert store.put_once(key, b"code")
+    if gone == "deleted here":
+        assert store.delete("runs") == 0
+    else:
+        store._known[key] -= s3.KNOWN_S
+    assert store.put_once(key, b"code")
+    assert not store.put_once(key, b"code")
+
+
 def test_what_one_run_left_is_deleted_and_nothing_else(store: S3Prefix) -> None:
     for run in ("a", "b"):
         for name in ("args", "result"):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import threading
+from contextlib import suppress
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
-from prefect_slo.aws.invoke import Failed
-from prefect_slo.aws.spending import SpendLimit
+from prefect_slo.aws.invoke import Answer, Failed
+from prefect_slo.aws.spending import CappedCaller, SpendLimit
 from prefect_slo.errors import SpendLimitReached
 
 
@@ -60,3 +62,24 @@ def test_a_cap_that_is_reached_says_what_was_spent() -> None:
     limit.leave(Decimal(9), Decimal("0.75"))
     with pytest.raises(SpendLimitReached, match=r"\$0.75 of \$0.5.*max_spend_usd"):
         limit.enter(Decimal(9), threading.Event())
+
+
+@pytest.mark.parametrize(
+    ("ended", "spent"),
+    [
+        (Failed("unknown", "its reply was lost"), "0.5"),
+        (Failed("died", "exit status 3", billed=Decimal("0.01")), "0.01"),
+        (Answer({"ok": True}, 0.0, 1.0, 0.0, None, Decimal("0.01"), lost=2), "1.01"),
+    ],
+)
+def test_a_call_whose_reply_was_lost_counts_with_the_most_that_it_can_cost(ended: Failed | Answer, spent: str) -> None:
+    class Ends:
+        def call(self, *_: Any, **__: Any) -> Answer:
+            if isinstance(ended, Failed):
+                raise ended
+            return ended
+
+    limit = SpendLimit(Decimal(10))
+    with suppress(Failed):
+        CappedCaller(Ends(), limit, lambda name: Decimal("0.5")).call("f", {}, again=True, cancelled=threading.Event())
+    assert limit.spent_usd == Decimal(spent)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from uuid import uuid4
+
 import cloudpickle
 import pytest
+from prefect.client.schemas.objects import FlowRun
+from prefect.context import FlowRunContext
 
 from prefect_slo import LambdaPool
 from prefect_slo.aws.packaging import worker_zip
 from prefect_slo.errors import InvalidValue
+from prefect_slo.runner.aws_pools import _run_key
 from prefect_slo.runner.pools import by_name
 
 ROLE = "arn:aws:iam::123456789012:role/worker"
@@ -76,3 +81,20 @@ def test_settings_that_lambda_does_not_have_are_refused(settings) -> None:
 def test_without_a_role_nothing_is_deployed() -> None:
     with pytest.raises(InvalidValue, match=r"aws policy"):
         LambdaPool().deploy()
+
+
+def test_what_two_attempts_of_a_flow_run_store_lies_apart() -> None:
+    flow_run = FlowRun(id=uuid4(), flow_id=uuid4())
+    with FlowRunContext.model_construct(flow_run=flow_run):
+        first, second = _run_key(), _run_key()
+    assert first != second
+    assert first.startswith(str(flow_run.id))
+    assert second.startswith(str(flow_run.id))
+
+
+def test_functions_may_find_that_an_object_is_not_there_and_deployers_may_delete() -> None:
+    """Without ``ListBucket`` S3 answers 403 where a key is missing."""
+    policy = LambdaPool(bucket="s3://bucket/prefix").policy()
+    actions = {who: {a for s in policy[who]["Statement"] for a in s["Action"]} for who in policy}
+    assert {"s3:ListBucket", "s3:AbortMultipartUpload"} <= actions["worker"]
+    assert {"s3:ListBucket", "s3:DeleteObject"} <= actions["deployer"]

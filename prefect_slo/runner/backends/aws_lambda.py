@@ -20,6 +20,8 @@ from threading import Thread
 from types import MappingProxyType
 from typing import Any
 
+from prefect.logging import get_logger
+
 from prefect_slo.aws.delegating import Delegating
 from prefect_slo.aws.exchange import Exchange, Kind, Returned, TooLarge
 from prefect_slo.aws.invoke import Failed
@@ -75,6 +77,7 @@ class LambdaBackend:
         self._leases: dict[int, _Slot] = {}
         self._idle: list[_Slot] = []
         self._waiting: list[tuple[int, Size, Sink, float]] = []
+        self._stored: set[tuple[str, ...]] = set()
         self._closed = False
 
     def capabilities(self) -> Capabilities:
@@ -136,8 +139,21 @@ class LambdaBackend:
             self._idle, self._leases, self._waiting = [], {}, []
         for slot in slots:
             slot.end()
-        if self._exchange.store is not None:
-            self._exchange.store.forget([names for slot in slots for names in slot.stored])
+        self._forget()
+
+    def _forget(self) -> None:
+        """Delete what is stored. Where that can't be done the run is finished all the same: S3 deletes it later."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        if (store := self._exchange.store) is None:
+            return
+        try:
+            store.forget(self._stored.copy())
+        except (ClientError, BotoCoreError) as error:
+            get_logger("slo").warning(
+                "What this run has stored in s3://%s/%s cannot be deleted (%s); a rule of the bucket deletes it.",
+                store.bucket, store.prefix.strip("/"), error,
+            )  # fmt: skip
 
     def _admit(self) -> None:
         while True:
@@ -148,7 +164,7 @@ class LambdaBackend:
                 lease, size, sink, asked = self._waiting.pop(at)
                 slot = self._idle.pop() if self._idle else None
                 cold = slot is None
-                slot = slot or _Slot(self._exchange, self._run_key, self.close)
+                slot = slot or _Slot(self._exchange, self._run_key, self.close, self._stored)
                 slot.serve(lease, self._name_of(size.memory_mb), size, sink)
                 self._leases[lease] = slot
                 wait_s = time.monotonic() - asked
@@ -202,15 +218,20 @@ class _Slot:
 
     _names = count(1)
 
-    def __init__(self, exchange: Exchange | Delegating, run_key: str, freed: Callable[[int], None]) -> None:
-        self._exchange, self._run_key, self._freed = exchange, run_key, freed
+    def __init__(
+        self,
+        exchange: Exchange | Delegating,
+        run_key: str,
+        freed: Callable[[int], None],
+        stored: set[tuple[str, ...]],
+    ) -> None:
+        self._exchange, self._run_key, self._freed, self._stored = exchange, run_key, freed, stored
         self.inbox: SimpleQueue[Bundle | None] = SimpleQueue()
         self._lease, self._function, self._size = 0, "", Size(1, 128)
         self._sink: Sink = _unheard
         self._cancelled = threading.Event()
         self._bundle: Bundle | None = None
         self._untouched: tuple[int, ...] = ()
-        self.stored: list[tuple[str, ...]] = []
         self._thread = Thread(target=self._run, name=f"prefect-slo-lambda-{next(self._names)}", daemon=True)
         self._thread.start()
 
@@ -239,7 +260,7 @@ class _Slot:
         self.inbox.put(None)
 
     def _run(self) -> None:
-        while (bundle := self.inbox.get()) is not None:
+        while (bundle := self.inbox.get()) is not None and not self._cancelled.is_set():
             self._bundle, self._untouched = bundle, tuple(item for item, _ in bundle.items)
             totals = _Totals()
             received = time.monotonic()
@@ -288,11 +309,12 @@ class _Slot:
         def carry(
             function: bytes, arguments: Sequence[tuple[int, bytes]], *, limit_s: float | None = None
         ) -> list[Carried]:
-            sent = {item for item, _ in arguments}
-            self._untouched = tuple(item for item in self._untouched if item not in sent)
+            sent, before = {item for item, _ in arguments}, self._untouched
+            self._untouched = tuple(item for item in before if item not in sent)
             try:
                 returned = self._invoke(bundle, "function", function, arguments, next(numbers), limit_s, totals)
             except TooLarge as error:
+                self._untouched = before
                 raise NotSent(str(error)) from None
             if returned.overran is not None:
                 raise Overran(f"it ran longer than {limit_s:g} s")
@@ -338,19 +360,24 @@ class _Slot:
         limit_s: float | None,
         totals: _Totals,
     ) -> Returned:
-        key = ("runs", self._run_key, str(bundle.id), str(number))
+        key, ids = ("runs", self._run_key, str(bundle.id), str(number)), tuple(item for item, _ in items)
+        names = {key, (*key, "batch")} if isinstance(self._exchange, Delegating) else {key}
+        if self._cancelled.is_set():
+            raise _Gone(Failed("cancelled", "cancelled before it was sent"), (*ids, *self._untouched))
+        self._stored |= names  # before anything is: whatever becomes of the call, it is deleted
         try:
             returned = self._exchange.run(
                 self._function, kind, code, items, key=key, limit_s=limit_s, cancelled=self._cancelled
             )
+            _checked(returned, ids)
         except Failed as failed:
             totals.bill(failed.billed, failed.storage_usd)
-            ids = tuple(item for item, _ in items)
             if failed.why in ("start", "throttled"):
                 raise _Gone(failed, (*ids, *self._untouched)) from None
             raise _Gone(failed, self._untouched, ids[0] if len(ids) == 1 else None) from None
         totals.add(returned)
-        self.stored += returned.stored
+        if not returned.stored:
+            self._stored -= names
         return returned
 
 
@@ -377,6 +404,20 @@ class _Gone(WorkerGone):
             totals.requests,
             totals.storage_usd,
         )
+
+
+def _checked(returned: Returned, sent: Sequence[int]) -> None:
+    """Refuse what answers other work.
+
+    Raises:
+        Failed: It is of items that were not sent, or not of all that were.
+    """
+    ended = [one.item for one in returned.items]
+    if ended == list(sent) if returned.overran is None else ended == list(sent[: len(ended)]):
+        return
+    failed = Failed("died", f"items {list(sent)} were sent, its reply is of {ended}", billed=returned.answer.billed)
+    failed.storage_usd = returned.storage_usd
+    raise failed
 
 
 def _timed(returned: Returned) -> list[tuple[Any, float, float]]:

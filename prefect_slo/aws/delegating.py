@@ -9,9 +9,10 @@ import errno
 import hashlib
 import pickle
 import threading
-from collections.abc import Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from decimal import Decimal
 
 from prefect_slo.aws.exchange import Exchange, Item, Kind, Returned
 from prefect_slo.aws.invoke import Failed
@@ -20,6 +21,29 @@ from prefect_slo.control.delegation import By, Limits, Mode, Needs, Seen, Terms,
 
 KEPT = 200
 """Runs of one function that are remembered."""
+
+LEARNT = frozenset({"timeout", "memory"})
+"""Ends of an invocation that the next ones of the same work may well have, too."""
+
+
+@dataclass
+class Ends:
+    """How the last runs of one function ended, however many there were before.
+
+    Attributes:
+        runs: Seconds of each as a function, and whether it was finished there.
+        batch_s: Seconds on Batch of those that were not.
+    """
+
+    runs: deque[tuple[float, bool]] = field(default_factory=lambda: deque(maxlen=KEPT))
+    batch_s: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
+
+    @property
+    def seen(self) -> Seen:
+        """What the order is chosen by."""
+        finished = tuple(seconds for seconds, done in self.runs if done)
+        lost = tuple(seconds for seconds, done in self.runs if not done)
+        return Seen(finished, len(lost), tuple(self.batch_s), lost)
 
 
 @dataclass
@@ -34,6 +58,7 @@ class Delegating:
         limits: What a function has.
         terms: What both cost, in time and money.
         by: What the order is chosen by.
+        clock: Seconds that pass.
     """
 
     lambdas: Exchange
@@ -43,7 +68,8 @@ class Delegating:
     limits: Limits
     terms: Terms
     by: By = "latency"
-    _seen: dict[str, Seen] = field(default_factory=dict)
+    clock: Callable[[], float] = time.monotonic
+    _ends: dict[str, Ends] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -69,27 +95,30 @@ class Delegating:
             Failed: Neither gave a result.
         """
         name = hashlib.sha256(code).hexdigest()
-        place = predicted_first(self.mode, self.needs, self.limits, self._seen.get(name, Seen()), self.terms, self.by)
+        place = predicted_first(self.mode, self.needs, self.limits, self._seen(name), self.terms, self.by)
         if place is None:
             raise Failed(
                 "start", f"a function has {self.limits}; the work needs {self.needs}, and mode 'lambda' no Batch"
             )
         before: Failed | None = None
         if place == "lambda":
+            begun = self.clock()
             try:
                 returned = self.lambdas.run(function, kind, code, items, key=key, limit_s=limit_s, cancelled=cancelled)
             except Failed as failed:
                 if not delegates(self.mode, failed.why):
                     raise
                 before = failed
-                self._note(name, overran=failed.why == "timeout")
+                if failed.why in LEARNT:
+                    self._note(name, min(self.clock() - begun, self.terms.limit_s), finished=False)
             else:
-                self._note(name, finished_s=float(returned.telemetry.get("handler_s", 0.0)))
+                self._note(name, float(returned.telemetry.get("handler_s", 0.0)), finished=True)
                 full = [one.item for one in returned.items if _filled_the_disk(one)] if kind == "function" else []
                 if not full or not delegates(self.mode, "disk"):
                     return returned
                 again = [pair for pair in items if pair[0] in full]
                 before = Failed("died", "its temporary disk was full", billed=returned.answer.billed)
+                before.storage_usd = returned.storage_usd
                 moved = self._on_batch(name, before, function, kind, code, again, key, limit_s, cancelled)
                 return _merged(returned, moved, items)
         return self._on_batch(name, before, function, kind, code, items, key, limit_s, cancelled)
@@ -111,32 +140,39 @@ class Delegating:
             returned = self.batch.run(
                 function, kind, code, items, key=(*key, "batch"), limit_s=limit_s, cancelled=cancelled
             )
-        except Failed as failed:
+        except Exception as error:
             if before is None:
                 raise
-            both = f"on Lambda: {before.detail}; then on Batch: {failed.detail}"
-            raise Failed(
-                failed.why,
-                both,
-                used_mb=failed.used_mb,
-                memory_mb=failed.memory_mb,
-                billed=before.billed + failed.billed,
-            ) from None
-        if before is not None and before.why == "timeout":
-            self._note(name, batch_s=float(returned.telemetry.get("handler_s", 0.0)))
-        lost = before.billed if before is not None else Decimal()
-        return replace(returned, answer=replace(returned.answer, billed=returned.answer.billed + lost))
+            raise _both(before, error) from error
+        if before is None:
+            return returned
+        if before.why in LEARNT:
+            with self._lock:
+                self._ends[name].batch_s.append(float(returned.telemetry.get("handler_s", 0.0)))
+        answer = replace(returned.answer, billed=returned.answer.billed + before.billed)
+        return replace(returned, answer=answer, storage_usd=returned.storage_usd + before.storage_usd)
 
-    def _note(
-        self, name: str, *, finished_s: float | None = None, overran: bool = False, batch_s: float | None = None
-    ) -> None:
+    def _seen(self, name: str) -> Seen:
         with self._lock:
-            seen = self._seen.get(name, Seen())
-            if finished_s is not None:
-                seen = replace(seen, finished_s=(*seen.finished_s, finished_s)[-KEPT:])
-            if batch_s is not None:
-                seen = replace(seen, batch_s=(*seen.batch_s, batch_s)[-KEPT:])
-            self._seen[name] = replace(seen, overran=seen.overran + overran)
+            return self._ends.setdefault(name, Ends()).seen
+
+    def _note(self, name: str, seconds: float, *, finished: bool) -> None:
+        with self._lock:
+            self._ends[name].runs.append((seconds, finished))
+
+
+def _both(before: Failed, error: Exception) -> Failed:
+    """What Batch could not do either, for whichever reason; it costs what both have taken."""
+    then = error if isinstance(error, Failed) else Failed("died", f"{type(error).__name__}: {error}")
+    both = Failed(
+        then.why,
+        f"on Lambda: {before.detail}; then on Batch: {then.detail}",
+        used_mb=then.used_mb,
+        memory_mb=then.memory_mb,
+        billed=before.billed + then.billed,
+    )
+    both.storage_usd = before.storage_usd + then.storage_usd
+    return both
 
 
 def _filled_the_disk(one: Item) -> bool:

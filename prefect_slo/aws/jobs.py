@@ -9,6 +9,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -60,9 +61,13 @@ class BatchInvoker:
         except (ClientError, BotoCoreError) as error:
             detail = f"no job could be submitted ({error}). Deploy with 'prefect-slo aws deploy'"
             raise Failed("start", detail) from None
-        job = self._watch.ended(submitted, cancelled)
+        try:
+            job = self._watch.ended(submitted, cancelled)
+        except Failed:
+            self._terminate(submitted, "nobody can look at it any more")
+            raise
         if job is None:
-            self.jobs.batch.terminate_job(jobId=submitted, reason="cancelled")
+            self._terminate(submitted, "cancelled")
             raise Failed("cancelled", "cancelled while its job was under way")
         billed = self._bill(job)
         if job["status"] == "FAILED":
@@ -79,6 +84,13 @@ class BatchInvoker:
             **more,
         )
         return str(submitted["jobId"])
+
+    def _terminate(self, job: str, reason: str) -> None:
+        """End a job that nobody waits for any more, as far as Batch can be reached."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        with suppress(ClientError, BotoCoreError):
+            self.jobs.batch.terminate_job(jobId=job, reason=reason)
 
     def _bill(self, job: dict[str, Any]) -> Decimal:
         """Time of every attempt that started, a minute at least, at the price list; Batch itself costs nothing."""
@@ -135,11 +147,16 @@ class Watch:
         self._fresh = threading.Event()
 
     def ended(self, job: str, cancelled: threading.Event) -> dict[str, Any] | None:
-        """What a job was when it ended; ``None`` where nobody wants it any more."""
+        """What a job was when it ended; ``None`` where nobody wants it any more.
+
+        Raises:
+            Failed: Batch did not say; who asks later is told again as soon as it does.
+        """
         with self._news:
             self._waiting.add(job)
             self._fresh.set()
             if self._thread is None:
+                self._broken = None
                 self._thread = threading.Thread(target=self._look, name="prefect-slo-batch", daemon=True)
                 self._thread.start()
             while job not in self._jobs:

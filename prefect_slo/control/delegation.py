@@ -75,13 +75,15 @@ class Seen:
 
     Attributes:
         finished_s: Times of those that a function finished.
-        overran: How many it did not.
+        overran: How many it did not, for lack of time or of memory.
         batch_s: Times on Batch of those.
+        lost_s: Times that the function had spent on those; where none is known, its limit.
     """
 
     finished_s: tuple[float, ...] = ()
     overran: int = 0
     batch_s: tuple[float, ...] = ()
+    lost_s: tuple[float, ...] = ()
 
     @property
     def runs(self) -> int:
@@ -119,10 +121,11 @@ def expected(seen: Seen, terms: Terms, by: By) -> tuple[float, float]:
     finished = sum(seen.finished_s) / n
     longer = sum(seen.batch_s) / len(seen.batch_s) if seen.batch_s else terms.limit_s / terms.speed
     on_batch = finished / terms.speed + share * longer
+    lost_s = sum(seen.lost_s) / len(seen.lost_s) if seen.lost_s else terms.limit_s
     if by == "latency":
-        return finished + share * (terms.limit_s + terms.launch_s + longer), terms.launch_s + on_batch
+        return finished + share * (lost_s + terms.launch_s + longer), terms.launch_s + on_batch
     least_s = terms.batch_least_s
-    lost = terms.limit_s * terms.function_usd_s + max(longer, least_s) * terms.batch_usd_s
+    lost = lost_s * terms.function_usd_s + max(longer, least_s) * terms.batch_usd_s
     billed_s = sum(max(s / terms.speed, least_s) for s in seen.finished_s) / n + share * max(longer, least_s)
     return finished * terms.function_usd_s + share * lost, billed_s * terms.batch_usd_s
 

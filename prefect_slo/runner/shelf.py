@@ -14,7 +14,8 @@ import pickle
 import shutil
 import struct
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,15 @@ MEMORY_SHARE = 0.25
 """Of the memory of the machine, what results may take at most."""
 
 _SHARED = Path("/dev/shm")
-_NAME = "prefect-slo-shelf"
+_NAME, _LOCK = "prefect-slo-shelf", "lock"
 _HEADER = struct.Struct("<QQ")
 _LENGTH = struct.Struct("<Q")
 _ALIGNED = 64  # what numpy likes its buffers to begin at
+_TRIES = 5  # at a folder that nobody sweeps before it is locked
 
 
 class Shelf:
-    """Where the results of one flow run lie until it ends.
+    """Where the results of one flow run lie until it ends; a run that crashed leaves them until the next one's is made.
 
     Args:
         limit_bytes: What they may take together; a result that has no room travels with each of its calls.
@@ -46,11 +48,15 @@ class Shelf:
         self._left = limit_bytes
         self._root = root or (_SHARED if os.access(_SHARED, os.W_OK) else Path(tempfile.gettempdir()))
         self._folder: Path | None = None
+        self._lock: int | None = None
+        self._closed = False
         self._names = count(1)
         self._kept: dict[object, str | None] = {}
+        _sweep(self._root)
 
     def keep(self, key: object, value: Any) -> str | None:
-        """The file of a result, written when it is first asked for; ``None`` where it has to travel.
+        """The file of a result, written when it is first asked for; ``None`` where it has to travel, as all do once
+        this is closed.
 
         Args:
             key: Names the result.
@@ -59,16 +65,22 @@ class Shelf:
         Raises:
             Exception: Whatever pickling it raises.
         """
+        if self._closed:
+            return None
         if key not in self._kept:
             self._kept[key] = self._write(value)
         return self._kept[key]
 
     def close(self) -> None:
         """Remove the files. What is mapped stays until it is let go."""
+        self._closed = True
         folder, self._folder = self._folder, None
         self._kept.clear()
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            os.close(lock)
 
     def _write(self, value: Any) -> str | None:
         aside: list[pickle.PickleBuffer] = []
@@ -85,9 +97,9 @@ class Shelf:
             return None
         try:
             path = self._new_folder() / str(next(self._names))
-            with path.open("wb") as file:
-                if size > shutil.disk_usage(path.parent).free:
-                    return None
+            if size > shutil.disk_usage(path.parent).free:
+                return None
+            with _whole(path), path.open("wb") as file:
                 file.write(head)
                 for buffer in buffers:
                     file.write(bytes(-file.tell() % _ALIGNED))
@@ -98,9 +110,14 @@ class Shelf:
         return str(path)
 
     def _new_folder(self) -> Path:
+        for _ in range(_TRIES):
+            if self._folder is not None:
+                break
+            made = Path(tempfile.mkdtemp(prefix=f"{_NAME}-{os.getpid()}-", dir=self._root))
+            self._lock = _locked(made)
+            self._folder = made if self._lock is not None else None
         if self._folder is None:
-            _sweep(self._root)
-            self._folder = Path(tempfile.mkdtemp(prefix=f"{_NAME}-{os.getpid()}-", dir=self._root))
+            raise OSError(f"no folder in {self._root} can be locked")
         return self._folder
 
 
@@ -146,15 +163,37 @@ class _Unpickler(pickle.Unpickler):
         return pickle.loads(pickled, buffers=buffers)
 
 
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Inside, a file is written; what ends early leaves nothing of it."""
+    try:
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _locked(folder: Path) -> int | None:
+    """A descriptor that holds the lock of a folder until it is closed; ``None`` where another does, or it is gone.
+
+    The kernel lets go of it when the process ends, however it ends, and whichever namespace has given it its id.
+    """
+    from prefect_slo.telemetry.locks import hold  # workers, who import this module, lock nothing
+
+    path = folder / _LOCK
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError:  # gone, or another user's
+        return None
+    if hold(descriptor) and path.exists():
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
 def _sweep(root: Path) -> None:
-    """Remove what processes have left that ended without doing so."""
+    """Remove what processes have left that ended without doing so: nobody holds its lock any more."""
     for left in root.glob(f"{_NAME}-*"):
-        owner = left.name.removeprefix(f"{_NAME}-").partition("-")[0]
-        if not owner.isdigit():
-            continue
-        try:
-            os.kill(int(owner), 0)
-        except ProcessLookupError:
+        if (lock := _locked(left)) is not None:
             shutil.rmtree(left, ignore_errors=True)
-        except OSError:  # another user's
-            continue
+            os.close(lock)

@@ -16,6 +16,7 @@ from typing import Any
 import boto3
 import cloudpickle
 import pytest
+from botocore.exceptions import EndpointConnectionError
 
 from prefect_slo import BatchJobs, BatchPool, BatchQueue
 from prefect_slo.aws.arrays import Submitter
@@ -197,6 +198,47 @@ def test_jobs_are_looked_at_a_hundred_to_a_request_and_seldom(monkeypatch) -> No
         assert all(one.result()["status"] == "SUCCEEDED" for one in waiting)
     assert max(asked) <= 100
     assert sum(asked[-3:]) == 250
+
+
+def test_after_a_failure_to_look_the_next_job_is_looked_at_again() -> None:
+    class Service:
+        answers = iter([EndpointConnectionError(endpoint_url="http://batch"), "SUCCEEDED"])
+
+        def describe_jobs(self, jobs: list[str]) -> dict[str, Any]:
+            answer = next(self.answers)
+            if isinstance(answer, Exception):
+                raise answer
+            return {"jobs": [{"jobId": job, "status": answer} for job in jobs]}
+
+    watch = Watch(Service(), 0.001, 0.01)
+    with pytest.raises(Failed, match="cannot be looked at"):
+        watch.ended("first", threading.Event())
+    ended = watch.ended("second", threading.Event())
+    assert ended is not None
+    assert ended["status"] == "SUCCEEDED"
+
+
+def test_a_job_that_cannot_be_looked_at_is_terminated(store: S3Prefix) -> None:
+    terminated: list[str] = []
+
+    class Service:
+        def submit_job(self, **_: Any) -> dict[str, str]:
+            return {"jobId": "job-1"}
+
+        def describe_jobs(self, jobs: list[str]) -> dict[str, Any]:
+            raise EndpointConnectionError(endpoint_url="http://batch")
+
+        def terminate_job(self, *, jobId: str, reason: str) -> None:
+            terminated.append(jobId)
+            raise EndpointConnectionError(endpoint_url="http://batch")
+
+    class Jobs(BatchJobs):
+        batch = Service()
+
+    exchange = Exchange(BatchInvoker(Jobs("queue", "image", gather_s=0), store), store)
+    with pytest.raises(Failed, match="cannot be looked at"):
+        sent(exchange, time.time, key="unseen")
+    assert terminated == ["job-1"]
 
 
 # ---- queues, states, policies ---------------------------------------------------------------------------------------

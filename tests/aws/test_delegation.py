@@ -6,6 +6,7 @@ import hashlib
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from decimal import Decimal
@@ -18,10 +19,11 @@ import pytest
 from prefect import flow, task
 
 from prefect_slo import BatchJobs, BatchPool, LambdaPool, SLOTaskRunner, slo_task
+from prefect_slo.aws.delegating import Ends
 from prefect_slo.aws.exchange import Returned
 from prefect_slo.aws.invoke import Failed
 from prefect_slo.aws.report import bill
-from prefect_slo.control.delegation import LEAST_SEEN, Needs, Seen
+from prefect_slo.control.delegation import LEAST_SEEN, Needs
 from prefect_slo.errors import InvalidValue
 from prefect_slo.pricing import price_list
 from prefect_slo.runner.payloads import by_value
@@ -219,7 +221,7 @@ def test_what_keeps_overrunning_is_not_tried_on_lambda_for_ever(account: LocalAw
     with by_value():
         exchange, code = pool.exchange(), cloudpickle.dumps(too_slow_there)
     before = len(account.lambdas.invocations)
-    exchange._seen[hashlib.sha256(code).hexdigest()] = Seen((), LEAST_SEEN - 1)
+    exchange._ends[hashlib.sha256(code).hexdigest()] = Ends(deque([(1.0, False)] * (LEAST_SEEN - 1)))
     for n in range(2):
         call = [(1, cloudpickle.dumps(((n,), {})))]
         returned = exchange.run(

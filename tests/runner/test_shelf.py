@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mmap
 import os
+import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +39,7 @@ def test_a_result_is_written_once_and_comes_back_from_its_file(shelf: Shelf, tmp
     assert mapped >= value["a"].nbytes + value["b"][0].nbytes
     np.testing.assert_array_equal(first["a"], value["a"])
     np.testing.assert_array_equal(second["b"][0], value["b"][0])
-    assert len(list(tmp_path.rglob("*"))) == 2  # the run's folder, and one file
+    assert len(list(tmp_path.rglob("*"))) == 3  # the run's folder, its lock, and one file
 
 
 def test_who_changes_its_argument_changes_nobody_elses(shelf: Shelf) -> None:
@@ -84,10 +86,53 @@ os._exit(1)
 """
     subprocess.run([sys.executable, "-c", code], check=False)
     [left] = tmp_path.iterdir()
+    assert f"-{os.getpid()}-" not in left.name
+    Shelf(1e9, tmp_path)
+    assert list(tmp_path.iterdir()) == [], "as another is made, before it writes anything"
+
+
+def test_what_is_left_is_swept_though_its_process_id_is_taken_again(tmp_path: Path) -> None:
+    left = tmp_path / f"prefect-slo-shelf-{os.getpid()}-left"
+    left.mkdir()
+    (left / "1").write_bytes(bytes(100))
     Shelf(1e9, tmp_path).keep(1, bytes(200_000))
-    [own] = tmp_path.iterdir()
-    assert own != left
-    assert f"-{os.getpid()}-" in own.name
+    assert not left.exists()
+
+
+def test_a_run_of_another_namespace_keeps_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No process of this namespace has the id that the other has in its own."""
+    shelf = Shelf(1e9, tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "getpid", lambda: 2**22 + 1)
+        name = shelf.keep(1, bytes(200_000))
+    assert name is not None
+    Shelf(1e9, tmp_path).keep(1, bytes(200_000))
+    assert Path(name).exists()
+    shelf.close()
+    assert not Path(name).parent.exists()
+
+
+def test_a_write_that_fails_leaves_nothing_of_its_file(shelf: Shelf, tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
+    try:
+        assert shelf.keep(1, bytes(3 * 2**20)) is None
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["lock"]
+
+
+def test_a_disk_without_room_is_given_no_file(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shelves.shutil, "disk_usage", lambda path: room._replace(free=1000))
+    assert shelf.keep(1, bytes(200_000)) is None
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["lock"]
+
+
+def test_what_comes_after_it_is_closed_travels(shelf: Shelf, tmp_path: Path) -> None:
+    shelf.close()
+    assert shelf.keep(1, bytes(200_000)) is None
+    assert list(tmp_path.iterdir()) == []
 
 
 def passing(method: str, *stages: str) -> Plan:

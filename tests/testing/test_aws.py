@@ -315,3 +315,26 @@ def test_sandboxes_that_start_at_once_share_one_folder_of_packages(tmp_path) -> 
 
             seen = [task.result() for task in [pool.submit(link) for _ in range(8)]]
             assert all(names_of >= {"boto3", "botocore", "numpy", "scipy", "cloudpickle"} for names_of in seen)
+
+
+def test_a_function_with_nothing_reserved_runs_never(call) -> None:
+    name = call.function("paused")
+    boto3.client("lambda").put_function_concurrency(FunctionName=name, ReservedConcurrentExecutions=0)
+    with pytest.raises(ClientError, match="ReservedFunctionConcurrentInvocationLimitExceeded"):
+        call(name)
+
+
+def test_jobs_that_still_run_end_with_their_account() -> None:
+    with local_aws() as account:
+        client = boto3.client("batch")
+        container = {"image": "image", "command": ["python", "-c", "import time; time.sleep(600)"]}
+        needs = [{"type": "VCPU", "value": "1"}, {"type": "MEMORY", "value": "512"}]
+        client.register_job_definition(
+            jobDefinitionName="long", type="container", containerProperties={**container, "resourceRequirements": needs}
+        )
+        client.submit_job(jobName="long", jobQueue=account.batch.queue(), jobDefinition="long")
+        while not account.batch._processes:
+            time.sleep(0.01)
+        [process] = account.batch._processes
+        assert process.poll() is None
+    assert process.wait(timeout=30) < 0

@@ -6,7 +6,7 @@ import boto3
 import pytest
 from botocore.config import Config
 
-from prefect_slo.testing.aws import RealAwsCall, no_real_aws
+from prefect_slo.testing.aws import RealAwsCall, local_aws, no_real_aws
 
 pytest_plugins = ["pytester"]
 ONCE = Config(retries={"total_max_attempts": 1, "mode": "standard"})
@@ -99,6 +99,7 @@ def test_with_real_looking_credentials_all_that_the_fixtures_do_stays_on_this_ma
                 returned = exchange.run(pool.functions.name(256), "function", code, call, **told)
                 environment, key, profile = cloudpickle.loads(returned.items[0].payload)[0]
                 assert key == "testing" and profile == "default"
+                assert environment["AWS_CONFIG_FILE"] == environment["AWS_SHARED_CREDENTIALS_FILE"] == os.devnull
                 assert not any(SECRET in value or "amazonaws.com" in value for value in environment.values())
                 assert "AWS_PROFILE" not in environment and "AWS_ROLE_ARN" not in environment
             pool.destroy()
@@ -108,6 +109,16 @@ def test_with_real_looking_credentials_all_that_the_fixtures_do_stays_on_this_ma
         """
     )
     pytester.runpytest_inprocess("-p", "no:cacheprovider", "-q").assert_outcomes(passed=1)
+
+
+def test_a_default_session_from_before_is_put_aside_and_there_again_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = boto3.session.Session("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7", region_name="eu-west-1")
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", mine)
+    with local_aws():
+        boto3.client("s3").list_buckets()
+        assert boto3.DEFAULT_SESSION is not mine
+        assert boto3.DEFAULT_SESSION.get_credentials().access_key == "testing"
+    assert boto3.DEFAULT_SESSION is mine
 
 
 def test_fixtures_are_there_for_users_and_leave_nothing_behind(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -54,6 +55,8 @@ class LocalBatch:
         self.states: Counter[str] = Counter()
         self._running: set[str] = set()
         self._reclaimed: set[str] = set()
+        self._processes: set[subprocess.Popen[str]] = set()
+        self._closed = False
 
     def __enter__(self) -> LocalBatch:
         batch, kept = self, _moto_job()
@@ -66,6 +69,11 @@ class LocalBatch:
 
     def __exit__(self, *_: object) -> None:
         _moto_job().run = self._original
+        with self._room:
+            self._closed = True
+            for process in self._processes:
+                _end(process)
+            self._room.notify_all()
 
     @property
     def gpus(self) -> int:
@@ -128,7 +136,7 @@ class LocalBatch:
         """GPUs for a job, once there are enough; ``None`` where there never will be, or it is cancelled."""
         with self._room:
             while len(self._free) < wanted:
-                if wanted > self._total or _stopped(job):
+                if wanted > self._total or _stopped(job) or self._closed:
                     job.job_stopped_reason = job.job_stopped_reason or "no machine of the queue has so many GPUs"
                     return None
                 self._room.wait(POLL_S)
@@ -165,7 +173,7 @@ class LocalBatch:
             job.latest_attempt["statusReason"] = status
             if not job.stop:
                 job.job_stopped_reason = status
-            if job.stop or reason == TIMED_OUT or not _again(strategy, code, reason, status):
+            if job.stop or self._closed or reason == TIMED_OUT or not _again(strategy, code, reason, status):
                 break
         job._mark_stopped(success=False)
 
@@ -173,12 +181,11 @@ class LocalBatch:
         command = job._add_parameters_to_command(list(job._get_container_property("command", [])))
         command = [sys.executable if part == "python" else part for part in command]
         own = {entry["name"]: entry["value"] for entry in job._get_container_property("environment", [])}
-        fake = {name: value for name, value in FAKE.items() if not name.endswith("_FILE")}
         visible = ",".join(map(str, devices))
         self.visible[job.job_id] = visible
         environment = {
             "PATH": os.pathsep.join([*self._programs(job), os.environ.get("PATH", os.defpath)]),
-            **fake,
+            **FAKE,
             "AWS_ENDPOINT_URL": self.endpoint,
             "CUDA_VISIBLE_DEVICES": visible,
             "AWS_BATCH_JOB_ATTEMPT": str(number),
@@ -187,10 +194,14 @@ class LocalBatch:
         }
         limit_mb = float(job._get_container_property("memory", 0) or 0)
         limit_s = job._get_attempt_duration()
-        process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            start_new_session=True, text=True,
-        )  # fmt: skip
+        with self._room:
+            if self._closed:
+                return 128 + signal.SIGKILL, "", ""
+            process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                start_new_session=True, text=True,
+            )  # fmt: skip
+            self._processes.add(process)
         written: list[str] = []
         reader = threading.Thread(target=lambda: written.extend(process.stdout or ()), daemon=True)
         reader.start()
@@ -203,8 +214,9 @@ class LocalBatch:
             elif not _stopped(job) and job.job_id not in self._reclaimed:
                 time.sleep(POLL_S)
                 continue
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            _end(process)
+        with self._room:
+            self._processes.discard(process)
         reader.join(timeout=5)
         code = process.returncode
         return (128 - code if code < 0 else code), reason, "".join(written)
@@ -221,6 +233,14 @@ class LocalBatch:
         logs.ensure_log_stream(job._log_group, job.log_stream_name)
         if lines:
             logs.put_log_events(job._log_group, job.log_stream_name, lines)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End a job's process, where it has not ended, and everything that it started."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _parent(job: Any) -> Any:

@@ -234,8 +234,7 @@ class LocalLambda:
         return [package_folder(self._folder / "packages", (*RUNTIME_PACKAGES, *self._packages))]
 
     def _environment(self) -> dict[str, str]:
-        own = {name: value for name, value in FAKE.items() if not name.endswith("_FILE")}
-        return {**own, **({"AWS_ENDPOINT_URL": self.endpoint} if self.endpoint else {})}
+        return {**FAKE, **({"AWS_ENDPOINT_URL": self.endpoint} if self.endpoint else {})}
 
     # ---- what moto asks ---------------------------------------------------------------------------------------------
 
@@ -246,12 +245,13 @@ class LocalLambda:
             return b""
         if len(raw) > REQUEST_BYTES:
             raise _refusal(413, "RequestEntityTooLargeException", f"{len(raw)} byte payload is too large")
-        spec, reserved = self._spec(function), function.reserved_concurrency
+        spec = self._spec(function)
+        reserved = None if function.reserved_concurrency is None else int(function.reserved_concurrency)
         if headers.get("x-amz-invocation-type") == "Event":
             threading.Thread(target=self._asynchronous, args=(spec, raw, reserved), daemon=True).start()
             return b""
         try:
-            done, payload = self.run(spec, raw, reserved=int(reserved) if reserved else None)
+            done, payload = self.run(spec, raw, reserved=reserved)
         except Throttled as error:
             raise _refusal(429, "TooManyRequestsException", str(error), Reason=error.reason) from None
         if done.error:
@@ -282,11 +282,11 @@ class LocalLambda:
         usage = {"FunctionCount": len(functions), "TotalCodeSize": 0}
         return 200, {"Content-Type": "application/json"}, json.dumps({"AccountLimit": limit, "AccountUsage": usage})
 
-    def _asynchronous(self, spec: Spec, raw: bytes, reserved: Any) -> None:
+    def _asynchronous(self, spec: Spec, raw: bytes, reserved: int | None) -> None:
         """An event: two more tries after an error, as Lambda makes them, without its minutes between."""
         for _ in range(3):
             try:
-                done, _ = self.run(spec, raw, reserved=int(reserved) if reserved else None)
+                done, _ = self.run(spec, raw, reserved=reserved)
             except Throttled:
                 self._sleep(0.05)
                 continue

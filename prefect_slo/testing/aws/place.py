@@ -87,6 +87,7 @@ def local_aws(
 
     with ExitStack() as stack:
         stack.enter_context(fake_credentials())
+        stack.enter_context(_no_default_session())
         stack.enter_context(no_real_aws())
         stack.enter_context(mock_aws(config={"core": {"mock_credentials": False}}))
         logging.getLogger("werkzeug").setLevel(logging.WARNING)
@@ -101,6 +102,18 @@ def local_aws(
         lambdas = stack.enter_context(LocalLambda(endpoint=endpoint, images=images, **settings))
         batch = stack.enter_context(LocalBatch(endpoint=endpoint, gpus=gpus, images=images))
         yield LocalAws(lambdas, role_arn(), f"s3://{BUCKET}/prefect-slo", endpoint, batch)
+
+
+@contextmanager
+def _no_default_session() -> Iterator[None]:
+    """Inside, ``boto3.client`` makes a session of its own; one from before has the keys of before, and comes back."""
+    import boto3
+
+    before, boto3.DEFAULT_SESSION = boto3.DEFAULT_SESSION, None
+    try:
+        yield
+    finally:
+        boto3.DEFAULT_SESSION = before
 
 
 def _forget() -> None:

@@ -10,11 +10,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 import numpy as np
 
 from prefect_slo.errors import NotEnoughObservations
 from prefect_slo.models import WorkflowModel, makespan
+from prefect_slo.models.design import Floats
+from prefect_slo.models.history import knob_label
+from prefect_slo.models.learning import own_wall
 from prefect_slo.observation import StageRuns
 from prefect_slo.resources import Option, Size
 from prefect_slo.units import whole
@@ -31,7 +35,8 @@ class Score:
 
     Attributes:
         rows: Predictions made; a row counts once a repeat.
-        latency_error: Mean absolute relative error of predicted mean wall time (of a stage) or latency (of a run).
+        latency_error: Mean absolute relative error of predicted mean wall time (of a stage, without waiting for a
+            parent that feeds items one by one) or latency (of a run).
         work_error: The same of mean busy time (of a stage) or cost (of a run); ``nan`` where the table lacks it.
         coverage: Share of rows at or below their predicted 95th percentile.
     """
@@ -85,6 +90,7 @@ def evaluate(
     whole(repeats, "repeats")
     rows = stage_runs if stage_runs["cold"].all() else stage_runs.select(~stage_runs["cold"])
     runs = _runs(workflow, rows)
+    own = _own_walls(workflow, rows)
     of_stages: dict[str, list[_Pair]] = {}
     of_runs: list[_Pair] = []
     step_by_step = all(edge.kind == "all" for stage in workflow.stages for edge in stage.after)
@@ -98,7 +104,7 @@ def evaluate(
                 left[[i for run in held for i in run.rows.values()]] = False
                 model = WorkflowModel(workflow, kind=kind).fit(rows.select(left))
                 for name in workflow.order:
-                    of_stages.setdefault(name, []).extend(_stage_pairs(model, name, rows, held))
+                    of_stages.setdefault(name, []).extend(_stage_pairs(model, name, rows, own, held))
                 if step_by_step:
                     of_runs += _run_pairs(model, rows, [run for run in held if len(run.rows) == len(workflow.stages)])
             progress(next(told), repeats * folds)
@@ -107,19 +113,26 @@ def evaluate(
 
 
 def fitted_error(model: WorkflowModel, stage: str) -> float:
-    """Mean absolute relative error of wall time on the warm rows that a stage was fitted to; ``nan`` without rows."""
-    history = model.history(stage)
-    names = ("workers", "memory_mb", "vcpus", "batch", "upstream", "wall_s", "cold")
+    """Mean absolute relative error of wall time on the warm rows that a stage was fitted to; ``nan`` without rows.
+
+    Wall time is the stage's own, without waiting for a parent that feeds items one by one.
+    """
+    history, declared = model.history(stage), model.workflow[stage]
+    names = ("workers", "memory_mb", "vcpus", "batch", "upstream")
+    settings = zip(*(history[name].tolist() for name in names), history.hardware.tolist(), history.knobs.tolist(),
+                   strict=True)  # fmt: skip
     warm = not history["cold"].all()
-    walls: dict[tuple[float, ...], list[float]] = {}
-    for *setting, wall_s, cold in zip(*(history[name].tolist() for name in names), strict=True):
+    walls: dict[tuple[Any, ...], list[float]] = {}
+    for setting, wall_s, cold in zip(settings, own_wall(declared, history).tolist(), history["cold"], strict=True):
         if not (cold and warm):
-            walls.setdefault(tuple(setting), []).append(wall_s)
+            walls.setdefault(setting, []).append(wall_s)
+    knobs_of = {knob_label(option.knobs): dict(option.knobs) for option in declared.menu.options()}
     errors = []
-    for (workers, memory_mb, vcpus, batch, upstream), measured in walls.items():
+    for (workers, memory_mb, vcpus, batch, upstream, hardware, knobs), measured in walls.items():
         time = model.stage_time(
-            stage, workers=int(workers), memory_mb=memory_mb, vcpus=vcpus, batch=int(batch), upstream=int(upstream)
-        )
+            stage, workers=int(workers), memory_mb=memory_mb, vcpus=vcpus, hardware=hardware, batch=int(batch),
+            upstream=int(upstream), knobs=knobs_of.get(knobs),
+        )  # fmt: skip
         errors += [abs(time.mean / wall_s - 1) for wall_s in measured]
     return float(np.mean(errors)) if errors else math.nan
 
@@ -175,7 +188,19 @@ def _parts(workflow: Workflow, runs: Sequence[_Run], folds: int, rng: np.random.
     return [part[run.setting] for run in runs]
 
 
-def _stage_pairs(model: WorkflowModel, name: str, rows: StageRuns, held: Sequence[_Run]) -> list[_Pair]:
+def _own_walls(workflow: Workflow, rows: StageRuns) -> Floats:
+    """Wall time of each row as its stage's model learns it, without waiting for a parent that feeds items singly."""
+    own = rows["wall_s"].astype(float)
+    for stage in workflow.stages:
+        mine = np.flatnonzero(rows["stage"].astype(str) == stage.name)
+        columns = {name: rows[name][mine].astype(float) for name in ("workers", "vcpus", "items", "batch", "wall_s")}
+        idle = np.nan_to_num(rows["overhead_s"][mine], nan=0.0)
+        columns["busy_s"] = np.clip(columns["wall_s"] - idle, 1e-3 * columns["wall_s"], None)
+        own[mine] = own_wall(stage, columns)
+    return own
+
+
+def _stage_pairs(model: WorkflowModel, name: str, rows: StageRuns, own: Floats, held: Sequence[_Run]) -> list[_Pair]:
     """Predictions of a stage in the held-out runs; none where the model has never seen it on that hardware."""
     predicted: dict[tuple[Option, int], tuple[float, float, float] | None] = {}
     pairs = []
@@ -187,7 +212,7 @@ def _stage_pairs(model: WorkflowModel, name: str, rows: StageRuns, held: Sequenc
         forecast, i = predicted[at], run.rows[name]
         if forecast is not None:
             wall, busy, p95 = forecast
-            pairs.append(_Pair(wall, float(rows["wall_s"][i]), busy, _busy(rows, i), p95))
+            pairs.append(_Pair(wall, float(own[i]), busy, _busy(rows, i), p95))
     return pairs
 
 

@@ -18,6 +18,10 @@ from prefect_slo.units import fraction, whole
 
 Samples = NDArray[np.floating]
 
+SIMULATED = (7, 1)
+"""Tag of the draws after the seed; the planner has tags of its own. Numpy pads with zeros, so that a tag must not end
+in one: ``[seed, 2]`` and ``[seed, 2, 0]`` are one stream."""
+
 
 @dataclass(frozen=True, eq=False)
 class Simulation:
@@ -89,8 +93,8 @@ def simulate(
             raise UnknownStage(name, known)
     if missing := [name for name in known if name not in options]:
         raise InvalidPlan("plan.stages", sorted(options), f"a stage plan for {', '.join(missing)} too")
-    rng = np.random.default_rng(np.random.SeedSequence([seed, 2]))
-    drawn = model.sample_plan(options, whole(runs, "runs"), rng, cold=cold)
+    rng = np.random.default_rng(np.random.SeedSequence([seed, *SIMULATED]))
+    drawn = model.sample_plan(plan if isinstance(plan, Plan) else options, whole(runs, "runs"), rng, cold=cold)
     return Simulation(
         np.asarray(drawn.latency_s), np.asarray(drawn.cost_usd), drawn.stage_latency_s, drawn.stage_cost_usd
     )

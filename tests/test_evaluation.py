@@ -78,6 +78,40 @@ def test_where_items_are_handed_on_the_run_is_not_judged() -> None:
     assert evaluate(_workflow("item"), _runs(0.05), folds=4).run is None
 
 
+def _fed(repeats: int = 3) -> StageRuns:
+    """``b`` works for 4/d seconds, and waits for ``a``, which hands it its items one by one over 8 seconds."""
+    rows = []
+    for workers in MENU.workers:
+        for repeat in range(repeats):
+            run, busy = f"{workers}-{repeat}", 4.0 / workers * (1 + 0.01 * repeat)
+            rows.append(StageRun(run, "a", 1, 1024, 1, 8.0 + 0.01 * repeat, overhead_s=0.0, items=16))
+            rows.append(StageRun(run, "b", workers, 1024, 1, 8.1, overhead_s=8.1 - busy, items=16))
+    return StageRuns.of(rows)
+
+
+def test_a_stage_that_waits_for_its_items_is_judged_by_the_time_that_it_needs_itself() -> None:
+    workflow = _workflow("item")
+    assert fitted_error(WorkflowModel(workflow).fit(_fed()), "b") < 0.05
+    assert evaluate(workflow, _fed(), folds=4).stages["b"].latency_error < 0.3
+
+
+def test_hardware_and_knobs_are_part_of_what_was_measured() -> None:
+    sizes = (Size(1, 1024), Size(1, 1024, gpu=1.0, hardware="gpu"))
+    menu = Menu(workers=(1, 2, 4, 8), sizes=sizes, knobs={"resolution": (480, 960)})
+    table: dict[str, list[object]] = {
+        name: [] for name in ("run_id", "stage", "workers", "vcpus", "hardware", "resolution", "wall_s")
+    }
+    rng = np.random.default_rng(0)
+    for k, (d, hardware, knob) in enumerate(
+        (d, h, r) for d in menu.workers for h in ("cpu", "gpu") for r in (480, 960) for _ in range(3)
+    ):
+        wall = 16 / d / (10 if hardware == "gpu" else 1) * (knob / 480) ** 2 * float(rng.lognormal(0, 0.02))
+        for column, value in zip(table.values(), (f"r{k}", "a", d, 1.0, hardware, knob, wall), strict=True):
+            column.append(value)
+    model = WorkflowModel(Workflow("one", (Stage("a", menu=menu),))).fit(table)
+    assert fitted_error(model, "a") < 0.08
+
+
 def test_one_setting_is_too_few() -> None:
     runs = _runs(0.05)
     with pytest.raises(NotEnoughObservations, match="another setting"):

@@ -11,6 +11,7 @@ import simpy
 from prefect_slo.errors import InvalidPlan, InvalidValue, UnknownStage
 from prefect_slo.objective import Budget, Latency, Slo
 from prefect_slo.plan import Plan, StagePlan
+from prefect_slo.planner.sampling import Sampler
 from prefect_slo.simulate import simulate
 
 
@@ -89,6 +90,48 @@ def test_the_same_seed_gives_the_same_runs_and_another_seed_others(model_of):
     first, again, other = (simulate(model, plan_of(model), runs=100, seed=seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first.latency_s, again.latency_s)
     assert not np.array_equal(first.latency_s, other.latency_s)
+
+
+def test_the_plan_itself_is_drawn_so_that_what_it_says_of_bundles_counts(model_of):
+    class Seen:
+        def __init__(self, model):
+            self.model, self.workflow, self.plans = model, model.workflow, []
+
+        def sample_plan(self, plan, *args, **kwargs):
+            self.plans.append(plan)
+            return self.model.sample_plan(plan, *args, **kwargs)
+
+    seen = Seen(model_of("chain", 2))
+    plan = plan_of(seen.model).with_stage("s0", bundle=7)
+    simulate(seen, plan, runs=10)
+    simulate(seen, {name: stage.option for name, stage in plan.stages.items()}, runs=10)
+    assert seen.plans[0] == plan
+    assert not isinstance(seen.plans[1], Plan)
+
+
+def test_every_use_of_a_seed_has_a_stream_of_its_own(model_of):
+    class Seen:
+        def __init__(self, model):
+            self.model, self.workflow, self.drawn = model, model.workflow, {}
+
+        def __getattr__(self, name):
+            def called(*args, **kwargs):
+                rng = next(each for each in args if isinstance(each, np.random.Generator))
+                self.drawn.setdefault(name, []).append(
+                    float(np.random.default_rng(rng.bit_generator.seed_seq).random())
+                )
+                return getattr(self.model, name)(*args, **kwargs)
+
+            return called
+
+    seen = Seen(model_of("chain", 2))
+    planner = Sampler(seen, 5, samples=500)
+    problem = planner.problem()
+    planner.fresh(problem, (0, 0))
+    truths = float(planner._stream(2, 0).random())
+    simulate(seen, plan_of(seen.model), runs=10, seed=5)
+    drawn = [truths, *seen.drawn["tables"], *seen.drawn["sample_plan"]]
+    assert len(set(drawn)) == len(drawn) == 4
 
 
 def test_plans_that_do_not_fit_the_workflow_are_refused(model_of):

@@ -136,10 +136,14 @@ def certificate_text(plan: Plan) -> str:
     )
 
 
+_NONE_BETTER = "On the samples of the search, no plan that leaves as much room to its bound is better"
+"""What a gap says: the best plan that can be promised was searched with the room that it needs, on these samples."""
+
+
 def _optimality(certificate: Certificate) -> str:
     if certificate.gap <= 1e-9:
-        return "No plan that promises as much is better."
-    return f"No plan that promises as much is better by more than {share_text(certificate.gap)}."
+        return f"{_NONE_BETTER}."
+    return f"{_NONE_BETTER} by more than {share_text(certificate.gap)}."
 
 
 def _calibration(plan: Plan, certificate: Certificate) -> str:

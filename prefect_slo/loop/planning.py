@@ -213,8 +213,7 @@ def replan(known: Knowledge, slo: Slo, *, seed: int, earlier: Iterable[Plan] = (
     now = predicted(model, current)
     expected, name = now.predicted, plan_digest(current)
     assert expected is not None
-    at = expected.latency_at_percentile_s if slo.latency is not None else expected.cost_at_percentile_usd
-    scores = policy.calibration(known.past, name, slo, at)
+    scores, at = _scores(known, now, slo)
     now = _counted(now, slo, scores, at)
     if policy.distrusted(known.past, name, slo):
         missed = [not run.met(slo) for run in known.past if run.plan == name]
@@ -233,6 +232,8 @@ def replan(known: Knowledge, slo: Slo, *, seed: int, earlier: Iterable[Plan] = (
     assert candidate.certificate is not None
     if plan_digest(candidate) == name:
         return _counted(candidate, slo, scores, at), KEPT
+    candidate = _counted(candidate, slo, *_scores(known, candidate, slo))
+    assert candidate.certificate is not None
     if policy.distrusted(known.past, plan_digest(candidate), slo):
         return now, KEPT
     if now.certificate is not None and candidate.certificate.confidence > now.certificate.confidence:
@@ -265,6 +266,14 @@ def surest(model: WorkflowModel, slo: Slo, *, seed: int, calibration: Calibratio
             refused = refused or error
     assert refused is not None
     raise refused
+
+
+def _scores(known: Knowledge, plan: Plan, slo: Slo) -> tuple[Calibration, float]:
+    """Scores of the runs of a plan itself, and what it is predicted to reach at the percentile."""
+    assert plan.predicted is not None
+    expected = plan.predicted
+    at = expected.latency_at_percentile_s if slo.latency is not None else expected.cost_at_percentile_usd
+    return policy.calibration(known.past, plan_digest(plan), slo, at), at
 
 
 def _counted(plan: Plan, slo: Slo, scores: Calibration, predicted_at: float) -> Plan:

@@ -169,7 +169,7 @@ class _Sweep:
             fold_in(self._flow.name)  # the first time, this brings rows of tasks that other flows have profiled, too
             rows = self._known_rows(workflow)
             workflow = self._workflow(shown, rows)
-            repeats = sweep.wanted_repeats(rows, repeats=self._repeats, most=self._most)
+            repeats = sweep.wanted_repeats(workflow, rows, repeats=self._repeats, most=self._most)
             design = sweep.design(workflow, rows, repeats=repeats, seed=self._seed)
             if not design.runs:
                 return "every setting was measured" if len(self._runs) > 1 else "every setting had been measured before"

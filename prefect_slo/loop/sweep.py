@@ -71,7 +71,7 @@ def design(workflow: Workflow, known: StageRuns | None, *, repeats: int, seed: i
     todo = {}
     for position, stage in enumerate(workflow.stages):
         rng = np.random.default_rng([seed, position])
-        have = _rows_by_setting(known, stage.name) if known is not None else Counter()
+        have = _rows_by_setting(known, stage) if known is not None else Counter()
         options = spread(stage, settings)
         own = [option for option in options if option.pool != THREAD] or options
         least = math.ceil(LEAST_ROWS / len(own))
@@ -81,15 +81,17 @@ def design(workflow: Workflow, known: StageRuns | None, *, repeats: int, seed: i
     return Design({name: options for name, options in todo.items() if options})
 
 
-def wanted_repeats(known: StageRuns | None, *, repeats: int, most: int) -> int:
+def wanted_repeats(workflow: Workflow, known: StageRuns | None, *, repeats: int, most: int) -> int:
     """Repeats of every setting that the noise measured so far calls for, from ``repeats`` to ``most``."""
     if known is None or most <= repeats:
         return repeats
-    return min(max(repeats, math.ceil(repeats * (noise_of(known) / STEADY) ** 2)), most)
+    return min(max(repeats, math.ceil(repeats * (noise_of(workflow, known) / STEADY) ** 2)), most)
 
 
-def noise_of(known: StageRuns) -> float:
+def noise_of(workflow: Workflow, known: StageRuns) -> float:
     """Standard deviation of log wall times among runs of one setting, stages counting by their share of the time.
+
+    A setting is that of the menu, knobs included, and the number of items.
 
     0 where no setting was run twice. Runs that had to start workers are left out.
     """
@@ -99,6 +101,7 @@ def noise_of(known: StageRuns) -> float:
         rows = rows.select(~rows["cold"].astype(bool)) if not rows["cold"].all() else rows
         logs = np.log(np.maximum(rows["wall_s"].astype(float), 1e-9))
         columns = [rows[c].astype(str) for c in ("workers", "vcpus", "hardware", "batch", "items")]
+        columns += [rows.extra[knob].astype(str) for knob in _knobs(workflow, name) if knob in rows.extra]
         keys = np.array(["|".join(key) for key in zip(*columns, strict=True)])
         _, which, counts = np.unique(keys, return_inverse=True, return_counts=True)
         means = np.bincount(which, logs) / counts
@@ -172,11 +175,18 @@ def _setting(option: Option) -> tuple[object, ...]:
     return (option.workers, round(size.vcpus, 3), size.hardware, option.batch, option.knobs)
 
 
-def _rows_by_setting(known: StageRuns, stage: str) -> Counter[tuple[object, ...]]:
-    rows = known.of_stage(stage)
+def _knobs(workflow: Workflow, stage: str) -> tuple[str, ...]:
+    """Names of a stage's declared knobs; none of a stage that the workflow no longer has."""
+    return tuple(sorted(workflow[stage].menu.knobs)) if stage in workflow else ()
+
+
+def _rows_by_setting(known: StageRuns, stage: Stage) -> Counter[tuple[object, ...]]:
+    """Rows by ``_setting``; other columns than the menu's knobs, such as input features, are no part of one."""
+    rows = known.of_stage(stage.name)
+    columns = {name: rows.extra[name] for name in sorted(stage.menu.knobs) if name in rows.extra}
     found: Counter[tuple[object, ...]] = Counter()
     for i in range(len(rows)):
-        knobs = tuple(sorted((name, column[i]) for name, column in rows.extra.items() if column[i] is not None))
+        knobs = tuple((name, column[i]) for name, column in columns.items() if column[i] is not None)
         key = (
             int(rows["workers"][i]),
             round(float(rows["vcpus"][i]), 3),
@@ -184,6 +194,4 @@ def _rows_by_setting(known: StageRuns, stage: str) -> Counter[tuple[object, ...]
             int(rows["batch"][i]),
         )
         found[*key, knobs] += 1
-        if knobs:
-            found[*key, ()] += 1
     return found

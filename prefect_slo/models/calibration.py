@@ -7,11 +7,13 @@ smallest bounds the q-quantile with confidence γ when P(Binomial(n, q) ≤ k �
 at 99 %. Choosing a plan by its scores breaks exchangeability, so a calibration belongs to the plan that was run.
 
 Under drift the level adapts (Gibbs and Candès 2021): after a miss the next quantile is taken further out, after a hit a
-little nearer, so that misses in the long run are as many as promised whatever happens.
+little nearer. Misses in the long run are then as many as promised, unless scores keep growing: the level is clipped at
+0, where the factor is the largest score kept, and that too is exceeded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -19,10 +21,11 @@ import numpy as np
 from scipy.stats import binom
 
 from prefect_slo.errors import InvalidValue
-from prefect_slo.units import fraction, positive
+from prefect_slo.units import finite, fraction, positive
 
 _KEPT = 500
 _STEP = 0.02
+_HIGHEST = 0.5
 _RECENT = 40
 _ALARM = 0.01
 
@@ -73,7 +76,7 @@ class Calibration:
         score = positive(actual, "actual") / positive(predicted, "predicted")
         target, level = 1.0 - self.percentile, self._level
         missed = float(score > self.adaptive_factor)
-        moved = float(np.clip(level + _STEP * (target - missed), 0.0, 0.5))
+        moved = float(np.clip(level + _STEP * (target - missed), 0.0, _HIGHEST))
         return replace(self, scores=(*self.scores, score)[-_KEPT:], level=moved)
 
     @property
@@ -126,14 +129,20 @@ class Calibration:
         """Read what ``to_document`` wrote.
 
         Raises:
-            InvalidValue: A field is missing.
+            InvalidValue: A field is missing, a score is no positive, finite number, or the level lies outside [0, 0.5].
         """
         if not isinstance(document, dict):
             raise InvalidValue("calibration", document, "what to_document() returns")
         try:
-            return cls(document["percentile"], tuple(document["scores"]), document["level"])
+            percentile, scores, level = (document[name] for name in ("percentile", "scores", "level"))
         except KeyError as error:
             raise InvalidValue("calibration", sorted(document), f"the field {error}") from None
+        if not isinstance(scores, Sequence) or isinstance(scores, str):
+            raise InvalidValue("calibration.scores", scores, "a list of numbers above 0")
+        checked = tuple(positive(score, f"calibration.scores[{i}]") for i, score in enumerate(scores))
+        if level is not None and not 0.0 <= finite(level, "calibration.level") <= _HIGHEST:
+            raise InvalidValue("calibration.level", level, f"a share of misses from 0 to {_HIGHEST:g}, or null")
+        return cls(fraction(percentile, "calibration.percentile"), checked, level)
 
     @property
     def _level(self) -> float:

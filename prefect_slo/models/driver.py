@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Self
 
 import numpy as np
@@ -24,14 +25,17 @@ class Driver:
     """Measured driver times; none until a run's latency is known, and then the driver takes no time.
 
     Attributes:
-        seconds: Of the latest runs, oldest first.
+        seconds: Of the latest runs, oldest first; as often as they occurred.
+        marks: Of the same runs: what was measured of each, in short. A run that is learned twice, or a copy of it under
+            another id, counts once; another run that took as long counts too.
     """
 
     seconds: tuple[float, ...] = ()
+    marks: tuple[str, ...] = ()
 
     def followed_by(self, workflow: Workflow, runs: StageRuns, run_latency_s: Mapping[str, float]) -> Driver:
         """With the runs whose latency is given: latency less the longest path of measured walls, at least 0."""
-        measured = []
+        measured = dict(zip(self.marks, self.seconds, strict=True))
         for run_id, latency in list(run_latency_s.items())[-_KEPT:]:
             rows = runs.select(runs["run_id"] == str(run_id))
             if not len(rows):
@@ -42,8 +46,9 @@ class Driver:
             times = {stage.name: np.array([walls.get(stage.name, 0.0)]) for stage in workflow.stages}
             path = makespan(workflow, times, waves=waves)
             rest = max(positive(latency, f"run_latency_s[{run_id}]") - float(path[0]), 0.0)
-            measured.append(float(f"{rest:.6g}"))
-        return Driver(tuple(dict.fromkeys((*self.seconds, *measured)))[-_KEPT:])
+            measured.setdefault(_mark(float(latency), walls), float(f"{rest:.6g}"))
+        latest = list(measured.items())[-_KEPT:]
+        return Driver(tuple(seconds for _, seconds in latest), tuple(mark for mark, _ in latest))
 
     def sample(self, n_samples: int, rng: np.random.Generator) -> Floats:
         """Draws in seconds, shape ``(n_samples,)``: resampled runs, spread wider where they are few (see noise.py)."""
@@ -58,11 +63,17 @@ class Driver:
         floor: Floats = np.maximum(drawn, 0.0)
         return floor
 
-    def to_document(self) -> list[float]:
-        """The measured times."""
-        return list(self.seconds)
+    def to_document(self) -> dict[str, float]:
+        """The measured times by mark."""
+        return dict(zip(self.marks, self.seconds, strict=True))
 
     @classmethod
-    def from_document(cls, document: list[float]) -> Self:
-        """Read what ``to_document`` wrote."""
-        return cls(tuple(document))
+    def from_document(cls, document: Mapping[str, float] | Sequence[float]) -> Self:
+        """Read what ``to_document`` wrote; a bare list of times, as it was once, is read as one run each."""
+        known = document if isinstance(document, Mapping) else {f"#{i}": s for i, s in enumerate(document)}
+        return cls(tuple(known.values()), tuple(known))
+
+
+def _mark(latency_s: float, walls: Mapping[str, float]) -> str:
+    """Short name of what was measured of a run: equal for copies, different for all others."""
+    return sha256(repr((latency_s, sorted(walls.items()))).encode()).hexdigest()[:12]

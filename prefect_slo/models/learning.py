@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -187,26 +188,35 @@ def stage_data(stage: Stage, rows: History, *, features: Sequence[str], weights:
         steps = steps * (busy / steps.sum(axis=1))[:, None]
     else:
         steps = np.zeros((len(rows), 0))
-    return StageData(points, np.maximum(_own_wall(stage, rows, points), busy), busy, steps, weights)
+    return StageData(points, np.maximum(own_wall(stage, rows), busy), busy, steps, weights)
 
 
-def _own_wall(stage: Stage, rows: History, points: Points) -> Floats:
-    """Wall time without waiting for a parent that feeds items one by one.
+class Columns(Protocol):
+    """Rows of one stage by column: a history, or a mapping of columns."""
+
+    def __getitem__(self, column: str, /) -> Floats:
+        """One column, shape ``(n_rows,)``."""
+        ...
+
+
+def own_wall(stage: Stage, rows: Columns) -> Floats:
+    """Wall time without waiting for a parent that feeds items one by one: what a stage's model is fitted to.
 
     Such a stage's measured wall lasts as long as its parent's; what it needs by itself is its busy time, stretched to
     the busiest worker's share of the items.
     """
     if all(edge.kind == "all" for edge in stage.after):
         return rows["wall_s"]
+    points = Points.of(rows["workers"], rows["vcpus"], items=_items(rows), batch=rows["batch"])
     own = rows["busy_s"] * np.where(points.items > 0, points.load / np.maximum(points.share, 1e-12), 1.0)
     return np.clip(own, rows["busy_s"], rows["wall_s"])
 
 
-def _items(rows: History) -> Floats:
+def _items(rows: Columns) -> Floats:
     """Items of each row; 0 where the work is divided over the workers, one shard each."""
     items = rows["items"]
     sharded = bool((items == rows["workers"]).all()) and len(np.unique(items)) > 1
-    return np.zeros(len(rows)) if sharded else items
+    return np.zeros(len(items)) if sharded else items
 
 
 def _features(rows: History, names: Sequence[str]) -> Floats:

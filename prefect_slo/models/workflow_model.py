@@ -26,6 +26,9 @@ from prefect_slo.workflow import Workflow
 
 SCHEMA = 1
 
+_PREDICTED = (8, 1)
+"""Tag of a prediction's draws after the seed; a stream that no search has seen (see ``simulate.SIMULATED``)."""
+
 
 class WorkflowModel:
     """Joint distribution of latency and cost of a workflow.
@@ -248,7 +251,8 @@ class WorkflowModel:
         self, plan: Plan | Mapping[str, Option], *, n_samples: int = 20_000, seed: int = 0, cold: bool | float = False
     ) -> PlanPrediction:
         """Latency and cost of runs of a plan, under the model; see ``sample_plan``."""
-        samples = self.sample_plan(plan, whole(n_samples, "n_samples"), np.random.default_rng(seed), cold=cold)
+        rng = np.random.default_rng(np.random.SeedSequence([seed, *_PREDICTED]))
+        samples = self.sample_plan(plan, whole(n_samples, "n_samples"), rng, cold=cold)
         at = plan.objective.percentile if isinstance(plan, Plan) and plan.objective else 0.95
         return PlanPrediction.of(samples, at)
 

@@ -6,9 +6,9 @@ With :math:`x_i = \log d_i`, :math:`y_i = \log v_i` and :math:`f_i` the log of s
     subject to  log(e^{f_p} + m · T_i(x, y)) ≤ f_i   for every parent p,      f_i ≤ log bound
 
 a geometric program (Boyd et al., Optimization and Engineering 8, 2007). *m* is the ratio of the percentile to the
-longest path of mean times, so the program plans typical times under a bound that leaves room for noise. The bound, the
-margin and the budget are parameters of a disciplined parametrised program: another bound is solved without compiling
-again. It advises and guides; only *certify* says that a plan is feasible.
+longest path of mean times, so the program plans typical times under a bound that leaves room for noise. The bound
+(less driver and margin) is the one parameter of a disciplined parametrised program: another bound is solved without
+compiling again. It advises and guides; only *certify* says that a plan is feasible.
 """
 
 from __future__ import annotations

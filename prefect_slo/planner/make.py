@@ -57,7 +57,7 @@ def make_plan(
         certify_samples: Fresh samples of the certificate.
         node_limit: Budget of each search, in nodes.
         calibration: Scores of real runs. Where they took longer (under a budget: cost more) than predicted, the plan is
-            made for a bound that is smaller by as much, and its certificate says how many runs that rests on.
+            made for a bound that is smaller by as much. That claims nothing of the new plan in real runs: it has none.
 
     Raises:
         InfeasibleSlo: No plan on the menu keeps the objective; carries the nearest bound that can be kept.
@@ -73,13 +73,9 @@ def make_plan(
         slo, goal = objective.within, _balance(objective, problem, node_limit)
     else:
         slo, goal = Slo.of(objective), goal_of(objective)
-    if calibration is not None:
-        factor = calibration.planning_factor
-        goal = goal.within(*((factor, 1.0) if goal.latency_bound_s < inf else (1.0, factor)))
-    winner = _certified(sampler, problem, goal, slo, whole(node_limit, "node_limit"))
-    if calibration is not None and winner.certificate is not None:
-        certificate = replace(winner.certificate, calibration_runs=len(calibration.scores))
-        winner = replace(winner, certificate=certificate)
+    factor = 1.0 if calibration is None else calibration.planning_factor
+    goal = goal.within(*((factor, 1.0) if goal.latency_bound_s < inf else (1.0, factor)))
+    winner = _certified(sampler, problem, goal, slo, whole(node_limit, "node_limit"), factor)
     return Plan(
         workflow=model.workflow.name,
         objective=slo,
@@ -136,8 +132,13 @@ def uncertified(sampler: Sampler, problem: Problem, choice: Sequence[int], slo: 
     )
 
 
-def _certified(sampler: Sampler, problem: Problem, goal: Goal, slo: Slo | None, node_limit: int) -> Winner:
-    """The best plan that can be promised, once it passes its test on fresh samples."""
+def _certified(
+    sampler: Sampler, problem: Problem, goal: Goal, slo: Slo | None, node_limit: int, factor: float
+) -> Winner:
+    """The best plan that can be promised, once it passes its test on fresh samples.
+
+    The goal's leading bound is the objective's divided by ``factor``, which only the refusal needs to know.
+    """
     confidence = slo.confidence if slo else 0.99
     error, risk, share = 1 - confidence, 1 - goal.percentile, SEARCH_SHARE
     solver, tests = Solver(problem, node_limit), 0
@@ -160,7 +161,7 @@ def _certified(sampler: Sampler, problem: Problem, goal: Goal, slo: Slo | None, 
         if missing == 1.0:
             break
         share *= missing
-    raise _infeasible(sampler, solver, goal, slo)
+    raise _infeasible(sampler, solver, goal, slo, factor)
 
 
 def _bounds(
@@ -196,8 +197,11 @@ def _balance(objective: Balanced, problem: Problem, node_limit: int) -> Goal:
     return objective.goal(max(cheapest, 1e-12), max(fastest, 1e-12))
 
 
-def _infeasible(sampler: Sampler, solver: Solver, goal: Goal, slo: Slo | None) -> InfeasibleSlo:
-    """What to tell: the nearest bound of the objective that a plan on the menu keeps with room to spare."""
+def _infeasible(sampler: Sampler, solver: Solver, goal: Goal, slo: Slo | None, factor: float) -> InfeasibleSlo:
+    """What to tell: the nearest bound of the objective that a plan on the menu keeps with room to spare.
+
+    In the objective's own terms, where real runs made the planner work for less: ``factor`` times the model's.
+    """
     words, problem = str(slo) if slo else "a plan", solver.problem
     risk = SEARCH_SHARE * (1 - goal.percentile)
     fastest = goal.at(1 - risk).fastest()
@@ -208,18 +212,19 @@ def _infeasible(sampler: Sampler, solver: Solver, goal: Goal, slo: Slo | None) -
         found = solver.solve(fastest)
         if found.choice is not None:
             latency, cost = sampler.fresh(problem, found.choice, TESTS)
-            safe = sure(sampler, problem, found.choice, goal.percentile, surer)[0]
-            bound = _round_up(max(_at(latency, room), found.score, safe))
+            safe = factor * sure(sampler, problem, found.choice, goal.percentile, surer)[0]
+            bound = _round_up(max(factor * _at(latency, room), factor * found.score, safe))
             where = max(criticality(problem, found.choice), key=lambda c: c.path_share)
-            reached = max(expected := _at(latency, goal.percentile), _rounded(safe))
+            reached = max(expected := _rounded(factor * _at(latency, goal.percentile)), _rounded(safe))
             nearest = Nearest(bound, reached, _rounded(float(cost.mean())), _rounded(1 - expected / reached))
             return InfeasibleSlo(str(slo.latency) if slo else words, nearest, where.stage, where.path_share)
     if goal.cost_bound_usd < inf and (choice := solver.frugal(1 - risk)) is not None:
+        factor = 1.0 if goal.latency_bound_s < inf else factor
         latency, cost = sampler.fresh(problem, choice, TESTS)
-        safe = sure(sampler, problem, choice, goal.percentile, surer)[1]
-        bound = _round_up(max(_at(cost, room), _at(problem.cost(choice), 1 - risk), safe))
+        safe = factor * sure(sampler, problem, choice, goal.percentile, surer)[1]
+        bound = _round_up(max(factor * _at(cost, room), factor * _at(problem.cost(choice), 1 - risk), safe))
         where = max(criticality(problem, choice), key=lambda c: c.cost_share)
-        reached = max(expected := _at(cost, goal.percentile), _rounded(safe))
+        reached = max(expected := _rounded(factor * _at(cost, goal.percentile)), _rounded(safe))
         nearest = Nearest(bound, _at(latency, goal.percentile), reached, _rounded(1 - expected / reached))
         return InfeasibleSlo(str(slo.budget) if slo else words, nearest, where.stage, where.cost_share)
     return InfeasibleSlo(words, None, problem.workflow.order[0], 0.0)

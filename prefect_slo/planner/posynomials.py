@@ -2,8 +2,10 @@ r"""Posynomials of a stage's time and cost, fitted to a table with coefficients 
 
 With *d* workers of *v* vCPU, *u* upstream workers and (where known) *n* calls,
 
-    T(d, v, u) = θ₀ + θ₁/d + θ₂/v + θ₃/(d·v) + θ₄·max(1/(d·v), 1/(d·c)) + θ₅·max(1/(d·v), 1/n) + θ₆·u + θ₇·u/v
+    T(d, v, u) = θ₀ + θ₁/d + θ₂/v + θ₃/(d·v) + θ₄/√(d·v) + θ₅/√d + Σ_c θ_c·max(1/(d·v), 1/(d·c)) + θ₆·max(1/(d·v), 1/n)
+                 + θ₇·u + θ₈·u/v
 
+with one *c* for each measured number of vCPUs but the least and the most.
 Every term is a monomial or a maximum of monomials, so T is convex in log d and log v. The cap ``min(v, c)`` and the
 granularity ``⌈n/(d·v)⌉/n`` enter by maxima; the latter by its minorant, since a ceiling is not convex.
 """

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefect_slo.models.tables import SampleTables, upstream_sums
+from prefect_slo.plan import Plan
 from prefect_slo.planner.problem import Choice, Problem
 from prefect_slo.resources import Option
 from prefect_slo.workflow import Workflow
@@ -66,9 +67,9 @@ class TableSource(Protocol):
         ...
 
     def sample_plan(
-        self, plan: Mapping[str, Option], n_samples: int, rng: np.random.Generator, *, cold: bool | float = False
+        self, plan: Plan | Mapping[str, Option], n_samples: int, rng: np.random.Generator, *, cold: bool | float = False
     ) -> PlanSamples:
-        """Draws of runs of one plan, whose options may lie off the menu."""
+        """Draws of runs of one plan, whose options may lie off the menu; a ``Plan`` says how calls are bundled too."""
         ...
 
 

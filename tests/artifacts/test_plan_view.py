@@ -44,7 +44,10 @@ def test_the_markdown_tells_asked_predicted_and_both_claims_apart(
     assert "latency 3.2 s on average, p95 3.72 s" in text
     assert "cost $0.0000641 on average" in text
     assert "under the model, with 99 % confidence (3.9 % of 100,000 fresh samples broke the bound; 5 % may)" in text
-    assert "No plan that promises as much is better by more than 0.4 %." in text
+    assert (
+        "On the samples of the search, no plan that leaves as much room to its bound is better by more than 0.4 %."
+        in text
+    )
     assert "no claim yet; 12 of the 90 runs that it takes." in text
     assert text.count("```") == 2
 

@@ -64,7 +64,7 @@ def replication(sigma: float, number: int, most: int = 6) -> Mapping[str, float]
     rng = np.random.default_rng([number, int(1000 * sigma)])
     truth = truth_of(sigma, rng)
     rows = swept(truth, None, 2, number, rng)
-    repeats = wanted_repeats(rows, repeats=2, most=most)
+    repeats = wanted_repeats(truth.workflow, rows, repeats=2, most=most)
     rows = swept(truth, rows, repeats, number, rng)
     model = WorkflowModel(truth.workflow).fit(rows)
     bound = 1.5 * truth.quickest_s

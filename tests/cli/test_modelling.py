@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
+
 
 def test_fit_tells_what_is_known_of_each_stage(run, source) -> None:
     stages = {stage["stage"]: stage for stage in run("fit", *source, "--json").document["stages"]}
@@ -39,3 +41,16 @@ def test_evaluate_scores_settings_that_were_left_out(run, source) -> None:
     assert answer["run"]["latency_error"] < 0.1
     assert answer["run"]["cost_error"] is None, "the table has no cost"
     assert "Whole runs (24)" in run("evaluate", *source, "--folds", "3").out
+
+
+def test_fit_tells_how_many_settings_the_formula_misses(run, source, folder: Path) -> None:
+    plain = {stage["stage"]: stage["misfits"] for stage in run("fit", *source, "--json").document["stages"]}
+    assert plain == {"split": 0, "count": 0, "join": 0}
+    assert "more than four standard errors" not in run("fit", *source).out
+    table = pd.read_csv(folder / "runs.csv")
+    odd = (table["stage"] == "count") & (table["workers"] == 2) & (table["vcpus"] == table["vcpus"].max())
+    table.loc[odd, ["wall_s", "overhead_s"]] *= 2.0
+    table.to_csv(folder / "runs.csv", index=False)
+    stages = {stage["stage"]: stage["misfits"] for stage in run("fit", *source, "--json").document["stages"]}
+    assert stages["count"] >= 1
+    assert "more than four standard errors" in run("fit", *source).out

@@ -253,6 +253,18 @@ def test_the_certificate_counts_the_runs_of_the_plan_itself(know: Know) -> None:
     assert (now.certificate.calibration_runs, reason) == (30, KEPT)
 
 
+def test_a_new_plan_does_not_inherit_the_runs_of_the_one_before(know: Know) -> None:
+    dear = largest(know())
+    new, reason = replan(know(plan=dear, past=runs(dear, *[1.7] * 30)), SLO, seed=0)
+    assert reason.startswith("better by")
+    assert new.certificate.calibration_runs == 0
+    past = (*runs(dear, *[1.7] * 30), *runs(new, *[3.0] * 30))
+    again, reason = replan(know(plan=dear, past=past), SLO, seed=0)
+    assert plan_digest(again) == plan_digest(new)
+    assert reason.startswith("better by")
+    assert again.certificate.calibration_runs == 30, "its own count"
+
+
 # ---- roll-back ------------------------------------------------------------------------------------------------------
 
 

@@ -100,13 +100,13 @@ def test_noisy_runs_call_for_more_of_them_and_steady_ones_for_none(
         factors = np.exp(sigma * np.random.default_rng(seed).standard_normal(len(measured)))
         return StageRuns({**measured.columns, "wall_s": measured["wall_s"] * factors}, measured.extra)
 
-    bare = noise_of(rows(repeats=4))
-    assert noise_of(noisy(0.2)) == pytest.approx(np.hypot(0.2, bare), rel=0.35)
-    assert wanted_repeats(noisy(0.3), repeats=2, most=6) == 6
-    assert wanted_repeats(rows(repeats=1), repeats=2, most=6) == 2
-    assert wanted_repeats(None, repeats=2, most=6) == 2
-    assert wanted_repeats(noisy(0.3), repeats=2, most=2) == 2
-    asked = [wanted_repeats(noisy(sigma), repeats=2, most=100) for sigma in (0.05, 0.1, 0.2)]
+    bare = noise_of(workflow, rows(repeats=4))
+    assert noise_of(workflow, noisy(0.2)) == pytest.approx(np.hypot(0.2, bare), rel=0.35)
+    assert wanted_repeats(workflow, noisy(0.3), repeats=2, most=6) == 6
+    assert wanted_repeats(workflow, rows(repeats=1), repeats=2, most=6) == 2
+    assert wanted_repeats(workflow, None, repeats=2, most=6) == 2
+    assert wanted_repeats(workflow, noisy(0.3), repeats=2, most=2) == 2
+    asked = [wanted_repeats(workflow, noisy(sigma), repeats=2, most=100) for sigma in (0.05, 0.1, 0.2)]
     assert asked == sorted(asked)
     assert asked[2] > 2 * asked[1]
 
@@ -123,3 +123,34 @@ def test_stages_with_nothing_to_measure_keep_to_the_plan_in_force(workflow: Work
     assert fallback_options(workflow, {"train": options[2]})["train"] == options[2]
     gone = Option(64, Size(1, 1024))
     assert fallback_options(workflow, {"train": gone})["train"] == options[-1]
+
+
+@pytest.fixture
+def knobbed(workflow: Workflow) -> Workflow:
+    train = workflow["train"]
+    menu = replace(train.menu, knobs={"resolution": (480, 720)})
+    return replace(workflow, stages=(workflow["load"], replace(train, menu=menu)))
+
+
+def with_knob(measured: StageRuns, resolution: int, factor: float, run: str) -> StageRuns:
+    """The rows at a value of the knob, with a feature of the input in a column of its own."""
+    n = len(measured)
+    columns = {
+        **measured.columns,
+        "wall_s": measured["wall_s"] * np.where(measured["stage"] == "train", factor, 1.0),
+        "run_id": np.array([f"{run}-{name}" for name in measured["run_id"]]),
+    }
+    extra = {"resolution": np.full(n, resolution, dtype=object), "pages": np.arange(n, dtype=float)}
+    return StageRuns(columns, {name: column.astype(object) for name, column in extra.items()})
+
+
+def test_the_effect_of_a_knob_is_no_noise(knobbed: Workflow, rows: Callable[..., StageRuns]) -> None:
+    parts = [with_knob(rows(repeats=2, seed=k), value, value / 480, str(k)) for k, value in enumerate((480, 720))]
+    assert noise_of(knobbed, parts[0].concat(parts[1])) < 0.05
+
+
+def test_features_of_the_input_do_not_make_a_measured_setting_another(
+    knobbed: Workflow, rows: Callable[..., StageRuns]
+) -> None:
+    left = design(knobbed, with_knob(rows(repeats=2), 480, 1.0, "a"), repeats=2, seed=0).todo["train"]
+    assert {dict(option.knobs)["resolution"] for option in left} == {720}

@@ -72,3 +72,28 @@ def test_a_document_round_trips() -> None:
 def test_bad_runs_are_refused(actual: float, predicted: float) -> None:
     with pytest.raises(InvalidValue):
         Calibration().observe(actual, predicted)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("scores", [1.0, -1.0], r"scores\[1\]"),
+        ("scores", [float("nan")], r"scores\[0\]"),
+        ("scores", ["1"], r"scores\[0\]"),
+        ("scores", "123", "scores"),
+        ("scores", 3, "scores"),
+        ("level", 0.7, "level"),
+        ("level", float("inf"), "level"),
+        ("level", "0.1", "level"),
+        ("percentile", None, "percentile"),
+    ],
+)
+def test_a_document_of_scores_that_no_run_can_have_is_refused(field: str, value: object, named: str) -> None:
+    document = {**Calibration(0.9).observe(3.0, 2.0).to_document(), field: value}
+    with pytest.raises(InvalidValue, match=named):
+        Calibration.from_document(document)
+
+
+def test_a_level_at_its_end_is_read_again() -> None:
+    calibration = Calibration(0.95, (1.0,), 0.0)
+    assert Calibration.from_document(calibration.to_document()) == calibration

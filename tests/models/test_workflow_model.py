@@ -16,7 +16,9 @@ from prefect_slo.models import WorkflowModel
 from prefect_slo.objective import Latency, Slo
 from prefect_slo.observation import StageRuns
 from prefect_slo.plan import Plan, StagePlan
+from prefect_slo.planner.sampling import Sampler
 from prefect_slo.resources import Menu, Option, Size
+from prefect_slo.simulate import SIMULATED
 from prefect_slo.workflow import Edge, Stage, Workflow, chain
 
 Build = Callable[..., dict[str, list[object]]]
@@ -162,6 +164,20 @@ def test_the_driver_is_what_runs_take_beyond_their_path(diamond: Workflow, table
     gap = with_driver.predict(_plan(diamond)).latency_s.mean - without.predict(_plan(diamond)).latency_s.mean
     assert gap == pytest.approx(5.155, abs=0.02)
     assert with_driver.tables(50, np.random.default_rng(0)).driver_s.min() > 4.5
+
+
+def test_a_prediction_draws_what_no_search_has_seen(diamond: Workflow, table: Build) -> None:
+    class Watched(WorkflowModel):
+        def sample_plan(self, plan: Any, n_samples: int, rng: np.random.Generator, **more: Any) -> Any:
+            self.first = np.random.default_rng(rng.bit_generator.seed_seq).random()
+            return super().sample_plan(plan, n_samples, rng, **more)
+
+    model = Watched(diamond).fit(table(diamond))
+    model.predict(_plan(diamond), n_samples=10, seed=5)
+    sampler = Sampler(model, 5)
+    streams = [sampler._stream(use, attempt) for use in range(3) for attempt in range(3)]
+    simulated = np.random.default_rng(np.random.SeedSequence([5, *SIMULATED]))
+    assert model.first not in [float(stream.random()) for stream in (*streams, simulated)]
 
 
 def test_cold_runs_cost_what_cold_rows_showed(diamond: Workflow, table: Build) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from prefect_slo.models.makespan import makespan
 from prefect_slo.models.tables import SampleTables, StageTable
+from prefect_slo.plan import Plan
 from prefect_slo.resources import Capacity, Menu, Option, Size
 from prefect_slo.workflow import Edge, Stage, Workflow
 
@@ -67,9 +68,10 @@ class SyntheticModel:
         return SampleTables(self.workflow, stages, driver, ran)
 
     def sample_plan(
-        self, plan: Mapping[str, Option], n_samples: int, rng: np.random.Generator, *, cold: bool = False
+        self, plan: Plan | Mapping[str, Option], n_samples: int, rng: np.random.Generator, *, cold: bool = False
     ) -> SimpleNamespace:
-        tables = self.tables(n_samples, rng, cold=cold, choices={name: (option,) for name, option in plan.items()})
+        options = {name: p.option for name, p in plan.stages.items()} if isinstance(plan, Plan) else plan
+        tables = self.tables(n_samples, rng, cold=cold, choices={name: (option,) for name, option in options.items()})
         latency = {name: table.latency_s[0, 0] for name, table in tables.stages.items()}
         cost = {name: table.cost_usd[0, 0] for name, table in tables.stages.items()}
         waves = {name: float(table.waves[0]) for name, table in tables.stages.items()}

@@ -105,10 +105,23 @@ def test_runs_that_took_longer_than_predicted_make_plans_for_a_smaller_bound() -
     slow = Calibration(scores=(1.25,) * 40)
     plan = make_plan(model(), Latency(BOUND_S), calibration=slow)
     assert 1.25 * surely(plan, 0.98, model()) <= BOUND_S
-    assert plan.certificate.calibration_runs == 40
+    assert plan.certificate.calibration_runs == 0, "another plan's runs claim nothing of this one"
     assert plan.objective.latency.bound_s == BOUND_S
     fast = make_plan(model(), Latency(BOUND_S), calibration=Calibration(scores=(0.7,) * 40))
     assert fast.stages == make_plan(model(), Latency(BOUND_S)).stages, "nothing is loosened"
+
+
+@pytest.mark.parametrize("bound", [Latency(0.5), Budget(1e-6)])
+def test_the_nearest_bound_that_is_told_can_be_asked_for_with_the_same_calibration(bound: Latency | Budget) -> None:
+    slow = Calibration(scores=(1.25,) * 40)
+    with pytest.raises(InfeasibleSlo) as refused:
+        make_plan(model(), bound, calibration=slow)
+    nearest = 1.002 * refused.value.nearest.bound
+    again = Latency(nearest) if isinstance(bound, Latency) else Budget(nearest)
+    assert make_plan(model(), again, calibration=slow).certificate is not None
+    with pytest.raises(InfeasibleSlo) as plain:
+        make_plan(model(), bound)
+    assert refused.value.nearest.bound == pytest.approx(1.25 * plain.value.nearest.bound, rel=0.03)
 
 
 def test_a_plan_that_breaks_its_promise_asks_for_more_room_than_it_had() -> None:

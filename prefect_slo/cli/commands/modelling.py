@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,6 +43,7 @@ def fit(
                 "rows": row["rows"],
                 "settings": row["settings"],
                 "typical error": _percent(row["error"]),
+                "misfits": "–" if row["misfits"] is None else row["misfits"],
                 "can be planned": "yes" if row["identified"] else "no",
                 "why": row["reason"],
             }
@@ -49,6 +51,10 @@ def fit(
         ],
         title=f"Model of {model.workflow.name} ({model.kind})",
     )
+    if any(row["misfits"] for row in stages):
+        print_line(
+            "Misfits: settings that the formula misses by more than four standard errors, and are corrected for."
+        )
     if output is not None:
         print_line(f"Wrote {output}.")
 
@@ -124,7 +130,7 @@ def _learned(model: WorkflowModel, stage: str) -> dict[str, object]:
     from prefect_slo.evaluation import fitted_error
 
     verdict = model.identified(stage)
-    row: dict[str, object] = {"stage": stage, "rows": 0, "settings": 0, "error": None}
+    row: dict[str, object] = {"stage": stage, "rows": 0, "settings": 0, "error": None, "misfits": None}
     row |= {"identified": bool(verdict), "reason": verdict.reason}
     try:
         history = model.history(stage)
@@ -132,7 +138,22 @@ def _learned(model: WorkflowModel, stage: str) -> dict[str, object]:
         return row
     names = ("workers", "memory_mb", "vcpus", "batch", "upstream")
     settings = len(set(zip(*(history[name].tolist() for name in names), strict=True)))
-    return {**row, "rows": len(history), "settings": settings, "error": fitted_error(model, stage)}
+    return {
+        **row,
+        "rows": len(history),
+        "settings": settings,
+        "error": fitted_error(model, stage),
+        "misfits": _misfits(model, stage, sorted(set(history.hardware.tolist()))),
+    }
+
+
+def _misfits(model: WorkflowModel, stage: str, hardware: Iterable[str]) -> int | None:
+    """Settings of a stage, on all hardware, that its formula misses; ``None`` of models without one to correct."""
+    from prefect_slo.models.whitebox import WhiteBox
+
+    fitted = [model.stage_model(stage, hardware=kind) for kind in hardware]
+    white = [each for each in fitted if isinstance(each, WhiteBox)]
+    return sum(int(each.misfits().sum()) for each in white) if white else None
 
 
 def _percent(value: object) -> str:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from prefect_slo import pricing
 from prefect_slo.charges import charge, charges
 from prefect_slo.errors import InvalidValue, UnknownPrices
-from prefect_slo.pricing import OWN
 
 
 @pytest.mark.parametrize("name", charges())
@@ -37,7 +37,7 @@ def test_starts_of_jobs_are_estimates_with_a_range() -> None:
 def test_ones_own_charge_stands_for_the_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "services").mkdir()
     (tmp_path / "services" / "aws.toml").write_text('as_of = 2026-11-20\n[s3.put]\nvalue = 0.1\nunit = "USD"\n')
-    monkeypatch.setenv(OWN, str(tmp_path))
+    monkeypatch.setattr(pricing, "_OWN_FOLDERS", [tmp_path])
     assert (charge("s3.put").value, charge("s3.put").as_of) == (0.1, "2026-11-20")
     assert charge("s3.get").value == 4e-7
 
@@ -57,6 +57,6 @@ def test_an_unknown_charge_is_refused_with_those_that_exist() -> None:
 def test_a_file_that_holds_no_charges_is_refused(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "services").mkdir()
     (tmp_path / "services" / "aws.toml").write_text(content)
-    monkeypatch.setenv(OWN, str(tmp_path))
+    monkeypatch.setattr(pricing, "_OWN_FOLDERS", [tmp_path])
     with pytest.raises(InvalidValue):
         charges()

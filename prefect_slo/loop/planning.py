@@ -233,6 +233,7 @@ def replan(known: Knowledge, slo: Slo, *, seed: int, earlier: Iterable[Plan] = (
     if plan_digest(candidate) == name:
         return _counted(candidate, slo, scores, at), KEPT
     candidate = _counted(candidate, slo, *_scores(known, candidate, slo))
+    assert candidate.predicted is not None
     assert candidate.certificate is not None
     if policy.distrusted(known.past, plan_digest(candidate), slo):
         return now, KEPT

@@ -63,15 +63,15 @@ class Driver:
         floor: Floats = np.maximum(drawn, 0.0)
         return floor
 
-    def to_document(self) -> dict[str, float]:
-        """The measured times by mark."""
-        return dict(zip(self.marks, self.seconds, strict=True))
+    def to_document(self) -> list[list[str | float]]:
+        """The measured times with their marks, oldest first."""
+        return [[mark, seconds] for mark, seconds in zip(self.marks, self.seconds, strict=True)]
 
     @classmethod
-    def from_document(cls, document: Mapping[str, float] | Sequence[float]) -> Self:
-        """Read what ``to_document`` wrote; a bare list of times, as it was once, is read as one run each."""
-        known = document if isinstance(document, Mapping) else {f"#{i}": s for i, s in enumerate(document)}
-        return cls(tuple(known.values()), tuple(known))
+    def from_document(cls, document: Sequence[Sequence[str | float] | float]) -> Self:
+        """Read what ``to_document`` wrote; a bare time, as it was once, is read as a run of its own."""
+        known = [each if isinstance(each, Sequence) else (f"#{i}", each) for i, each in enumerate(document)]
+        return cls(tuple(float(seconds) for _, seconds in known), tuple(str(mark) for mark, _ in known))
 
 
 def _mark(latency_s: float, walls: Mapping[str, float]) -> str:

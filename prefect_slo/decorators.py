@@ -20,9 +20,10 @@ from prefect_slo.errors import InvalidValue, UnsupportedTaskRunner
 from prefect_slo.loop.director import Features, LoopDirector, ready
 from prefect_slo.loop.menus import MenuSettings
 from prefect_slo.objective import Budget, Latency, Slo
+from prefect_slo.runner.flow_run import FlowClock
 from prefect_slo.runner.pools import PoolDefinition, Pools, by_name, resolved
 from prefect_slo.runner.recipe import Recipe
-from prefect_slo.runner.task_runner import FlowClock, SLOTaskRunner
+from prefect_slo.runner.task_runner import SLOTaskRunner
 from prefect_slo.settings import Mode
 from prefect_slo.units import fraction, items, text, whole
 

@@ -22,7 +22,7 @@ from prefect_slo import SLOTaskRunner, slo, slo_task
 from prefect_slo.decorators import director_of
 from prefect_slo.errors import InvalidValue, SloError, UnknownPrices, UnsupportedTaskRunner
 from prefect_slo.objective import Budget, Latency, Slo
-from prefect_slo.runner import task_runner
+from prefect_slo.runner import flow_run
 from prefect_slo.runner.recipe import ObservedRun
 
 
@@ -252,7 +252,7 @@ def test_a_stand_in_for_stock_processes_runs_calls_inside_a_transaction_on_threa
     prefect_server: str, monkeypatch: pytest.MonkeyPatch, seen: list[ObservedRun]
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(task_runner, "_log", said.append)
+    monkeypatch.setattr(flow_run, "_log", said.append)
 
     @slo(latency=30)
     @flow(task_runner=ProcessPoolTaskRunner(max_workers=1))

@@ -1,4 +1,4 @@
-"""The task runner: takes a flow's calls, places them in stages, and runs them by a recipe."""
+"""The task runner: takes a flow's calls and runs them by a recipe."""
 
 from __future__ import annotations
 
@@ -8,46 +8,26 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import copy_context
-from dataclasses import dataclass
-from itertools import count
 from typing import TYPE_CHECKING, Any, Literal, Self
-from uuid import UUID
 
 from prefect import Task
-from prefect.client.schemas.objects import FlowRun, RunInput, State, StateType
-from prefect.context import FlowRunContext, TagsContext, TaskRunContext
+from prefect.client.schemas.objects import RunInput, State
 from prefect.futures import PrefectConcurrentFuture, PrefectFuture, PrefectFutureList
-from prefect.logging import get_run_logger
 from prefect.task_runners import TaskRunner
-from prefect.transactions import get_transaction
 
-from prefect_slo.control.events import Kind
-from prefect_slo.declaration import Declaration, batched_names, declared
+from prefect_slo.declaration import Declaration
 from prefect_slo.errors import InvalidValue
-from prefect_slo.granularity import record_level
 from prefect_slo.plan import Plan, Record
-from prefect_slo.pricing import price_list
-from prefect_slo.resources import Capacity, Size
 from prefect_slo.runner import engine, worker_state
-from prefect_slo.runner.backends.local import FlowBackends, usable_memory_mb, usable_vcpus
-from prefect_slo.runner.calls import OVER, Call, Payload, Raised
-from prefect_slo.runner.futures import CallFuture
-from prefect_slo.runner.graph import StageGraph
+from prefect_slo.runner.calls import OVER, Payload, Raised
+from prefect_slo.runner.flow_run import FlowClock, Run
 from prefect_slo.runner.ids import uuid7
-from prefect_slo.runner.inputs import find_inputs, run_ids
-from prefect_slo.runner.pools import PROCESS, THREAD, PoolDefinition, Pools, by_name, resolved
-from prefect_slo.runner.recipe import Director, Isolation, ObservedRun, Recipe, StageSeen
-from prefect_slo.runner.rules import loss_retries, stage_rule
-from prefect_slo.runner.shelf import MEMORY_SHARE
-from prefect_slo.runner.variants import Variant, Variants
+from prefect_slo.runner.pools import PoolDefinition, Pools, by_name, resolved
+from prefect_slo.runner.recipe import Director, Isolation, Recipe
 from prefect_slo.settings import valid_settings
 
 if TYPE_CHECKING:
-    from prefect_slo.observation import Invocation
-    from prefect_slo.telemetry.records import Status
-
-FLUSH = 256
-"""Items of a ``.map`` handed over at a time: enough to bundle, soon enough to start."""
+    pass
 
 
 class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
@@ -115,7 +95,7 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
         self.recipe = Recipe(plan, isolation, max_workers, record, bundle, pool=pool)
         self.stock: TaskRunner[Any] | None = None
         self.clock = FlowClock()
-        self._run: _Run | None = None
+        self._run: Run | None = None
         self._leaving = False
         self._lock = threading.Lock()
 
@@ -178,7 +158,7 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
             self._run = None
             super().__exit__(exc_type, exc_value, traceback)
 
-    def _end(self, run: _Run, exc_type: type[BaseException] | None) -> None:
+    def _end(self, run: Run, exc_type: type[BaseException] | None) -> None:
         interrupted = exc_type is not None and not issubclass(exc_type, Exception)
         cut_short = True
         try:
@@ -203,285 +183,13 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
         self.__init__(stages=state["stages"], director=state["director"])  # type: ignore[misc]
         self.recipe, self.stock, self.pools = state["recipe"], state["stock"], state["pools"]
 
-    def _running(self) -> _Run:
+    def _running(self) -> Run:
         with self._lock:
             if self._run is None:
                 if self._leaving:
                     raise RuntimeError(OVER)
-                self._run = _Run(self)
+                self._run = Run(self)
             return self._run
-
-
-@dataclass
-class FlowClock:
-    """When the flow function was entered and left (monotonic), and whether by raising.
-
-    The runner's own entry where nobody says. Only the function itself knows that it raised: Prefect's engine has
-    turned the exception into a state before the runner ends.
-    """
-
-    entered: float = 0.0
-    returned: float | None = None
-    raised: bool = False
-
-    @property
-    def latency_s(self) -> float:
-        return self.returned - self.entered if self.returned is not None else float("nan")
-
-
-class _Run:
-    """What a runner holds while its flow run submits."""
-
-    def __init__(self, runner: SLOTaskRunner) -> None:
-        from prefect_slo.runner.measure import Measure
-        from prefect_slo.runner.session import Session
-
-        context = FlowRunContext.get()
-        self.flow_name = context.flow.name if context is not None and context.flow is not None else "flow"
-        self._flow_run = context.flow_run if context is not None else None
-        self.run_id = _name_of_run(self._flow_run) if self._flow_run is not None else str(uuid7())
-        self.parameters = dict(context.parameters or {}) if context is not None else {}
-        self.started_at = time.time()
-        self._director, self._stages, self._elsewhere = runner.director, runner.stages, runner.pools
-        self._said: set[str] = set()
-        self._flow_context = copy_context()
-        self.recipe = self._ask_director() or runner.recipe
-        self._graph = StageGraph()
-        self._variants = Variants()
-        self._ruled: dict[str, Variant] = {}  # the variant that a stage's rule was made for
-        self._items = count(1)
-        self._lock = threading.Lock()
-        self._gathered = threading.local()
-        self._ineligible: set[str] = set()
-        self._batch: dict[str, int] = {}
-        self._declared: dict[str, Declaration] = {}
-        edges = self.recipe.plan.passing if self.recipe.plan is not None else ()
-        self._mapped = {(edge.source, edge.sink) for edge in edges if edge.method == "machine"}
-        self._pools: dict[str, str] = {}
-        self._fallen: set[str] = set()
-        self._invocations: list[Invocation] = []
-        self.backends = FlowBackends(context.client if context is not None else None, self._elsewhere)
-        offers = {name: definition.pool for name, definition in self._elsewhere.items()}
-        own = {name: price_list(pool.prices) for name, pool in offers.items() if pool.prices is not None}
-        self.measure = Measure(
-            self.recipe.prices,
-            self._heard,
-            own,
-            machine=Size(usable_vcpus(), usable_memory_mb()),
-            planned=frozenset(self.recipe.plan.stages) if self.recipe.plan is not None else (),
-        )
-        self.session = Session(
-            self.run_id,
-            self.backends,
-            context=self._flow_context,
-            measure=self.measure,
-            notice=self._notice,
-            level=self._level,
-            capacity={
-                PROCESS: Capacity(usable_vcpus()),
-                **{name: definition.capacity for name, definition in self._elsewhere.items()},
-            },
-            shelf_bytes=MEMORY_SHARE * usable_memory_mb() * 2**20,
-        )
-
-    def submit(
-        self,
-        task: Task[Any, Any],
-        parameters: dict[str, Any],
-        wait_for: list[Any] | None,
-        dependencies: dict[str, set[RunInput]] | None,
-    ) -> PrefectConcurrentFuture[Any]:
-        inputs, has_inputs = find_inputs(parameters, dependencies)
-        task_run_id = uuid7()
-        tags = frozenset(TagsContext.get().current_tags)
-        with self._lock:
-            stage = self._graph.place(task, task_run_id, run_ids(inputs, wait_for))
-            variant = self._variants.of(task)
-            if stage not in self._ruled:  # before any of its calls, whichever thread hands those over first
-                self.session.submit(stage, self._first_call(stage, task), [])
-                self._ruled[stage] = variant
-            kind = None if self._ruled[stage] is variant else self._kind(stage, variant)
-        parent = _parent()
-        if tags or parent is not None:
-            self._ineligible.add(stage)
-        if parent is not None and (submits := self._graph.stage_of(parent)) is not None:
-            self._ineligible.add(submits)  # from now on: nobody knows that a task submits before it does
-        parameters = self._with_knobs(stage, parameters)
-        call = Call(
-            item=next(self._items),
-            stage=stage,
-            task=task,
-            variant=variant,
-            kind=kind,
-            task_run_id=task_run_id,
-            parameters=parameters,
-            wait_for=wait_for,
-            dependencies=inputs or None,
-            context=copy_context(),
-            tags=tags,
-            has_inputs=has_inputs or bool(wait_for),
-            submitted=time.monotonic(),
-            mapped=self._mapped_into(stage, inputs) if self._mapped else frozenset(),
-        )
-        buffer: list[Call] | None = getattr(self._gathered, "calls", None)
-        if buffer is None:
-            self.session.submit(stage, None, [call])
-        else:
-            buffer.append(call)
-            if len(buffer) >= FLUSH:
-                self._flush(buffer)
-        return CallFuture(task_run_id, call.future, self.session.callbacks)
-
-    def gathering(self) -> _Gathering:
-        """While inside, calls of this thread are handed over together."""
-        return _Gathering(self)
-
-    def close(self, *, at_once: bool) -> None:
-        try:
-            self.session.close(at_once=at_once)
-        finally:
-            self.backends.close()
-
-    def report(self, clock: FlowClock, *, failed: bool, cut_short: bool) -> None:
-        """Tell the director how it went."""
-        if self._director is None:
-            return
-        planned = self.recipe.plan.stages if self.recipe.plan is not None else {}
-        observed = ObservedRun(
-            run_id=self.run_id,
-            flow_name=self.flow_name,
-            recipe=self.recipe,
-            workflow=self._graph.workflow(self.flow_name),
-            stages={name: self._seen(name) for name in self._graph.stages},
-            stage_runs=self.measure.stage_runs(
-                self.run_id, lambda stage: planned[stage].workers if stage in planned else self.recipe.workers
-            ),
-            invocations=tuple(self._invocations),
-            latency_s=clock.latency_s,
-            cost_usd=self.measure.cost_usd,
-            status=_status(self._flow_run, failed=failed, cut_short=cut_short),
-            started_at=self.started_at,
-            parameters=self.parameters,
-            declarations=dict(self._declared),
-        )
-        try:
-            self._flow_context.run(self._director.observed, observed)
-        except Exception as error:
-            self._notice(f"What this run has shown could not be kept ({type(error).__name__}: {error}).")
-
-    # ---- private ----------------------------------------------------------------------------------------------------
-
-    def _ask_director(self) -> Recipe | None:
-        if self._director is None:
-            return None
-        try:
-            return self._director.recipe(self.flow_name, self.run_id, self.parameters)
-        except Exception as error:
-            self._notice(f"No plan for this run ({type(error).__name__}: {error}); it runs by the default.")
-            return None
-
-    def _mapped_into(self, stage: str, inputs: Mapping[str, set[RunInput]]) -> frozenset[UUID]:
-        """Upstream task runs whose results the plan passes to a stage through shared memory."""
-        ids = run_ids(inputs, None)
-        return frozenset(id_ for id_ in ids if (self._graph.stage_of(id_), stage) in self._mapped)
-
-    def _with_knobs(self, stage: str, parameters: dict[str, Any]) -> dict[str, Any]:
-        """The arguments with the plan's choices for those that were declared as knobs."""
-        planned = self.recipe.plan.stages.get(stage) if self.recipe.plan is not None else None
-        if planned is None or not planned.knobs:
-            return parameters
-        return {**parameters, **{name: value for name, value in planned.knobs if name in parameters}}
-
-    def _first_call(self, stage: str, task: Task[Any, Any]) -> Any:
-        declaration = self._declared[stage] = self._declaration(task)
-        rule = stage_rule(
-            stage,
-            task,
-            self.recipe,
-            declaration,
-            processes=self.backends.processes_available(),
-            pools=self._elsewhere,
-            priority=self._graph.depth_first().get(stage, 0.0),
-        )
-        free = THREAD not in (self.recipe.isolation, declaration.isolation)
-        if free and get_transaction() is not None and TaskRunContext.get() is None:  # a task run has one of its own
-            self._notice(f"Stage {stage!r} runs on threads: it is submitted inside a transaction.")
-        if rule.pool in self._elsewhere:
-            _ = self.backends[rule.pool]  # one that cannot be used says so here, in the flow
-        self._batch[stage] = rule.batch
-        self._pools[stage] = rule.pool
-        return rule
-
-    def _kind(self, stage: str, variant: Variant) -> Kind:
-        """How calls of a variant differ from those of the one that its stage's rule was made for."""
-        task, declaration = variant.task, self._declaration(variant.task)
-        planned = self.recipe.plan.stages.get(stage) if self.recipe.plan is not None else None
-        batch = planned.batch if planned is not None and batched_names(task) else 1
-        return Kind(variant.ordinal, batch, loss_retries(task, declaration), declaration.idempotent is not False)
-
-    def _declaration(self, task: Task[Any, Any]) -> Declaration:
-        return self._stages.get(task.name, declared(task))
-
-    def _level(self, call: Call) -> Record:
-        stage = call.stage
-        eligible = call.variant.eligible and stage not in self._ineligible
-        wanted: Record | Literal["auto"] | None = self._declaration(call.task).record
-        if wanted is None:
-            planned = self.recipe.plan.stages.get(stage) if self.recipe.plan is not None else None
-            wanted = planned.record if planned is not None else self.recipe.record
-        if wanted == "auto":
-            return record_level(self.measure.submitted_items(stage), self.measure.mean_item_s(stage), eligible=eligible)
-        if not eligible:
-            return "full"
-        batch = call.kind.batch if call.kind is not None else self._batch[stage]
-        return "summary" if wanted == "full" and batch > 1 else wanted
-
-    def _seen(self, stage: str) -> StageSeen:
-        key, source = self._graph.key_of(stage)
-        pool = self._pools[stage]
-        spoilt = (self.measure.cached_items(stage), self.measure.failed_items(stage))
-        if pool == THREAD:
-            return StageSeen(key, source, None, THREAD, *spoilt)
-        fallen = stage in self._fallen
-        return StageSeen(key, source, not fallen, THREAD if fallen else pool, *spoilt)
-
-    def _heard(self, invocation: Invocation) -> None:
-        self._invocations.append(invocation)
-        if self._director is not None:
-            try:
-                self._director.heard(invocation, self.run_id)
-            except Exception as error:
-                self._notice(f"Telemetry of this run is incomplete ({type(error).__name__}: {error}).")
-
-    def _notice(self, message: str, stage: str | None = None) -> None:
-        if stage is not None:
-            self._fallen.add(stage)
-        if message not in self._said:
-            self._said.add(message)
-            self._flow_context.copy().run(_log, message)
-
-    def _flush(self, buffer: list[Call]) -> None:
-        by_stage: dict[str, list[Call]] = {}
-        for call in buffer:
-            by_stage.setdefault(call.stage, []).append(call)
-        buffer.clear()
-        for stage, calls in by_stage.items():
-            self.session.submit(stage, None, calls)
-
-
-class _Gathering:
-    """Collects the calls of one ``.map``."""
-
-    def __init__(self, run: _Run) -> None:
-        self._run = run
-
-    def __enter__(self) -> None:
-        self._run._gathered.calls = []
-
-    def __exit__(self, *_: object) -> None:
-        buffer = self._run._gathered.calls
-        self._run._gathered.calls = None
-        self._run._flush(buffer)
 
 
 def _run_in_place(
@@ -510,50 +218,9 @@ def _run_in_place(
     return PrefectConcurrentFuture(task_run_id=task_run_id, wrapped_future=future)
 
 
-def _parent() -> UUID | None:
-    """The task run of this flow run that this code is part of."""
-    flow, task = FlowRunContext.get(), TaskRunContext.get()
-    if flow is None or flow.flow_run is None or task is None or task.task_run.flow_run_id != flow.flow_run.id:
-        return None  # in a flow that a task has called, say
-    return task.task_run.id
-
-
 def _loop_is_running() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return False
     return True
-
-
-def _name_of_run(flow_run: FlowRun) -> str:
-    """The flow run's id; a flow's own retries are runs of their own, with ``#2``, ``#3``, … behind it."""
-    return str(flow_run.id) if flow_run.run_count <= 1 else f"{flow_run.id}#{flow_run.run_count}"
-
-
-def _status(flow_run: FlowRun | None, *, failed: bool, cut_short: bool) -> Status:
-    """How the flow ended: by the state that Prefect's engine has given it by the time that the runner ends.
-
-    An attempt that will be retried has no final state; it has failed. A flow whose tasks were cut short has crashed,
-    even where its function had returned before.
-    """
-    if cut_short:
-        return "crashed"
-    state = flow_run.state if flow_run is not None else None
-    if state is None or not state.is_final():
-        return "failed" if failed else "completed"
-    if state.name == "TimedOut":
-        return "timed_out"
-    return _ENDINGS[state.type]
-
-
-_ENDINGS: Mapping[StateType, Status] = {
-    StateType.COMPLETED: "completed",
-    StateType.FAILED: "failed",
-    StateType.CRASHED: "crashed",
-    StateType.CANCELLED: "cancelled",
-}
-
-
-def _log(message: str) -> None:
-    get_run_logger(FlowRunContext.get()).warning(message)

@@ -8,7 +8,7 @@ import pytest
 from prefect import flow, task
 
 from prefect_slo.errors import Unpicklable
-from prefect_slo.runner import task_runner
+from prefect_slo.runner import flow_run
 from prefect_slo.runner.task_runner import SLOTaskRunner
 
 
@@ -69,7 +69,7 @@ def makes_locks(n: int):
 def notices(monkeypatch) -> list[str]:
     """What the runner has told the user."""
     said: list[str] = []
-    monkeypatch.setattr(task_runner, "_log", said.append)
+    monkeypatch.setattr(flow_run, "_log", said.append)
     return said
 
 

@@ -23,7 +23,7 @@ from prefect.futures import wait
 from prefect_slo.declaration import slo_task
 from prefect_slo.errors import InvalidValue, SloError
 from prefect_slo.plan import Plan, StagePlan
-from prefect_slo.runner import endings, session, task_runner
+from prefect_slo.runner import endings, flow_run, session
 from prefect_slo.runner.recipe import ObservedRun, Recipe
 from prefect_slo.runner.task_runner import SLOTaskRunner
 
@@ -90,7 +90,7 @@ class Told:
 def notices(monkeypatch) -> list[str]:
     """What the runner has told the user."""
     said: list[str] = []
-    monkeypatch.setattr(task_runner, "_log", said.append)
+    monkeypatch.setattr(flow_run, "_log", said.append)
     return said
 
 
@@ -384,8 +384,8 @@ def returns_before_its_tasks(joined: dict[str, Any]):
 def test_what_is_submitted_while_a_runner_exits_joins_its_run_and_nothing_comes_after(prefect_server, monkeypatch):
     told, joined = Told(), {}
     made = []
-    begin = task_runner._Run.__init__
-    monkeypatch.setattr(task_runner._Run, "__init__", lambda self, runner: (made.append(self), begin(self, runner))[1])
+    begin = flow_run.Run.__init__
+    monkeypatch.setattr(flow_run.Run, "__init__", lambda self, runner: (made.append(self), begin(self, runner))[1])
     run = returns_before_its_tasks.with_options(task_runner=SLOTaskRunner(director=told), validate_parameters=False)
     run(joined)
     assert joined["result"] == 2
@@ -426,14 +426,14 @@ def test_ctrl_c_while_a_flow_that_has_returned_waits_for_its_tasks_ends_them(pre
 
 def test_a_second_ctrl_c_still_lets_go_of_workers_and_reports_the_run(prefect_server, monkeypatch):
     closed = []
-    end, let_go = session.Session.close, task_runner.FlowBackends.close
+    end, let_go = session.Session.close, flow_run.FlowBackends.close
 
     def interrupted(self, *, at_once):
         end(self, at_once=at_once)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(session.Session, "close", interrupted)
-    monkeypatch.setattr(task_runner.FlowBackends, "close", lambda self: (closed.append(self), let_go(self))[1])
+    monkeypatch.setattr(flow_run.FlowBackends, "close", lambda self: (closed.append(self), let_go(self))[1])
     told = Told()
     with suppress(KeyboardInterrupt):  # after the flow has returned, Prefect's engine keeps it to itself
         sums.with_options(task_runner=SLOTaskRunner(director=told))(2)

@@ -1,0 +1,315 @@
+"""What an office has to do with one pilot: a postman reads its mailbox, and tells the lease that it serves."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from prefect.logging import get_logger
+
+from prefect_slo.control.events import LossReason
+from prefect_slo.resources import Size
+from prefect_slo.runner.backends.protocol import Bundle, Chatter, Finished, ItemReport, Lost, Opened, Progress, Sink
+from prefect_slo.runner.workpool.mailbox import FROM_JOB, TO_JOB, Incoming, Offset, Outgoing, Pulse
+from prefect_slo.runner.workpool.pilot import Letter, Order
+
+CANCEL_S = 5.0
+"""A worker that is to end what it runs says so within this; after that its lease is given up unheard."""
+
+DRAIN_S = 1.0
+"""What a job has sent before it ended may take this long to be seen."""
+
+SILENT = 6
+"""Heartbeats without a change after which the other side is taken for gone."""
+
+if TYPE_CHECKING:
+    from prefect_slo.runner.workpool.office import Office
+
+Notice = Callable[[str], None]
+
+
+@dataclass
+class Lease:
+    """What a backend asked for.
+
+    Attributes:
+        id: Its name for the one who asked.
+        size: Of the worker.
+        sink: Hears of it.
+        notice: Tells the user something.
+        asked: When.
+    """
+
+    id: int
+    size: Size
+    sink: Sink
+    notice: Notice
+    asked: float
+
+
+class Contact:
+    """A pilot as its office knows it; its mailbox is this thread's alone.
+
+    Attributes:
+        size: Of its worker.
+        box: Its mailbox.
+        born: When it was asked for.
+        flow_run: Its job, once that has been asked for.
+        lease: Who it serves.
+        bundle: What it runs.
+        ready: Whether its worker is up.
+        idle_since: Since when nobody needs it.
+        gone: Set once nothing more is heard of it.
+    """
+
+    def __init__(self, office: Office, size: Size) -> None:
+        self._office, self.size = office, size
+        self.box = f"{office.box}/{uuid.uuid4().hex}"
+        self.born = self.idle_since = time.monotonic()
+        self.flow_run: UUID | None = None
+        self.lease: Lease | None = None
+        self.bundle: Bundle | None = None
+        self.ready, self.gone = False, threading.Event()
+        self._pid = self._generation = 0
+        self.heard_of = False
+        self._leaving = False
+        self._job_ended: tuple[str, float] | None = None
+        self._cancelled: float | None = None
+        self._outbox: SimpleQueue[Any] = SimpleQueue()
+        self._unsent: Any = None  # taken from it, and not written yet
+        self._out = Outgoing(office.store, self.box, TO_JOB)
+        self._in = Incoming(office.store, self.box, FROM_JOB)
+        self._programs: set[str] = set()
+        self._sent: dict[int, float] = {}
+        self._offset = Offset()
+        self._thread = threading.Thread(target=self._run, name="prefect-slo-postman", daemon=True)
+        self._thread.start()
+
+    def order(self) -> Order:
+        """What its job is told."""
+        terms = self._office.terms
+        return Order(
+            storage=self._office.store.reference,
+            box=self.box,
+            office=self._office.box,
+            size=asdict(self.size),
+            idle_s=max(4 * self._office.keep_s, terms.give_up_s),  # its office sends it home before
+            lifetime_s=2 * terms.lifetime_s,
+            heartbeat_s=terms.heartbeat_s,
+            silent_s=SILENT * terms.heartbeat_s,
+        )
+
+    def usable(self, size: Size) -> bool:
+        """Whether it may serve a lease of that size."""
+        young = time.monotonic() - self.born < self._office.terms.lifetime_s
+        return self.size == size and young and not self._leaving and not self.gone.is_set() and self._job_ended is None
+
+    def serve(self, lease: Lease) -> None:
+        """Belong to a lease from now on."""
+        self.lease, self._cancelled = lease, None
+        if self.ready:
+            wait_s = time.monotonic() - lease.asked
+            lease.sink(Opened(lease.id, cold=False, start_s=0.0, wait_s=wait_s, pid=self._pid))
+
+    def submit(self, bundle: Bundle) -> None:
+        """Send a bundle on its way."""
+        self.bundle, self._cancelled = bundle, None
+        self._outbox.put((self._generation, bundle))
+
+    def cancel(self) -> None:
+        """End what it runs; its lease is lost once the worker says so, or doesn't."""
+        self._cancelled = time.monotonic()
+        self._outbox.put(("cancel", self._generation))
+
+    def leave(self) -> None:
+        """Go home, from now on of no use to anybody."""
+        self._leaving = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Look at once."""
+        self._outbox.put(None)
+
+    def job_ended(self, why: str) -> None:
+        """Its job is over: what it had sent is still read, then it is lost."""
+        if self._job_ended is None:
+            self._job_ended = (why, time.monotonic())
+            self.wake()
+
+    def lose(self, reason: LossReason, detail: str) -> None:
+        """It is gone, and with it what it had not reported."""
+        office = self._office
+        with office.lock:
+            if self.gone.is_set():
+                return
+            self.gone.set()
+            lease, bundle = self.lease, self.bundle
+            self.lease = self.bundle = None
+            office.left(self)
+        if lease is not None:
+            lost = Lost(lease.id, reason, detail, bundle=bundle.id if bundle is not None else None)
+            lease.sink(replace(lost, reason="cancelled", detail="cancelled") if self._cancelled is not None else lost)
+        office.clear(self)
+        if not self.heard_of:
+            office.call_off(self)
+
+    # ---- the postman ------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        store, quiet_since = self._office.store, time.monotonic()
+        pulse = Pulse(quiet_since)
+        felt = quiet_since
+        while not self.gone.is_set():
+            quiet_s = time.monotonic() - quiet_since
+            pause_s = max(store.poll_s, min(quiet_s / 50, 10 * store.poll_s))
+            try:
+                if self._send(pause_s):
+                    quiet_since = time.monotonic()
+                while (letter := self._in.receive()) is not None:
+                    quiet_since = time.monotonic()
+                    self._read(letter, quiet_since)
+                    if letter.over:
+                        self.lose("died" if self._pid else "start", letter.over)
+                if time.monotonic() - felt > self._office.terms.heartbeat_s:
+                    felt = time.monotonic()
+                    self._feel(pulse, felt)
+            except Exception as error:
+                get_logger("slo").warning("A mailbox of work pool %r cannot be reached: %r", self._office.name, error)
+                time.sleep(1.0)
+            self._mind(time.monotonic())
+
+    def _send(self, wait_s: float) -> bool:
+        if self._unsent is None:
+            try:
+                self._unsent = self._outbox.get(timeout=wait_s)
+            except Empty:
+                return False
+        message = self._unsent  # sent again, under the same number, where writing it fails
+        if isinstance(message, tuple) and isinstance(bundle := message[-1], Bundle):
+            known = bundle.program_key in self._programs
+            self._sent[bundle.id] = time.monotonic()
+            self._out.send(("run", message[0], replace(bundle, program=None) if known else bundle))
+            self._programs.add(bundle.program_key)
+        elif message is not None:
+            self._out.send(message)
+        self._unsent = None
+        return message is not None
+
+    def _feel(self, pulse: Pulse, now: float) -> None:
+        """Whether its job lives: one whose machine is gone may be Running for ever."""
+        terms = self._office.terms
+        silent_s = pulse.silent_s(self._office.store.read(self.box, "beat"), now)
+        if self.heard_of and silent_s > SILENT * terms.heartbeat_s:
+            why = f"its job has given no sign of life for {silent_s:.0f} s"
+            self._office.write_off(self, why)
+            self.lose("died", why)
+
+    def _mind(self, now: float) -> None:
+        """What time brings."""
+        office = self._office
+        if self._job_ended is not None and now - self._job_ended[1] > DRAIN_S + office.store.poll_s:
+            self.lose("died" if self.heard_of else "start", self._job_ended[0])
+        elif self._cancelled is not None and self.bundle is not None and now - self._cancelled > CANCEL_S:
+            self.lose("cancelled", "cancelled")
+            office.call_off(self)
+        elif self.lease is None and (self._leaving or (self.ready and now - self.idle_since >= office.keep_s)):
+            self._go_home()
+        elif self._leaving:  # in the middle of something
+            self._cancelled = now
+            self._go_home()
+
+    def _go_home(self) -> None:
+        office = self._office
+        with office.lock:
+            if self.lease is not None and not self._leaving:
+                return
+            self._leaving = True
+            lease, bundle = self.lease, self.bundle
+            self.lease = self.bundle = None
+        if lease is not None:
+            lease.sink(Lost(lease.id, "cancelled", "cancelled", bundle=bundle.id if bundle is not None else None))
+        with contextlib.suppress(Exception):
+            self._out.send(("close",))
+        self.gone.set()
+        if not self.heard_of:
+            office.call_off(self)
+        office.left(self)
+
+    # ---- letters ----------------------------------------------------------------------------------------------------
+
+    def _read(self, letter: Letter, now: float) -> None:
+        self.heard_of = True
+        self._offset.received(now, letter.sent)
+        for bundle, received in letter.received.items():
+            if (sent := self._sent.pop(bundle, None)) is not None:
+                self._offset.sent(sent, received)
+        for report in letter.reports:
+            self._pass_on(report, now)
+
+    def _pass_on(self, report: Any, now: float) -> None:
+        offset_s = self._offset.seconds
+        match report:
+            case Opened():
+                self._up(report, now)
+            case Progress(bundle=bundle, items=items) if self._runs(bundle):
+                self._tell(Progress(0, bundle, tuple(_moved(item, offset_s, now) for item in items)))
+            case Finished(bundle=bundle) if self._runs(bundle):
+                self.bundle = None
+                ended = min(report.ended + offset_s, now)
+                self._tell(replace(report, received=min(report.received + offset_s, ended), ended=ended))
+                if now - self.born > self._office.terms.lifetime_s:
+                    self._retire()
+            case Chatter():
+                self._tell(report)
+            case Lost():
+                self._worker_lost(report)
+
+    def _up(self, report: Opened, now: float) -> None:
+        office, pid = self._office, report.pid
+        with office.lock:
+            self._pid, self._generation, first = pid, report.lease, self._pid == 0
+            self.ready, self.idle_since = True, now
+            lease = self.lease
+        if first:
+            office.started(now - self.born)
+        if lease is not None:
+            begun = max(lease.asked, self.born) if first else lease.asked
+            lease.sink(Opened(lease.id, True, max(now - begun, 0.0), max(begun - lease.asked, 0.0), pid))
+
+    def _worker_lost(self, report: Lost) -> None:
+        office = self._office
+        with office.lock:
+            cancelled, self._cancelled = self._cancelled is not None, None
+            self.ready, self.bundle = False, None
+            if self.lease is None:
+                return
+            if report.reason == "cancelled" and not cancelled:  # that was for the lease before this one
+                report = replace(report, reason="start", bundle=None)
+            self._tell(report)
+            office.release(self)
+
+    def _retire(self) -> None:
+        """Take nothing new: whoever holds it has to ask for another."""
+        with self._office.lock:
+            self._leaving = True
+            self._tell(Lost(0, "died", "its pilot has lived long enough"))
+            self.lease = None
+
+    def _runs(self, bundle: int) -> bool:
+        return self.bundle is not None and self.bundle.id == bundle
+
+    def _tell(self, report: Any) -> None:
+        if (lease := self.lease) is not None:
+            lease.sink(replace(report, lease=lease.id))
+
+
+def _moved(item: ItemReport, offset_s: float, now: float) -> ItemReport:
+    """With instants on our clock, none of them in the future."""
+    return replace(item, started=min(item.started + offset_s, now), ended=min(item.ended + offset_s, now))

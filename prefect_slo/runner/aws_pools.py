@@ -29,7 +29,8 @@ from prefect_slo.pricing import price_list
 from prefect_slo.resources import Capacity, Pool, Size
 from prefect_slo.runner.backends.aws_lambda import LambdaBackend
 from prefect_slo.runner.ids import uuid7
-from prefect_slo.units import items, positive, whole
+from prefect_slo.runner.pools import worker_counts
+from prefect_slo.units import items, positive
 
 PRICES = {"x86_64": "aws-lambda-x86", "arm64": "aws-lambda-arm"}
 HARDWARE = {"x86_64": "lambda", "arm64": "lambda-arm"}
@@ -104,11 +105,7 @@ class LambdaPool:
         if not sizes:
             raise InvalidValue("lambda.memory_mb", self.memory_mb, "at least one memory size")
         object.__setattr__(self, "memory_mb", sizes)
-        whole(self.concurrency, "lambda.concurrency")
-        counts = tuple(self.workers) or tuple(4**k for k in range(10) if 4**k < self.concurrency)
-        object.__setattr__(self, "workers", tuple(sorted({*counts, *(() if self.workers else (self.concurrency,))})))
-        if max(self.workers) > self.concurrency:
-            raise InvalidValue("lambda.workers", self.workers, f"at most the concurrency of {self.concurrency}")
+        object.__setattr__(self, "workers", worker_counts(self.workers, self.concurrency, "lambda"))
         if self.reserved is not None and self.reserved < self.concurrency:
             raise InvalidValue("lambda.concurrency", self.concurrency, f"at most the {self.reserved} that are reserved")
         positive(self.patience_s, "lambda.patience_s")
@@ -278,10 +275,8 @@ class BatchPool:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bucket", S3Prefix.of(self.bucket))
-        whole(self.concurrency, "batch.concurrency")
-        counts = tuple(self.workers) or (*(4**k for k in range(10) if 4**k < self.concurrency), self.concurrency)
-        object.__setattr__(self, "workers", counts)
-        self.pool  # noqa: B018 (checks sizes and counts)
+        object.__setattr__(self, "workers", worker_counts(self.workers, self.concurrency, "batch"))
+        self.pool  # noqa: B018 (checks its size)
 
     @property
     def pool(self) -> Pool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from math import ceil
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,7 +21,7 @@ from prefect_slo.runner.backends.local import worker_environment
 from prefect_slo.runner.backends.protocol import Backend
 from prefect_slo.runner.ids import uuid7
 from prefect_slo.runner.local.limits import machine_memory_mb, machine_vcpus
-from prefect_slo.units import instances, whole
+from prefect_slo.runner.pools import sizes_on, worker_counts
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -32,13 +33,13 @@ QUANTITIES = ("vcpus", "memory_mb", "gpu")
 
 
 @dataclass(frozen=True)
-class _ClusterPool:
+class _ClusterPool(ABC):
     """What pools on clusters have in common.
 
     Args:
         address: Of the cluster; ``None`` starts one on this machine for the length of a flow run.
         sizes: Sizes that it offers.
-        workers: Worker counts for menus; by default powers of two up to ``concurrency``.
+        workers: Worker counts for menus; by default powers of four up to ``concurrency``.
         concurrency: Bundles that a flow run may have under way at once.
         resources: By quantity of a size (``vcpus``, ``memory_mb``, ``gpu``), the cluster's name for it.
         prices: Price list.
@@ -63,17 +64,8 @@ class _ClusterPool:
     def __post_init__(self) -> None:
         if find_spec(self._package) is None:
             raise SloError(f"{type(self).__name__} needs {self._package}: pip install 'prefect-slo[{self._extra}]'")
-        sizes = instances(Size, self.sizes, f"{self._extra}.sizes")
-        if not sizes:
-            raise InvalidValue(f"{self._extra}.sizes", self.sizes, "at least one size")
-        # measured apart from what this machine takes, unless the size says what kind of machine it means
-        own = tuple(replace(size, hardware=self._extra) if size.hardware == "cpu" else size for size in sizes)
-        object.__setattr__(self, "sizes", own)
-        whole(self.concurrency, f"{self._extra}.concurrency")
-        counts = tuple(self.workers) or (*(2**k for k in range(10) if 2**k < self.concurrency), self.concurrency)
-        if max(counts) > self.concurrency:
-            raise InvalidValue(f"{self._extra}.workers", self.workers, f"at most the concurrency of {self.concurrency}")
-        object.__setattr__(self, "workers", counts)
+        object.__setattr__(self, "sizes", sizes_on(self._extra, self.sizes, self._extra))
+        object.__setattr__(self, "workers", worker_counts(self.workers, self.concurrency, self._extra))
         for quantity in self.resources:
             if quantity not in QUANTITIES:
                 raise InvalidValue(f"{self._extra}.resources", quantity, f"one of {', '.join(QUANTITIES)}")
@@ -96,8 +88,9 @@ class _ClusterPool:
         key = str(run.id if run is not None else uuid7())
         return ClusterBackend(self._cluster(), worker_environment(client), key, capped=self.capped)
 
+    @abstractmethod
     def _cluster(self) -> Cluster:
-        raise NotImplementedError
+        """The cluster, as a backend uses it."""
 
     @property
     def _here(self) -> dict[str, float]:
@@ -200,7 +193,7 @@ class RayPool(_ClusterPool):
     Args:
         address: Of the cluster; ``None`` starts one on this machine for the length of a flow run.
         sizes: Sizes that it offers.
-        workers: Worker counts for menus; by default powers of two up to ``concurrency``.
+        workers: Worker counts for menus; by default powers of four up to ``concurrency``.
         concurrency: Bundles that a flow run may have under way at once.
         resources: By quantity of a size (``vcpus``, ``memory_mb``, ``gpu``), the cluster's own name for it.
         prices: Price list.

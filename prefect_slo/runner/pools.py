@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import cloudpickle
 
 from prefect_slo.errors import InvalidValue, UnknownPool
-from prefect_slo.resources import Capacity, Pool
+from prefect_slo.resources import Capacity, Pool, Size
 from prefect_slo.runner.backends.protocol import Backend
+from prefect_slo.units import instances, items, whole
 
 PROCESS, THREAD = "process", "thread"
 LOCAL = {"default": PROCESS, PROCESS: PROCESS, THREAD: THREAD}
@@ -64,6 +66,36 @@ def by_name(pools: Iterable[PoolDefinition]) -> dict[str, PoolDefinition]:
             raise InvalidValue(f"pools.{name}", definition, f"a definition that pickles ({error})") from None
         named[name] = definition
     return named
+
+
+def sizes_on(hardware: str, sizes: object, where: str) -> tuple[Size, ...]:
+    """The sizes that a pool offers, each once; those that name no hardware of their own are on the pool's.
+
+    What is measured on a kind of hardware is kept apart from what is measured on others.
+
+    Raises:
+        InvalidValue: No sizes.
+    """
+    found = instances(Size, sizes, f"{where}.sizes")
+    if not found:
+        raise InvalidValue(f"{where}.sizes", sizes, "at least one size")
+    own = (replace(size, hardware=hardware) if size.hardware == "cpu" else size for size in found)
+    return tuple(dict.fromkeys(own))
+
+
+def worker_counts(counts: object, concurrency: int, where: str) -> tuple[int, ...]:
+    """The worker counts that a pool offers; by default powers of four up to its concurrency, and that.
+
+    Raises:
+        InvalidValue: The concurrency or a count can't be, or a count is above it.
+    """
+    whole(concurrency, f"{where}.concurrency")
+    given = items(counts, f"{where}.workers")
+    most = [4**k for k in range(10) if 4**k < concurrency]
+    chosen = tuple(sorted({whole(count, f"{where}.workers") for count in given or (*most, concurrency)}))
+    if max(chosen) > concurrency:
+        raise InvalidValue(f"{where}.workers", counts, f"at most the concurrency of {concurrency}")
+    return chosen
 
 
 def resolved(name: str, pools: Pools, *, stage: str = "") -> str:

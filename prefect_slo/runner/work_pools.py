@@ -18,11 +18,12 @@ from prefect_slo.errors import InvalidValue
 from prefect_slo.pricing import price_list
 from prefect_slo.resources import Capacity, Pool, Size
 from prefect_slo.runner.backends.work_pool import WorkPoolBackend
+from prefect_slo.runner.pools import sizes_on, worker_counts
 from prefect_slo.runner.workpool.jobs import Jobs
 from prefect_slo.runner.workpool.office import Office, Terms
 from prefect_slo.runner.workpool.sizing import Sizing, checked, job_variables
 from prefect_slo.runner.workpool.stores import Store, store_of
-from prefect_slo.units import finite, instances, positive, text, whole
+from prefect_slo.units import finite, positive, text
 
 
 @dataclass(frozen=True)
@@ -75,25 +76,17 @@ class WorkPool:
 
     def __post_init__(self) -> None:
         where = f"work pool {text(self.name, 'work_pool.name')}"
-        hardware = text(self.hardware, f"{where}: hardware") if self.hardware is not None else self.name
-        sizes = instances(Size, self.sizes, f"{where}: sizes")
-        if not sizes:
-            raise InvalidValue(f"{where}: sizes", self.sizes, "at least one size")
-        named = (Size(s.vcpus, s.memory_mb, s.gpu, hardware if s.hardware == "cpu" else s.hardware) for s in sizes)
-        object.__setattr__(self, "sizes", tuple(dict.fromkeys(named)))
+        hardware = text(self.hardware, f"{where}.hardware") if self.hardware is not None else self.name
+        object.__setattr__(self, "sizes", sizes_on(hardware, self.sizes, where))
         object.__setattr__(self, "storage", store_of(self.storage))
-        whole(self.concurrency, f"{where}: concurrency")
-        counts = tuple(self.workers) or (*(4**k for k in range(10) if 4**k < self.concurrency), self.concurrency)
-        object.__setattr__(self, "workers", tuple(sorted({whole(n, f"{where}: workers") for n in counts})))
-        if max(self.workers) > self.concurrency:
-            raise InvalidValue(f"{where}: workers", self.workers, f"at most its concurrency of {self.concurrency}")
+        object.__setattr__(self, "workers", worker_counts(self.workers, self.concurrency, where))
         for name in ("lifetime_s", "patience_s", "give_up_s", "heartbeat_s"):
-            positive(getattr(self, name), f"{where}: {name}")
+            positive(getattr(self, name), f"{where}.{name}")
         for name in ("idle_s", "overhead_mb"):
-            if getattr(self, name) is not None and finite(getattr(self, name), f"{where}: {name}") < 0:
-                raise InvalidValue(f"{where}: {name}", getattr(self, name), "0 or more")
+            if getattr(self, name) is not None and finite(getattr(self, name), f"{where}.{name}") < 0:
+                raise InvalidValue(f"{where}.{name}", getattr(self, name), "0 or more")
         if not isinstance(self.job_variables, Mapping):
-            raise InvalidValue(f"{where}: job_variables", self.job_variables, "a table of variables")
+            raise InvalidValue(f"{where}.job_variables", self.job_variables, "a table of variables")
         if self.prices is not None:
             price_list(self.prices)
 

@@ -41,7 +41,7 @@ BACKENDS: dict[str, Callable[[pytest.FixtureRequest, Path], Backend]] = {
     "work pool": lambda request, folder: request.getfixturevalue("pilots")(),
     "lambda": lambda request, folder: request.getfixturevalue("account").pool(memory_mb=(512,)).backend(None),
     "dask": lambda request, folder: DaskPool(concurrency=4).backend(None),
-    "ray": lambda request, folder: ray_backend(request),
+    "ray": lambda request, folder: (request.getfixturevalue("ray"), RayPool(concurrency=4))[1].backend(None),
 }
 SIZE = Size(1, 512)
 PATIENCE_S = 60.0
@@ -150,12 +150,6 @@ def pilots(process_pool: Any, tmp_path_factory: pytest.TempPathFactory) -> Itera
     office = pool.new_office()
     yield lambda: WorkPoolBackend(office, hardware=("cpu",), memory_mb=512, notice=print)
     office.shut()
-
-
-def ray_backend(request: pytest.FixtureRequest) -> Backend:
-    if not request.getfixturevalue("ray"):
-        pytest.skip("Ray does not start on this machine")
-    return RayPool(concurrency=4).backend(None)
 
 
 @pytest.fixture(params=BACKENDS)

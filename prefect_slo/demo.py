@@ -177,7 +177,7 @@ def _run(
     seen: list[ObservedRun] = []
     director = director_of(flow)
     plan: Plan | None = None
-    with _listening(director, seen):
+    with listening(director, seen):
         for number in range(runs):
             flow(**parameters)
             background.settle()  # each run is planned by all runs before it
@@ -187,7 +187,7 @@ def _run(
 
 
 @contextmanager
-def _listening(director: Any, seen: list[ObservedRun]) -> Iterator[None]:
+def listening(director: Any, seen: list[ObservedRun]) -> Iterator[None]:
     """Also append what a director observes to ``seen``."""
     observed = director.observed
 

@@ -15,8 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -30,7 +29,7 @@ from threadpoolctl import threadpool_limits
 
 from prefect_slo.aws.report import bill
 from prefect_slo.decorators import director_of, slo
-from prefect_slo.demo import deadlines
+from prefect_slo.demo import deadlines, listening
 from prefect_slo.errors import InfeasibleSlo
 from prefect_slo.loop import background
 from prefect_slo.loop.director import Following, following
@@ -164,22 +163,6 @@ def take(series: Series, run: ObservedRun, done: list[Any], same: bool) -> None:
     series.exact += run.cost_usd == float(billed)
     series.same += same
     series.cold += any(one.init_ms for one in done)
-
-
-@contextmanager
-def listening(director: Any, seen: list[ObservedRun]) -> Iterator[None]:
-    """Also append what a director observes to ``seen``."""
-    observed = director.observed
-
-    def both(run: ObservedRun) -> None:
-        seen.append(run)
-        observed(run)
-
-    director.observed = both
-    try:
-        yield
-    finally:
-        del director.observed
 
 
 def summary(found: list[Series]) -> dict[str, float]:

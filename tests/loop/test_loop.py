@@ -220,9 +220,9 @@ def test_a_run_that_timed_out_has_missed_its_bound(said: Callable[[str], int]) -
     body()
     body.timeout_seconds = 3
     assert body(True, return_state=True).name == "TimedOut"
-    known = knowledge.knowledge("overdue")
-    assert [run.timed_out for run in known.past] == [False, True]
-    assert [run.met(body.task_runner.director.slo) for run in known.past] == [True, False]
+    past = knowledge.knowledge("overdue").past  # of runs that began in one second, either may be the first
+    assert sorted(run.timed_out for run in past) == [False, True]
+    assert all(run.met(body.task_runner.director.slo) != run.timed_out for run in past)
     assert len(rows_of("overdue", "train")) == 1, "it counts, and does not train"
     assert said("a run that ended timed out teaches nothing") == 1
 

@@ -80,8 +80,8 @@ def parse(query: str, listing: str = "") -> list[tuple[str, Device]]:
         listing: What ``nvidia-smi -L`` prints, where a device is in MIG mode.
     """
     starts = list(_GPU.finditer(listing))
-    ends = [match.start() for match in starts[1:]] + [len(listing)]
-    parts = {match[1]: listing[match.start() : end] for match, end in zip(starts, ends, strict=True)}
+    ends = (*(match.start() for match in starts[1:]), None)
+    parts = {match[1]: listing[match.start() : end] for match, end in zip(starts, ends, strict=False)}
     found: list[tuple[str, Device]] = []
     for line in query.splitlines():
         fields = [part.strip() for part in line.split(",")]

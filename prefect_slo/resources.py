@@ -8,6 +8,7 @@ from itertools import product
 from numbers import Integral
 
 from prefect_slo.errors import InvalidValue, InvalidWorkflow
+from prefect_slo.placement import Share
 from prefect_slo.pricing import PriceList, price_list
 from prefect_slo.units import finite, instances, items, positive, text, whole
 
@@ -21,12 +22,14 @@ class Size:
         memory_mb: Memory in MB (MiB).
         gpu: Share of a GPU in [0, 1], or a number of whole GPUs.
         hardware: Open name of the kind of machine: ``cpu``, ``gpu``, ``tpu``, ``edge-box``. Models are kept per name.
+        gpu_memory_mb: Memory on its GPU, in MB; 0 means as large a part of the device's memory as of its cores.
     """
 
     vcpus: float
     memory_mb: int
     gpu: float = 0.0
     hardware: str = "cpu"
+    gpu_memory_mb: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "vcpus", positive(self.vcpus, "size.vcpus"))
@@ -35,9 +38,25 @@ class Size:
             raise InvalidValue("size.gpu", self.gpu, "0 or more")
         object.__setattr__(self, "gpu", float(self.gpu))
         text(self.hardware, "size.hardware")
+        object.__setattr__(self, "gpu_memory_mb", whole(self.gpu_memory_mb, "size.gpu_memory_mb", least=0))
+        if self.gpu_memory_mb and not self.gpu:
+            raise InvalidValue("size.gpu_memory_mb", self.gpu_memory_mb, "0 where the size has no GPU")
+        if self.gpu:
+            _ = self.share
+
+    @property
+    def share(self) -> Share | None:
+        """What it takes of GPUs; ``None`` where it takes none."""
+        return Share(self.gpu, float(self.gpu_memory_mb)) if self.gpu else None
+
+    @property
+    def without_gpu(self) -> Size:
+        """The same on the CPU alone."""
+        return replace(self, gpu=0.0, gpu_memory_mb=0, hardware="cpu") if self.gpu else self
 
     def __str__(self) -> str:
-        gpu = f" + {self.gpu:g} {self.hardware}" if self.gpu else ""
+        part = f" ({self.gpu_memory_mb} MB)" if self.gpu_memory_mb else ""
+        gpu = f" + {self.gpu:g} {self.hardware}{part}" if self.gpu else ""
         return f"{self.vcpus:g} vCPU / {self.memory_mb} MB{gpu}"
 
 

@@ -24,7 +24,7 @@ _STAGE = ("name", "after", "after_items", "menu", "fanout", "items", "probabilit
 _SIZING = ("memory_mb", "vcpus", "sizes")
 _MENU = ("prices", "workers", *_SIZING, "pools", "batch", "knobs", "hardware")
 _POOL = ("name", "prices", "workers", *_SIZING, "hardware")
-_SIZE = ("vcpus", "memory_mb", "gpu", "hardware")
+_SIZE = ("vcpus", "memory_mb", "gpu", "hardware", "gpu_memory_mb")
 _CAPACITY = (*RESOURCES, "pools")
 
 
@@ -194,7 +194,8 @@ def _stage_document(stage: Stage) -> dict[str, Any]:
 
 
 def _size_document(size: Size) -> dict[str, Any]:
-    return {name: getattr(size, name) for name in _SIZE}
+    """Every field, less the memory of a GPU where none is said."""
+    return {name: getattr(size, name) for name in _SIZE if name != "gpu_memory_mb" or size.gpu_memory_mb}
 
 
 def _pool_document(pool: Pool) -> str | dict[str, Any]:

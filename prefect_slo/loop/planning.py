@@ -344,7 +344,8 @@ def plan_digest(plan: Plan) -> str:
 def _key(stage: StagePlan) -> list[object]:
     size = stage.size
     knobs = [list(pair) for pair in stage.knobs]
-    return [stage.workers, size.vcpus, size.memory_mb, size.gpu, size.hardware, stage.pool, stage.batch, knobs]
+    gpu = [size.gpu, size.gpu_memory_mb] if size.gpu_memory_mb else size.gpu
+    return [stage.workers, size.vcpus, size.memory_mb, gpu, size.hardware, stage.pool, stage.batch, knobs]
 
 
 def _on_menu(stage: StagePlan, options: tuple[Option, ...]) -> bool:

@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import json
 import os
+import pickle
 import queue
 import selectors
 import shutil
@@ -34,7 +35,12 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 
 from prefect_slo.placement import Device, Interference, Share  # noqa: E402
+from prefect_slo.resources import Size  # noqa: E402
+from prefect_slo.runner.backends.processes import ProcessBackend  # noqa: E402
+from prefect_slo.runner.backends.protocol import Bundle, Finished, Lost, Opened, Outcome, Progress  # noqa: E402
 from prefect_slo.runner.local import gpus  # noqa: E402
+from prefect_slo.runner.local.book import MemoryBook  # noqa: E402
+from prefect_slo.runner.local.gpu_ledger import GpuLedger  # noqa: E402
 
 KERNELS = ("compute", "memory")
 PERCENTAGES = {1: 100, 2: 50, 3: 33, 4: 25}
@@ -172,6 +178,20 @@ def measured(engine: str, seconds: float) -> None:
             work.run(kernel)
             runs += 1
         print(json.dumps({"runs": runs, "seconds": time.monotonic() - begun}), flush=True)
+
+
+class Look:
+    """A program of this package's workers: what a worker sees of the GPU, after it has used it."""
+
+    def open(self, emit: Any) -> Any:
+        return self
+
+    def __call__(self, item: int, payload: bytes) -> Outcome:
+        engine = ENGINES[payload.decode()]()
+        for kernel in KERNELS:
+            engine.run(kernel)
+        shown = {name: os.environ.get(name, "") for name in (gpus.VISIBLE, gpus.FRACTION)}
+        return Outcome(json.dumps({**engine.seen(), **shown, "pid": os.getpid()}).encode())
 
 
 # ---- processes, as the script sees them -----------------------------------------------------------------------------
@@ -349,7 +369,12 @@ def measure(bench: Bench, device: Device) -> dict[str, Any]:
             percent = {p: {**shown, **own, "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": str(p)} for p in PERCENTAGES.values()}
             report["mps_alone"] = {p: bench.together([percent[p]]) for p in (100, 50, 25)}
             report["mps_shared"] = {k: bench.together([percent[PERCENTAGES[k]]] * k) for k in (2, 3, 4)}
-        report["slot"] = slot(bench, device, own if not why else {}, mps=not why)
+        told = own if not why else {}
+        report["slot"] = slot(bench, device, told, mps=not why)
+        try:
+            report["workers"] = workers(bench, device, told)
+        except Exception as error:  # what was measured so far is worth more than this
+            report["workers"] = {"failed": repr(error)}
     report["summary"] = summary(report)
     return report
 
@@ -360,6 +385,50 @@ def slot(bench: Bench, device: Device, own: Mapping[str, str], *, mps: bool) -> 
     environ = gpus.environment(share, (device,), mps=mps)
     found = bench.together([{**environ, **own}])
     return {"share": str(share), "environment": environ, **found}
+
+
+def workers(bench: Bench, device: Device, own: Mapping[str, str]) -> dict[str, Any]:
+    """Three worker processes of this package with half a device each, on one device: the third has to wait."""
+    left = bench.deadline - time.monotonic()
+    if left < 15:
+        return {"skipped": f"{left:.0f} s were left"}
+    import gpu_sharing  # by its name, so that workers find it
+
+    ledger = GpuLedger((device,), MemoryBook())
+    backend = ProcessBackend(env=own, start="spawn", gpus=ledger)
+    reports: queue.Queue[Any] = queue.Queue()
+    size = Size(1, 8192, 0.5, "gpu")
+    waits: dict[int, float] = {}
+    looks: list[dict[str, Any]] = []
+    most = 0.0
+    try:
+        for lease in (1, 2, 3):
+            backend.open(lease, size, reports.put)
+        while len(looks) < 3 and time.monotonic() < bench.deadline:
+            report = reports.get(timeout=max(bench.deadline - time.monotonic(), 0.1))
+            most = max(most, ledger.used()[device.name][0])
+            if isinstance(report, Opened):
+                waits[report.lease] = report.wait_s
+                program = pickle.dumps(gpu_sharing.Look())
+                items = ((report.lease, bench.engine.encode()),)
+                backend.submit(report.lease, Bundle(report.lease, "look", program, items))
+            elif isinstance(report, Progress):
+                looks += [json.loads(item.outcome.payload) for item in report.items]
+            elif isinstance(report, Finished):
+                backend.close(report.lease)
+            elif isinstance(report, Lost):
+                return {"failed": report.detail}
+    except queue.Empty:
+        return {"failed": "a worker said nothing in time", "looks": looks}
+    finally:
+        backend.shutdown()
+    return {
+        "looks": looks,
+        "each_sees_one_device": all(look["devices"] == 1 for look in looks),
+        "waited_s": waits,
+        "most_of_the_device_held": most,
+        "left_held": ledger.used()[device.name][0],
+    }
 
 
 def summary(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -391,6 +460,7 @@ def summary(report: Mapping[str, Any]) -> dict[str, Any]:
                 if PERCENTAGES[k] in means and _mean(run, kernel)
             }
         found[kernel] = row
+    found["workers"] = report["workers"]
     seen = (report["slot"].get("seen") or [{}])[0]
     if seen:
         uuid = report["device"]["name"].removeprefix("GPU-").replace("-", "")

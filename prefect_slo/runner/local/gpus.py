@@ -24,6 +24,7 @@ from prefect_slo.placement import Device, Share
 logger = logging.getLogger(__name__)
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+NONE = "none"
 FRACTION = "PREFECT_SLO_GPU_MEMORY_FRACTION"
 _QUERY = ("--query-gpu=index,uuid,memory.total,mig.mode.current", "--format=csv,noheader,nounits")
 _MIG = re.compile(r"^\s*MIG\s+\S*?(\d+)gb\S*\s+Device\s+\d+:\s+\(UUID:\s*(MIG-[^)\s]+)\)", re.MULTILINE | re.IGNORECASE)
@@ -41,12 +42,14 @@ def devices(named: Sequence[str] = (), *, environ: Mapping[str, str] | None = No
     """GPUs that this process may use: those named, else those that ``nvidia-smi`` lists; none where there is no such.
 
     Args:
-        named: ``name:memory_mb`` of each, e.g. ``("0:16384", "1:16384")``, in place of the probe.
+        named: ``name:memory_mb`` of each, e.g. ``("0:16384", "1:16384")``, in place of the probe; ``none`` for none.
         environ: Environment, whose ``CUDA_VISIBLE_DEVICES`` narrows what the probe finds; by default this process'.
 
     Raises:
         InvalidValue: A name without its memory.
     """
+    if tuple(named) == (NONE,):
+        return ()
     if named:
         return tuple(_named(entry) for entry in named)
     return visible(_probed(), (os.environ if environ is None else environ).get(VISIBLE))

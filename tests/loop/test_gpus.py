@@ -117,11 +117,11 @@ def test_a_share_that_was_not_measured_is_predicted_from_one_that_was():
     kinds = {"cpu": 16.0, "gpu": 2.0}
     neutral = known((DEVICE,), kinds).model
     slowed = known((DEVICE,), kinds, Interference({2: 2.4})).model
-    whole = neutral.stage_time("detect", hardware=WHOLE.kind).mean
-    assert neutral.stage_time("detect", hardware=HALF.kind).mean == pytest.approx(whole)
-    assert slowed.stage_time("detect", hardware=HALF.kind).mean == pytest.approx(2.4 * whole, rel=1e-3)
+    whole = neutral.stage_time("detect", vcpus=1, hardware=WHOLE.kind).mean
+    assert neutral.stage_time("detect", vcpus=1, hardware=HALF.kind).mean == pytest.approx(whole)
+    assert slowed.stage_time("detect", vcpus=1, hardware=HALF.kind).mean == pytest.approx(2.4 * whole, rel=1e-3)
     measured = known((DEVICE,), {**kinds, "gpu:0.5": 3.0}, Interference({2: 2.4})).model
-    assert measured.stage_time("detect", hardware=HALF.kind).mean == pytest.approx(3.0, rel=0.1)
+    assert measured.stage_time("detect", vcpus=1, hardware=HALF.kind).mean == pytest.approx(3.0, rel=0.1)
 
 
 def test_out_of_memory_a_stage_grows_on_the_hardware_that_it_is_on():

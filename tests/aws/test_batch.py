@@ -20,7 +20,7 @@ from botocore.exceptions import EndpointConnectionError
 
 from prefect_slo import BatchJobs, BatchPool, BatchQueue
 from prefect_slo.aws.arrays import Submitter
-from prefect_slo.aws.exchange import Exchange, Returned
+from prefect_slo.aws.exchange import Exchange, Order, Returned
 from prefect_slo.aws.invoke import Failed
 from prefect_slo.aws.jobs import BatchInvoker, Watch
 from prefect_slo.aws.s3 import S3Prefix
@@ -53,7 +53,7 @@ def sent(exchange: Exchange, function: Callable[..., Any], *args: Any, key: str)
     with by_value():
         code = cloudpickle.dumps(function)
     call = [(1, cloudpickle.dumps((args, {})))]
-    return exchange.run("", "function", code, call, key=("runs", key), limit_s=None, cancelled=threading.Event())
+    return exchange.run("", Order("function", code, call, ("runs", key)))
 
 
 def value(returned: Returned) -> Any:

@@ -132,10 +132,6 @@ class Occupancy:
         if key in self.held:
             self._count(*self.held.pop(key), -1)
 
-    def sharers(self, at: int) -> int:
-        """How many hold a share of a device."""
-        return self._sharers[at]
-
     def used(self, at: int) -> tuple[float, float]:
         """Share of the cores and MB of the memory that are held on a device."""
         return self._cores[at], self._memory_mb[at]

@@ -24,13 +24,11 @@ class GpuClaim:
         id: Its number in the book; from 1.
         share: How much.
         devices: Devices granted; empty while it waits.
-        beside: How many others held shares of its device when it was granted.
     """
 
     id: int
     share: Share
     devices: tuple[Device, ...] = ()
-    beside: int = 0
 
     @property
     def granted(self) -> bool:
@@ -103,7 +101,6 @@ class GpuLedger:
         if at is None:
             return
         claim.devices = tuple(self.devices[position] for position in at)
-        claim.beside = line.occupancy.sharers(at[0]) - 1
         overtaken = {request.id: request.overtaken for request in line.waiting}
         entries.queue = [[*e[:6], overtaken.get(e[0], e[6])] for e in entries.queue if e[0] != claim.id]
         names, share = [device.name for device in claim.devices], claim.share

@@ -31,11 +31,6 @@ def test_two_runs_never_overfill_a_device(book):
     assert one.retry(claims[2])
 
 
-def test_a_claim_knows_how_many_it_shares_its_device_with(book):
-    ledger = GpuLedger(TWO[:1], book)
-    assert [ledger.claim(Share(0.25)).beside for _ in range(3)] == [0, 1, 2]
-
-
 def test_overtaking_is_bounded_across_processes(book):
     one, other = GpuLedger(TWO[:1], book, overtakes=2), GpuLedger(TWO[:1], book, overtakes=2)
     held, large = one.claim(Share(0.5)), other.claim(Share(1))

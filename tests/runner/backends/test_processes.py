@@ -345,7 +345,7 @@ def test_a_busy_or_unknown_lease_is_refused(desk):
 
 
 def test_what_the_machine_can_never_hold_is_refused_at_once(desk):
-    for size, word in ((Size(64, 512), "vcpus"), (Size(1, 10**9), "memory_mb"), (Size(1, 512, 1, "gpu"), "gpu")):
+    for size, word in ((Size(64, 512), "vcpus"), (Size(1, 10**9), "memory_mb"), (Size(1, 512, 64, "gpu"), "64 GPU")):
         lost = desk.lost(desk.ask(size))
         assert lost.reason == "start"
         assert word in lost.detail

@@ -154,7 +154,7 @@ def learn(stage: Stage, rows: History, *, kind: str, features: Sequence[str], we
 
 
 def _leases(rows: History, wall_s: Floats, cold: Bools) -> dict[str, Any]:
-    """How often starts are part of ordinary runs, and what is paid beyond wall time, where rows are leases elsewhere."""
+    """How often ordinary runs start cold, and what is paid beyond wall time, where rows are leases elsewhere."""
     leased = np.isfinite(rows["billed_s"]) & ~np.isfinite(rows["requests"])
     if not leased.any():
         return {}

@@ -38,8 +38,8 @@ def proposal_markdown(flow_name: str, before: Plan, after: Plan, reason: str) ->
             )
     lines += [
         "",
-        f"Approve it by `prefect-slo approve {flow_name!r}`, or by a run of `slo-replan` with `approve=true`. Until then,",
-        "and unless another plan comes into force, runs follow the plan that is.",
+        f"Approve it by `prefect-slo approve {flow_name!r}`, or by a run of `slo-replan` with `approve=true`. Until",
+        "then, and unless another plan comes into force, runs follow the plan that is.",
     ]
     return "\n".join(lines)
 

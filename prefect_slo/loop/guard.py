@@ -2,8 +2,8 @@
 
 A plan that is better by too little doesn't replace the one in force (``min_change``), and one that changes a run's
 latency, cost or reserved vCPUs by too much (``max_change``) doesn't either: it waits in the flow's profile, shown as
-the artifact ``slo-proposal-<flow>``, until it is approved or another plan comes into force. A flow can be rolled back to
-the plan before the one in force; choices that somebody rolled back from are never taken again without being asked for.
+the artifact ``slo-proposal-<flow>``, until it is approved or another plan comes into force. A flow can be rolled back
+to the plan before the one in force; choices that somebody rolled back from are never taken again unasked.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Four mapped stages, two of them on pool ``cpu`` and two on ``gpu``: process pool
 with a worker that polls. A run follows the one before at once or, by chance, after a pause that pilots don't outlast,
 so that these are warm for some runs, and asked for, polled for and booted for others. The flow is calibrated on some
 runs, gets the tightest deadline that the planner then certifies, and is run by its plan. Compared are the percentiles
-that the plan in force predicted before the first of these runs with those of the runs, and how many missed the deadline.
+that the plan in force predicted before the first of these runs with those of the runs; how many missed is counted.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ os.environ.setdefault("PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL"
 
 
 ITEMS = 4
-IDLE_S, BREATH_S, PAUSE_S = 2.0, 0.2, 4.0
+IDLE_S, BREATH_S, PAUSE_S = 5.0, 0.2, 7.0
 MARGIN = 1.10
 MISSES = 6
 
@@ -242,7 +242,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=60)
     parser.add_argument("--calibrate", type=int, default=24)
     parser.add_argument("--poll", type=float, default=1.0, help="PREFECT_WORKER_QUERY_SECONDS of the workers")
-    parser.add_argument("--pauses", type=float, default=0.4, help="share of runs that come after a pause")
+    parser.add_argument("--pauses", type=float, default=0.3, help="share of runs that come after a pause")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     found = measure(options.runs, options.calibrate, options.poll, options.pauses, options.seed)

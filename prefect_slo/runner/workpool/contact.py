@@ -74,7 +74,7 @@ class Contact:
 
     def __init__(self, office: Office, size: Size) -> None:
         self._office, self.size = office, size
-        self.box = f"{office.box}/{uuid.uuid4().hex}"
+        self.box = f"pilot-{uuid.uuid4().hex}"  # beside its office's, which is gone before the last letter is read
         self.born = self.idle_since = time.monotonic()
         self.blocked_s = 0.0
         self._unpaid_s = 0.0

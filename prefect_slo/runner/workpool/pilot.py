@@ -13,6 +13,7 @@ import math
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from itertools import count
@@ -136,6 +137,8 @@ class Pilot:
             self._sender.end(ended)
         if ended in (CLOSED, ALONE):
             self._store.clear(self._order.box)
+        if ended == ALONE:
+            self._store.clear(self._order.office)
         return ended
 
     def _loop(self, backend: ProcessBackend) -> str:
@@ -240,8 +243,8 @@ CLOSED, ALONE = "it is not needed any more", "its flow gives no sign of life"
 class Sender:
     """Sends what is posted in letters, from a thread of its own: at once when it was quiet, else gathered a little."""
 
-    def __init__(self, store: Store, box: str) -> None:
-        self._store, self._box = store, box
+    def __init__(self, store: Store, box: str, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._store, self._box, self._sleep = store, box, sleep
         self._out = Outgoing(store, box, FROM_JOB)
         self._posted: SimpleQueue[Report | str] = SimpleQueue()
         self._received: dict[int, float] = {}
@@ -300,7 +303,7 @@ class Sender:
                     return
                 if attempt == 0:
                     get_logger("slo").warning("The mailbox cannot be written, and is tried again: %r", error)
-                time.sleep(min(0.1 * 2**attempt, 2.0))
+                self._sleep(min(0.1 * 2**attempt, 2.0))
 
 
 def _age_s() -> float:

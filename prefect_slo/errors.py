@@ -214,6 +214,23 @@ class WorkPoolUnusable(SloError):
         return type(self), (self.pool, self.why, self.then)
 
 
+class NothingProposed(SloError):
+    """There is no plan to approve, or to roll back to.
+
+    Args:
+        flow_name: Name of the flow.
+        reason: What is missing, in words.
+        then: What to do.
+    """
+
+    def __init__(self, flow_name: str, reason: str, then: str) -> None:
+        self.flow_name, self.reason, self.then = flow_name, reason, then
+        super().__init__(f"Flow {flow_name!r}: {reason}. {then}")
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.flow_name, self.reason, self.then)
+
+
 class SpendLimitReached(SloError):
     """Work that was not started because a run has spent what it may.
 

@@ -247,7 +247,7 @@ def _predicted(model: WorkflowModel, name: str, option: Option, upstream: int) -
         wall, busy = (
             time(
                 name, workers=option.workers, memory_mb=option.memory_mb, vcpus=option.vcpus,
-                hardware=option.size.hardware, batch=option.batch, upstream=upstream, knobs=dict(option.knobs),
+                hardware=option.size.kind, batch=option.batch, upstream=upstream, knobs=dict(option.knobs),
             )
             for time in (model.stage_time, model.busy_time)
         )  # fmt: skip

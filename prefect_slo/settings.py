@@ -43,6 +43,11 @@ class SLOSettings(PrefectBaseSettings):
         default=None, gt=0, description="Memory, in MB, that menus and plans of one run stay within."
     )
     capacity_workers: int | None = Field(default=None, gt=0, description="Workers that plans of one run use at once.")
+    gpu_devices: str = Field(
+        default="",
+        description="GPUs of this machine as name:memory_mb, e.g. '0:16384,1:16384', in place of those that nvidia-smi "
+        "lists; 'none' where none is to be used.",
+    )
     ledger_patience_s: float = Field(
         default=300.0,
         gt=0,
@@ -73,6 +78,11 @@ class SLOSettings(PrefectBaseSettings):
     def telemetry_directory(self) -> Path:
         """Where ``RunLog`` writes and ``sweep_orphans`` looks: each API has a folder of its own."""
         return self.directory / "telemetry" / api_identity()
+
+    @property
+    def named_gpus(self) -> tuple[str, ...]:
+        """The devices that are named."""
+        return tuple(entry.strip() for entry in self.gpu_devices.split(",") if entry.strip())
 
     @property
     def capacity(self) -> Capacity:

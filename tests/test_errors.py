@@ -29,6 +29,7 @@ ERRORS = [
     errors.OutOfMemory("train", 1900.0, 1792.0),
     errors.TaskTimedOut("train", 30.0),
     errors.Unpicklable("train", "argument", "cannot pickle '_thread.lock' object"),
+    errors.GpuShareTooLarge("0.5 GPU", ("0 with 16,384 MB",), "stage 'train'"),
     errors.UnsupportedTaskRunner("MyRunner", ("ThreadPoolTaskRunner",)),
 ]
 

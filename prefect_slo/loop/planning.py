@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from prefect_slo.errors import InfeasibleSlo
-from prefect_slo.loop import policy
+from prefect_slo.loop import gpus, policy
 from prefect_slo.loop.knowledge import Fitted, Knowledge
 from prefect_slo.objective import Budget, Latency, Slo
 from prefect_slo.plan import Plan, Prediction, StagePlan
@@ -114,15 +114,28 @@ def decide(
         known.made[key] = plan
     assert plan is not None
     note = f"{slo} is kept by no plan for sure; it runs by its fastest." if plan.certificate is None else ""
+    without = _doing_without(known, plan, slo, seed)
     if mode == "advise":
-        return Decision(plan, "advise", note or "a plan is ready; it is shown and not followed (mode 'advise').")
+        shown = note or "a plan is ready; it is shown and not followed (mode 'advise')."
+        return Decision(plan, "advise", f"{shown} {without}".strip())
     mode = "enforce"
     if not note and explore and policy.explores(explore, rng):
         assert known.model is not None
         tried = exploration(known.model, plan, slo, rng)
         if tried is not None:
             plan, mode = tried, "explore"
-    return Decision(plan.passing_as(in_force), mode, note, known.on_threads, ladders(plan, workflow))
+    told = f"{note} {without}".strip()
+    return Decision(plan.passing_as(in_force), mode, told, known.on_threads, ladders(plan, workflow))
+
+
+def _doing_without(known: Knowledge, plan: Plan, slo: Slo, seed: int) -> str:
+    """What it costs that this machine has no GPU, where a plan would use one; computed once for what is known."""
+    if known.workflow is None or known.workflow.capacity.gpu_devices != ():
+        return ""
+    key = slo, (("gpu", 1.0),)
+    if key not in known.made:
+        known.made[key] = gpus.wanted(known, slo, seed=seed) or plan
+    return gpus.price(known.made[key], plan)
 
 
 def told(known: Knowledge, plan: Plan, mode: str | None) -> Decision:
@@ -152,11 +165,15 @@ def rounded(features: Mapping[str, float]) -> dict[str, float]:
 
 
 def fits(plan: Plan, workflow: Workflow, slo: Slo) -> bool:
-    """Whether a plan was made for this objective, these stages and choices that are still on their menus."""
+    """Whether a plan was made for this objective, these stages and choices that are still on their menus.
+
+    And for GPUs that are here: a plan in force may come from a machine that has others.
+    """
     return (
         plan.objective == slo
         and set(plan.stages) == {stage.name for stage in workflow.stages}
         and all(_on_menu(plan[stage.name], stage.menu.options()) for stage in workflow.stages)
+        and all(workflow.capacity.places(stage.option) for stage in plan.stages.values())
     )
 
 
@@ -351,12 +368,13 @@ def asked(slo: Slo, factor: float = 1.0, *, confidence: float | None = None) -> 
 
 
 def ladders(plan: Plan, workflow: Workflow, *, only: Collection[str] | None = None) -> dict[str, tuple[Size, ...]]:
-    """For every stage, or those named, the sizes on its menu with more memory than in its plan, smallest first."""
+    """For every stage, or those named, the sizes of its kind on its menu with more memory than its plan gives it."""
     steps = {}
     for name, stage in plan.stages.items():
         if only is not None and name not in only:
             continue
-        sizes = {option.size for option in workflow[name].menu.options() if option.pool == stage.pool}
+        options = workflow[name].menu.options()
+        sizes = {o.size for o in options if o.pool == stage.pool and o.size.kind == stage.size.kind}
         larger = sorted((s for s in sizes if s.memory_mb > stage.size.memory_mb), key=lambda s: (s.memory_mb, s.vcpus))
         steps[name] = tuple(larger)
     return steps
@@ -370,7 +388,8 @@ def plan_digest(plan: Plan) -> str:
 def _key(stage: StagePlan) -> list[object]:
     size = stage.size
     knobs = [list(pair) for pair in stage.knobs]
-    return [stage.workers, size.vcpus, size.memory_mb, size.gpu, size.hardware, stage.pool, stage.batch, knobs]
+    gpu = [size.gpu, size.gpu_memory_mb] if size.gpu_memory_mb else size.gpu
+    return [stage.workers, size.vcpus, size.memory_mb, gpu, size.hardware, stage.pool, stage.batch, knobs]
 
 
 def _on_menu(stage: StagePlan, options: tuple[Option, ...]) -> bool:

@@ -164,15 +164,14 @@ def _coordinates(option: Option) -> list[float]:
 def _distance(points: NDArray[np.float64], i: int, options: Sequence[Option]) -> NDArray[np.float64]:
     apart = np.sqrt(((points - points[i]) ** 2).sum(axis=1))
     kind = [
-        (o.pool, o.size.hardware, o.knobs) != (options[i].pool, options[i].size.hardware, options[i].knobs)
-        for o in options
+        (o.pool, o.size.kind, o.knobs) != (options[i].pool, options[i].size.kind, options[i].knobs) for o in options
     ]
     return np.asarray(apart + np.asarray(kind, dtype=float))
 
 
 def _setting(option: Option) -> tuple[object, ...]:
     size = option.size
-    return (option.workers, round(size.vcpus, 3), size.hardware, option.batch, option.knobs)
+    return (option.workers, round(size.vcpus, 3), size.kind, option.batch, option.knobs)
 
 
 def _knobs(workflow: Workflow, stage: str) -> tuple[str, ...]:

@@ -57,11 +57,11 @@ def draw_options(
         stream: The stage's own.
         luck: Runs of the same number of samples by hardware, which all options share; drawn where there are none.
     """
-    kinds = list(dict.fromkeys(option.size.hardware for option in options))
+    kinds = list(dict.fromkeys(option.size.kind for option in options))
     shape = (len(sums), len(options), len(shared.ranks))
     wall, busy = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
     for kind in kinds:
-        at = [k for k, option in enumerate(options) if option.size.hardware == kind]
+        at = [k for k, option in enumerate(options) if option.size.kind == kind]
         runs = None if luck is None else luck[kind]
         drawn = _draw(learned[kind], [options[k] for k in at], sums, shared, stream, runs)
         if len(kinds) == 1:
@@ -138,7 +138,7 @@ def requests_of(
     """
     found: list[Requests | None] = []
     for k, option in enumerate(options):
-        known = learned[option.size.hardware]
+        known = learned[option.size.kind]
         if known.billing is None:
             found.append(None)
             continue
@@ -182,8 +182,8 @@ def points_of(learned: Learned, options: Sequence[Option], sums: Sequence[int], 
 def waves_of(learned: Mapping[str, Learned], options: Sequence[Option]) -> Samples32:
     """Calls that the busiest worker makes one after another with a typical input, shape ``(n_options,)``."""
     waves = np.ones(len(options), dtype=np.float32)
-    for kind in {option.size.hardware for option in options}:
-        at = [k for k, option in enumerate(options) if option.size.hardware == kind]
+    for kind in {option.size.kind for option in options}:
+        at = [k for k, option in enumerate(options) if option.size.kind == kind]
         points = points_of(learned[kind], [options[k] for k in at], (0,), learned[kind].inputs.typical)
         waves[at] = points.waves
     return waves

@@ -17,9 +17,15 @@ from prefect_slo.models.memory import MemoryNeed
 from prefect_slo.models.noise import enough_repeats
 from prefect_slo.models.protocol import Response, StageModel
 from prefect_slo.models.regression import Regression
+<<<<<<< HEAD
 from prefect_slo.models.startup import Startup, mean_beyond, seen_by_setting
 from prefect_slo.models.transfer import THREAD, on_threads
+=======
+from prefect_slo.models.startup import Startup
+from prefect_slo.models.transfer import THREAD, nearest_share, on_share, on_threads
+>>>>>>> gpu
 from prefect_slo.models.whitebox import WhiteBox
+from prefect_slo.resources import Capacity
 from prefect_slo.workflow import Stage
 
 KINDS: dict[str, Callable[[], StageModel]] = {
@@ -96,12 +102,22 @@ class Learned:
         return replace(self, inputs=self.inputs.known(row))
 
 
+_UNLIMITED = Capacity()
+
+
 def by_hardware(
-    stage: Stage, rows: History, *, kind: str, features: Sequence[str], weigh: Callable[[History], Floats]
+    stage: Stage,
+    rows: History,
+    *,
+    kind: str,
+    features: Sequence[str],
+    weigh: Callable[[History], Floats],
+    capacity: Capacity = _UNLIMITED,
 ) -> dict[str, Learned]:
     """What is known of a stage on every kind of hardware that it ran on, the one measured most first.
 
-    Threads on its menu are known, too, where rows of processes tell how the stage would do on them.
+    Threads on its menu are known, too, where rows of processes tell how the stage would do on them; and shares of a
+    GPU, where another share was measured.
 
     Args:
         stage: The stage.
@@ -109,10 +125,16 @@ def by_hardware(
         kind: Name of the stage model.
         features: Columns that may hold the size of the input.
         weigh: Weights of rows.
+        capacity: Of the workflow; says how sharers of a GPU slow each other down.
     """
     kinds, counts = np.unique(rows.hardware, return_counts=True)
     by_kind = {name: rows.take(rows.hardware == name) for name in kinds[np.argsort(-counts, kind="stable")].tolist()}
-    offered = {option.size.hardware for option in stage.menu.options()}
+    measured = tuple(by_kind)
+    for other in stage.menu.options():
+        name = other.size.kind
+        if name not in by_kind and 0 < other.size.gpu < 1 and (base := nearest_share(name, measured)) is not None:
+            by_kind[name] = on_share(by_kind[base], name, capacity.of(other.pool).gpu_slowdown)
+    offered = {option.size.kind for option in stage.menu.options()}
     if THREAD in offered - by_kind.keys() and (derived := on_threads(rows)) is not None:
         by_kind[THREAD] = derived
     return {

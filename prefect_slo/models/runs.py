@@ -177,7 +177,7 @@ class Luck:
     def _stage(self, name: str, option: Option, upstream: int, planned: StagePlan | None) -> _StageRuns:
         key = name, option, upstream, planned
         if key not in self._drawn:
-            stream, sampler, kind = np.random.default_rng(self._seeds[name]), self._sampler, option.size.hardware
+            stream, sampler, kind = np.random.default_rng(self._seeds[name]), self._sampler, option.size.kind
             if (name, kind) not in self._luck:
                 model = sampler.known[name][kind].model
                 self._luck[name, kind] = luck_of(

@@ -328,7 +328,7 @@ class Measure:
             cold=seen.cold,
             cost_usd=_cost(seen),
             peak_memory_mb=seen.peak_mb or NAN,
-            hardware=seen.size.hardware,
+            hardware=seen.size.kind,
             started_at=unix + seen.first_ready - monotonic,
             queue_s=queue_s,
             requests=float(seen.requests) if seen.requests and not math.isnan(billed_s) else NAN,

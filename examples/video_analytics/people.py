@@ -7,7 +7,6 @@ whole batch of frames at once, written once for NumPy and CuPy. The weights ship
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -73,9 +72,9 @@ def hits_on_arrays(frames: Sequence[Frame], xp: ModuleType = np) -> list[list[Hi
 
     The batch goes to the device once, and the scores of all its windows come back once.
     """
-    batch = xp.asarray(np.stack(frames))
+    batch, classifier = xp.asarray(np.stack(frames)), _classifier(xp)
     scales = _scales(*batch.shape[1:3])
-    scores = [_scores(_resized(batch, *size, xp), xp) for _, size in scales]
+    scores = [_scores(_resized(batch, *size, xp), classifier, xp) for _, size in scales]
     flat = xp.concatenate([of_scale.reshape(len(frames), -1) for of_scale in scores], axis=1)
     told = flat if xp is np else xp.asnumpy(flat)
     found: list[list[Hit]] = [[] for _ in frames]
@@ -92,37 +91,42 @@ def hits_on_arrays(frames: Sequence[Frame], xp: ModuleType = np) -> list[list[Hi
     return found
 
 
-@cache
 def _opencv() -> Any:
     if not hasattr(cv2, "HOGDescriptor"):
-        raise RuntimeError(
-            f"OpenCV {cv2.__version__} has no people detector any more: pip install 'opencv-python-headless<5'"
-        )
+        raise RuntimeError(f"OpenCV {cv2.__version__} has no people detector: pip install 'opencv-python-headless<5'")
     detector = cv2.HOGDescriptor()
     detector.setSVMDetector(cv2.HOGDescriptor_getDefaultPeopleDetector())
     return detector
 
 
-@cache
-def _classifier(xp: ModuleType) -> tuple[Any, float]:
-    """Weights as ``(features of a block, blocks of a window)``, block columns first, and what is added to the sum."""
-    weights = np.ravel(cv2.HOGDescriptor_getDefaultPeopleDetector())
-    return xp.asarray(weights[:-1].reshape(BLOCKS[0] * BLOCKS[1], -1).T.copy()), float(weights[-1])
+class _Classifier(NamedTuple):
+    """What the array code multiplies by.
 
-
-@cache
-def _spread(xp: ModuleType) -> Any:
-    """How much a pixel of a cell counts in the cells of a block that it lies in, along one side: ``(4, CELL)``.
-
-    A block is two cells wide: rows are (first, first), (first, second), (second, first), (second, second), read as
-    "a pixel of this cell in the histogram of that one". Pixels count less far from the middle, and in two cells at
-    once between their middles.
+    Attributes:
+        weights: ``(features of a block, blocks of a window)``, blocks column by column.
+        bias: Added to the sum.
+        spread: How much a pixel of a cell counts in the cells of a block that it lies in, along one side: ``(4, CELL)``.
+            A block is two cells wide; rows are (first, first), (first, second), (second, first), (second, second), read
+            as "a pixel of this cell in the histogram of that one". Pixels count less far from the middle of the block,
+            and in both cells between their middles.
     """
+
+    weights: Any
+    bias: float
+    spread: Any
+
+
+def _classifier(xp: ModuleType) -> _Classifier:
+    weights = np.ravel(cv2.HOGDescriptor_getDefaultPeopleDetector())
     pixels = np.arange(2 * CELL)
     near = np.exp(-((pixels - CELL) ** 2) / (2 * (CELL / 2) ** 2))
     middles = CELL * (np.arange(2)[:, None] + 0.5)
     shares = near * np.maximum(0, 1 - np.abs(pixels + 0.5 - middles) / CELL)
-    return xp.asarray(np.concatenate([shares[:, :CELL], shares[:, CELL:]]), dtype=xp.float32)
+    return _Classifier(
+        xp.asarray(weights[:-1].reshape(BLOCKS[0] * BLOCKS[1], -1).T.copy()),
+        float(weights[-1]),
+        xp.asarray(np.concatenate([shares[:, :CELL], shares[:, CELL:]]), dtype=xp.float32),
+    )
 
 
 def _scales(height: int, width: int) -> list[tuple[float, tuple[int, int]]]:
@@ -153,13 +157,12 @@ def _between(source: int, target: int, xp: ModuleType) -> tuple[Any, Any]:
     return xp.asarray(before), xp.asarray(np.round((at - before) * 256) / 256, dtype=xp.float32)
 
 
-def _scores(images: Any, xp: ModuleType) -> Any:
+def _scores(images: Any, classifier: _Classifier, xp: ModuleType) -> Any:
     """How sure the classifier is of each window, ``(frames, rows, columns)``: a person at 0 and above."""
-    weights, bias = _classifier(xp)
-    blocks = _blocks(_cells(images, xp), xp)
+    blocks = _blocks(_cells(images, xp), classifier.spread, xp)
     n, rows, columns, features = blocks.shape
     # what each block adds to a window where it is this or that part of it
-    parts = (blocks.reshape(-1, features) @ weights).reshape(n, rows, columns, -1)
+    parts = (blocks.reshape(-1, features) @ classifier.weights).reshape(n, rows, columns, -1)
     s, down, right, part = parts.strides
     high, wide = BLOCKS
     windows = xp.lib.stride_tricks.as_strided(
@@ -167,7 +170,7 @@ def _scores(images: Any, xp: ModuleType) -> Any:
         (n, rows - high + 1, columns - wide + 1, wide, high),
         (s, down, right, right + high * part, down + part),
     )
-    return windows.sum(axis=(3, 4)) + xp.float32(bias)
+    return windows.sum(axis=(3, 4)) + xp.float32(classifier.bias)
 
 
 def _cells(images: Any, xp: ModuleType) -> Any:
@@ -188,10 +191,9 @@ def _cells(images: Any, xp: ModuleType) -> Any:
     return shares * xp.sqrt(strength)[:, None, :height, :width]
 
 
-def _blocks(cells: Any, xp: ModuleType) -> Any:
+def _blocks(cells: Any, spread: Any, xp: ModuleType) -> Any:
     """Normalised histograms of each block, ``(frames, rows, columns, 2 * 2 * BINS)``, in the classifier's order."""
     n, _, height, width = cells.shape
-    spread = _spread(xp)
     rows, columns = height // CELL, width // CELL
     across = (cells.reshape(-1, CELL) @ spread.T).reshape(n * BINS * rows, CELL, columns * 4)
     sums = (spread @ across).reshape(n, BINS, rows, 2, 2, columns, 2, 2)  # place, cell; place, cell

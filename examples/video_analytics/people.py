@@ -105,10 +105,10 @@ class _Classifier(NamedTuple):
     Attributes:
         weights: ``(features of a block, blocks of a window)``, blocks column by column.
         bias: Added to the sum.
-        spread: How much a pixel of a cell counts in the cells of a block that it lies in, along one side: ``(4, CELL)``.
-            A block is two cells wide; rows are (first, first), (first, second), (second, first), (second, second), read
-            as "a pixel of this cell in the histogram of that one". Pixels count less far from the middle of the block,
-            and in both cells between their middles.
+        spread: How much a pixel of a cell counts in the cells of a block that it lies in, along one side,
+            ``(4, CELL)``. A block is two cells wide; rows are (first, first), (first, second), (second, first),
+            (second, second), read as "a pixel of this cell in the histogram of that one". Pixels count less far from
+            the middle of the block, and in both cells between their middles.
     """
 
     weights: Any
@@ -132,10 +132,11 @@ def _classifier(xp: ModuleType) -> _Classifier:
 def _scales(height: int, width: int) -> list[tuple[float, tuple[int, int]]]:
     """By how much a frame shrinks, and to what size, as long as a window fits in."""
     scales = []
-    scale = 1.0
-    while (size := (round(height / scale), round(width / scale))) >= WINDOW and size[1] >= WINDOW[1]:
+    scale, size = 1.0, (height, width)
+    while size[0] >= WINDOW[0] and size[1] >= WINDOW[1]:
         scales.append((scale, size))
         scale *= STEP
+        size = round(height / scale), round(width / scale)
     return scales
 
 

@@ -17,13 +17,8 @@ from prefect_slo.models.memory import MemoryNeed
 from prefect_slo.models.noise import enough_repeats
 from prefect_slo.models.protocol import Response, StageModel
 from prefect_slo.models.regression import Regression
-<<<<<<< HEAD
 from prefect_slo.models.startup import Startup, mean_beyond, seen_by_setting
-from prefect_slo.models.transfer import THREAD, on_threads
-=======
-from prefect_slo.models.startup import Startup
 from prefect_slo.models.transfer import THREAD, nearest_share, on_share, on_threads
->>>>>>> gpu
 from prefect_slo.models.whitebox import WhiteBox
 from prefect_slo.resources import Capacity
 from prefect_slo.workflow import Stage

@@ -30,6 +30,7 @@ ERRORS = [
     errors.TaskTimedOut("train", 30.0),
     errors.Unpicklable("train", "argument", "cannot pickle '_thread.lock' object"),
     errors.GpuShareTooLarge("0.5 GPU", ("0 with 16,384 MB",), "stage 'train'"),
+    errors.NothingProposed("etl", "no plan waits for approval", "Run replan first."),
     errors.UnsupportedTaskRunner("MyRunner", ("ThreadPoolTaskRunner",)),
 ]
 

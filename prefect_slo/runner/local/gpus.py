@@ -133,19 +133,32 @@ def environment(share: Share, placed: Iterable[Device], *, mps: bool) -> dict[st
         return told
     (device,) = placed
     memory_mb = share.memory_on(device)
-    fraction = f"{memory_mb / device.memory_mb:.4f}"
-    told |= {
-        "PREFECT_SLO_GPU_SHARE": f"{share.gpu:g}",
-        "PREFECT_SLO_GPU_MEMORY_MB": f"{memory_mb:.0f}",
-        FRACTION: fraction,
-        "CUPY_GPU_MEMORY_LIMIT": f"{int(memory_mb * 2**20)}",
-        "XLA_PYTHON_CLIENT_MEM_FRACTION": fraction,
-    }
+    return told | limits(Share(share.gpu, memory_mb), memory_mb / device.memory_mb, mps=mps)
+
+
+def limits(share: Share, fraction: float | None = None, *, mps: bool) -> dict[str, str]:
+    """Variables by which libraries, and with MPS the driver, hold a worker to a share of the one device that it sees.
+
+    Args:
+        share: Its share; nothing is said of whole devices.
+        fraction: Of the device's memory; where it isn't known, that of the share unless it says how many MB.
+        mps: Whether the driver can hold it to its share.
+    """
+    if share.gpu >= 1:
+        return {}
+    if fraction is None and not share.memory_mb:
+        fraction = share.gpu
+    told = {"PREFECT_SLO_GPU_SHARE": f"{share.gpu:g}"}
+    if fraction is not None:
+        told |= {FRACTION: f"{fraction:.4f}", "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{fraction:.4f}"}
+        told["CUPY_GPU_MEMORY_LIMIT"] = f"{100 * fraction:g}%"
+    if share.memory_mb:
+        told["PREFECT_SLO_GPU_MEMORY_MB"] = f"{share.memory_mb:.0f}"
+        told["CUPY_GPU_MEMORY_LIMIT"] = f"{int(share.memory_mb * 2**20)}"
     if mps:
-        told |= {
-            "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": f"{100 * share.gpu:g}",
-            "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT": f"0={memory_mb:.0f}M",  # its one device is the first that it sees
-        }
+        told["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] = f"{100 * share.gpu:g}"
+        if share.memory_mb:
+            told["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"] = f"0={share.memory_mb:.0f}M"  # the first device that it sees
     return told
 
 

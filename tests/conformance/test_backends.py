@@ -34,7 +34,7 @@ from prefect_slo.runner.backends.work_pool import WorkPoolBackend
 from prefect_slo.runner.cluster_pools import DaskPool, RayPool
 from prefect_slo.runner.local.ledger import FileBook, Ledger
 from prefect_slo.runner.work_pools import WorkPool
-from prefect_slo.testing.aws import LocalAws, local_aws
+from prefect_slo.testing.aws import LocalAws
 
 BACKENDS: dict[str, Callable[[pytest.FixtureRequest, Path], Backend]] = {
     "thread": lambda request, folder: ThreadBackend(),
@@ -135,13 +135,6 @@ class Desk:
 
     def run(self, lease: int, fn: Callable[[Any], Any], values: list[Any]) -> list[Any]:
         return self.results(self.submit(lease, fn, values))
-
-
-@pytest.fixture(scope="module")
-def account() -> Iterator[LocalAws]:
-    """Functions that really run and see what is installed here: the programs of these tests are of this package."""
-    with local_aws(packages=None) as account:
-        yield account
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ ERRORS = [
     errors.InvalidPlan("plan.schema", 9, "1"),
     errors.InvalidObservation("wall_s (row 3)", -1.0, "a finite number above 0"),
     errors.UnknownStage("trian", ("train", "test")),
+    errors.NothingProposed("letters", "no plan waits for approval", "Run replan first."),
     errors.SpendLimitReached(0.5, 0.5),
     errors.WorkPoolUnusable("gpu", "is paused", "Let it go on."),
     errors.UnknownPool("clout", ("process", "cloud"), "train"),

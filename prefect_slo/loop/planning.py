@@ -202,7 +202,10 @@ def exploration(model: WorkflowModel, plan: Plan, slo: Slo, rng: np.random.Gener
     stages = [s for s in model.workflow.stages if len(s.menu.options()) > 1]
     for _ in range(4 if stages else 0):
         stage = stages[int(rng.integers(len(stages)))]
-        options = [o for o in stage.menu.options() if o != plan[stage.name].option]
+        places = model.workflow.capacity.places
+        options = [o for o in stage.menu.options() if o != plan[stage.name].option and places(o)]
+        if not options:
+            continue
         option = options[int(rng.integers(len(options)))]
         tried = predicted(model, plan.with_stage(stage.name, **_choices(option)))
         assert tried.predicted is not None

@@ -329,11 +329,14 @@ def mps() -> Iterator[tuple[dict[str, str], str]]:
 
 
 def _control(command: Sequence[str], told: str) -> tuple[int, str]:
-    try:
-        done = subprocess.run(command, input=told, capture_output=True, text=True, timeout=15)
-    except (OSError, subprocess.SubprocessError) as error:
-        return 1, str(error)
-    return done.returncode, (done.stderr or "" if done.returncode else "").strip()
+    """Run it; its output goes to a file, as a daemon that it leaves behind may keep a pipe open."""
+    with tempfile.TemporaryFile("w+") as said:
+        try:
+            done = subprocess.run(command, input=told, stdout=said, stderr=said, text=True, timeout=15)
+        except (OSError, subprocess.SubprocessError) as error:
+            return 1, str(error)
+        said.seek(0)
+        return done.returncode, said.read().strip() if done.returncode else ""
 
 
 def _end_daemon(pid_file: Path) -> None:

@@ -13,6 +13,7 @@ from prefect_slo.loop import gpus, menus
 from prefect_slo.loop.knowledge import Fitted, Knowledge
 from prefect_slo.loop.menus import MenuSettings, stage_menu, with_menus
 from prefect_slo.loop.planning import decide, fits, ladders, replan
+from prefect_slo.loop.sweep import design, fallback_options
 from prefect_slo.models import WorkflowModel
 from prefect_slo.objective import Latency, Slo
 from prefect_slo.observation import StageRun, StageRuns
@@ -131,3 +132,10 @@ def test_out_of_memory_a_stage_grows_on_the_hardware_that_it_is_on():
     plan, _ = replan(known((DEVICE,), {"cpu": 16.0, "gpu": 2.0, "gpu:0.5": 3.0}), SLO, seed=0)
     half = plan.with_stage("detect", size=HALF)
     assert ladders(half, flow)["detect"] == (Size(1, 2048, 0.5, "gpu"),)
+
+
+def test_a_sweep_leaves_out_what_has_no_place_here():
+    todo = design(workflow((DEVICE,)), None, repeats=1, seed=0).todo["detect"]
+    assert {(o.workers, o.size.gpu) for o in todo} == {(1, 0), (2, 0), (1, 0.5), (2, 0.5), (1, 1)}
+    assert {o.size.gpu for o in design(workflow(()), None, repeats=1, seed=0).todo["detect"]} == {0}
+    assert fallback_options(workflow(()), {})["detect"].size.gpu == 0

@@ -26,9 +26,10 @@ settings.load_profile("repeatable")
 
 @pytest.fixture(scope="session", autouse=True)
 def slo_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Logs of runs under way lie in a folder of the session, never in the user's own."""
+    """Logs of runs under way and the ledger of vCPUs lie in folders of the session, never in the user's own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_INTEGRATIONS_SLO_HOME", str(tmp_path_factory.mktemp("slo-home")))
+        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
         yield
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from prefect_slo.models import WorkflowModel
 
 _NUDGE = 1e-3
+_SHOWN = (9, 1)
+"""Tag of these draws after the plan's seed; a stream that its search has not seen (see ``simulate.SIMULATED``)."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def stage_forecasts(model: WorkflowModel, plan: Plan, *, n_samples: int = 4000) 
     from prefect_slo.models import makespan
 
     workflow = model.workflow
-    drawn = model.sample_plan(plan, n_samples, np.random.default_rng(plan.seed))
+    drawn = model.sample_plan(plan, n_samples, np.random.default_rng(np.random.SeedSequence([plan.seed, *_SHOWN])))
     walls = {name: np.asarray(drawn.stage_latency_s[name], dtype=np.float64) for name in workflow.order}
     waves = {name: _waves(workflow[name].items, plan[name].workers, plan[name].batch) for name in workflow.order}
     whole = makespan(workflow, walls, waves=waves)

@@ -108,7 +108,12 @@ def of_regret(found: Sequence[Profile]) -> list[Row]:
         Row("budgets: extra latency, worst", f"{figures['extra latency, worst']:.2%}"),
     ]
     falling = all(regret.falls(judged, profile.name) for profile in found)
-    return [*rows, Row("objective falls with the bound, flat past the limit", str(falling), "True", falling)]
+    flat = all(regret.flat(profile) for profile in found)
+    return [
+        *rows,
+        Row("objective falls with the bound", str(falling), "True", falling),
+        Row("objective flat past the limit", str(flat), "True", flat),
+    ]
 
 
 def of_planners(found: Sequence[Profile], out: Path | None) -> list[Row]:

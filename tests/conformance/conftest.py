@@ -6,8 +6,10 @@ import asyncio
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -43,6 +45,7 @@ RUNNERS: dict[str, Callable[[], Any]] = {
     "ray": lambda: SLOTaskRunner(record="full", pools=[RayPool(concurrency=4)], pool="ray"),
 }
 SETTLE_S = 180.0
+AT_ONCE = 3  # flows wait for the server most of the time
 UNCOMPARED = ("View at", "running in a worker thread", "is submitted inside a transaction")
 """Logs that differ rightly: where to look at a run, that a thread's timeout interrupts nothing, where a stage runs."""
 
@@ -200,13 +203,15 @@ def logging_server(prefect_server: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def run_everywhere(logging_server: str) -> Callable[[dict[str, Flow[..., Any]], tuple[str, ...]], dict[Any, Seen]]:
-    """Runs each of some flows with each of some runners; what was seen, by flow and runner."""
+def run_all(logging_server: str) -> Callable[[Iterable[tuple[Flow[..., Any], str]]], dict[tuple[str, str], Seen]]:
+    """Runs flows, each in a way, a few at a time; what was seen, by the name of the flow and the way."""
 
-    def everywhere(flows: dict[str, Flow[..., Any]], runners: tuple[str, ...]) -> dict[Any, Seen]:
-        return read_all({(name, runner): run(flow, runner) for name, flow in flows.items() for runner in runners})
+    def everything(pairs: Iterable[tuple[Flow[..., Any], str]]) -> dict[tuple[str, str], Seen]:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            started = {(flow.fn.__name__, way): pool.submit(copy_context().run, run, flow, way) for flow, way in pairs}
+        return read_all({key: future.result() for key, future in started.items()})
 
-    return everywhere
+    return everything
 
 
 @pytest.fixture(scope="session")

@@ -96,6 +96,17 @@ def falls(rows: list[Judged], workflow: str) -> bool:
     return all(b <= a * 1.002 for values in (costs, times) for a, b in pairwise(values))
 
 
+def flat(profile: Profile, seed: int = 0) -> bool:
+    """Whether the objective stays where it is once the bound doesn't bind: at 10 and at 100 times the widest bound."""
+    source = profile.fitted()
+    slow, dear = float(max(profile.latency_bounds)), float(max(profile.cost_bounds))
+    timed = [make_plan(source, Latency(factor * slow), seed=seed).predicted for factor in (10, 100)]
+    spent = [make_plan(source, Budget(factor * dear), seed=seed).predicted for factor in (10, 100)]
+    costs = [p.cost_usd.mean for p in timed if p]
+    times = [p.latency_at_percentile_s for p in spent if p]
+    return all(max(values) <= min(values) * 1.002 for values in (costs, times))
+
+
 def summary(rows: list[Judged]) -> dict[str, float]:
     """Figures of the bars: median and worst extra cost over the loose latency bounds, misses over all bounds."""
     timed = [row for row in rows if isinstance(row.bound, Latency)]

@@ -18,6 +18,7 @@ ERRORS = [
     errors.InvalidObservation("wall_s (row 3)", -1.0, "a finite number above 0"),
     errors.UnknownStage("trian", ("train", "test")),
     errors.SpendLimitReached(0.5, 0.5),
+    errors.ResultLost("make", 8 << 20, "the Dask worker that kept it is gone"),
     errors.WorkPoolUnusable("gpu", "is paused", "Let it go on."),
     errors.UnknownPool("clout", ("process", "cloud"), "train"),
     errors.UnknownPrices("menu.prices", "moon", "one of local"),

@@ -197,6 +197,27 @@ class TaskTimedOut(WorkerLost):
         return type(self), (self.stage, self.timeout_s, self.attempts)
 
 
+class ResultLost(SloError):
+    """A result that lay on a cluster is gone with the worker that kept it.
+
+    Args:
+        stage: Stage that made it.
+        size_bytes: Its size, pickled.
+        why: What is known of its loss.
+    """
+
+    def __init__(self, stage: str, size_bytes: int, why: str) -> None:
+        self.stage, self.size_bytes, self.why = stage, size_bytes, why
+        super().__init__(
+            f"a result of stage {stage!r} ({size_bytes / 2**20:.1f} MB), which lay on its cluster, is lost ({why}). "
+            "Run the flow again (retries= on the flow), or have results brought to it as they are made: the pool's "
+            "keep_mb=None."
+        )
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.stage, self.size_bytes, self.why)
+
+
 class WorkPoolUnusable(SloError):
     """A Prefect work pool that cannot run what a flow would send to it.
 

@@ -197,6 +197,27 @@ class TaskTimedOut(WorkerLost):
         return type(self), (self.stage, self.timeout_s, self.attempts)
 
 
+class ResultLost(SloError):
+    """A result that lay on a cluster is gone with the worker that kept it.
+
+    Args:
+        stage: Stage that made it.
+        size_bytes: Its size, pickled.
+        why: What is known of its loss.
+    """
+
+    def __init__(self, stage: str, size_bytes: int, why: str) -> None:
+        self.stage, self.size_bytes, self.why = stage, size_bytes, why
+        super().__init__(
+            f"a result of stage {stage!r} ({size_bytes / 2**20:.1f} MB), which lay on its cluster, is lost ({why}). "
+            "Run the flow again (retries= on the flow), or have results brought to it as they are made: the pool's "
+            "keep_mb=None."
+        )
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.stage, self.size_bytes, self.why)
+
+
 class WorkPoolUnusable(SloError):
     """A Prefect work pool that cannot run what a flow would send to it.
 
@@ -212,6 +233,23 @@ class WorkPoolUnusable(SloError):
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         return type(self), (self.pool, self.why, self.then)
+
+
+class NothingProposed(SloError):
+    """There is no plan to approve, or to roll back to.
+
+    Args:
+        flow_name: Name of the flow.
+        reason: What is missing, in words.
+        then: What to do.
+    """
+
+    def __init__(self, flow_name: str, reason: str, then: str) -> None:
+        self.flow_name, self.reason, self.then = flow_name, reason, then
+        super().__init__(f"Flow {flow_name!r}: {reason}. {then}")
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.flow_name, self.reason, self.then)
 
 
 class SpendLimitReached(SloError):

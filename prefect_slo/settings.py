@@ -53,6 +53,18 @@ class SLOSettings(PrefectBaseSettings):
         gt=0,
         description="How long a worker waits for its share of this machine's vCPUs before it starts without one.",
     )
+    plan: str | None = Field(
+        default=None,
+        description="Plan that runs follow: the name of an slo-plan block, or a plan file; else the one in force.",
+    )
+    min_change: float = Field(
+        default=0.05, ge=0, lt=1, description="A plan that is better by less than this share doesn't replace another."
+    )
+    max_change: float | None = Field(
+        default=None,
+        gt=0,
+        description="A plan that changes latency, cost or vCPUs by more than this share is proposed, and not adopted.",
+    )
     fold_timeout_s: float = Field(
         default=120.0, gt=0, description="How long a sweep or a refit waits for others that write the same profile."
     )

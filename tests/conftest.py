@@ -60,15 +60,18 @@ def prefect_server() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def process_pool(prefect_server: str) -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
-    """Makes a work pool of that name, and a real worker that starts jobs on this machine; returns the worker."""
+def process_pool(prefect_server: str) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Makes a work pool of that name, and a real worker that starts jobs on this machine; returns the worker.
+
+    Both have the environment of this process and what is given by name; they are quiet unless that says otherwise.
+    """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectAlreadyExists
 
     workers: list[subprocess.Popen[bytes]] = []
 
-    def make(name: str) -> subprocess.Popen[bytes]:
+    def make(name: str, **environment: str) -> subprocess.Popen[bytes]:
         with get_client(sync_client=True) as client, contextlib.suppress(ObjectAlreadyExists):
             client.create_work_pool(WorkPoolCreate(name=name, type="process"))
         quiet = {
@@ -82,7 +85,7 @@ def process_pool(prefect_server: str) -> Iterator[Callable[[str], subprocess.Pop
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", name]
         worker = subprocess.Popen(
             command,
-            env={**os.environ, **quiet},
+            env={**os.environ, **quiet, **environment},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where pytest runs in background

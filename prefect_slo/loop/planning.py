@@ -5,7 +5,7 @@ A run that follows the plan in force needs neither the model nor the planner: th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -138,6 +138,27 @@ def _doing_without(known: Knowledge, plan: Plan, slo: Slo, seed: int) -> str:
     return gpus.price(known.made[key], plan)
 
 
+def told(known: Knowledge, plan: Plan, mode: str | None) -> Decision:
+    """What to do with a run that is pinned to a plan, whatever else is known.
+
+    Args:
+        known: What is known of the flow; nothing where that can't be read.
+        plan: The plan.
+        mode: As of ``decide``.
+    """
+    if mode == "observe":
+        return Decision(None, "observe", "is pinned to a plan, which is not followed (mode 'observe').")
+    if mode == "advise":
+        return Decision(plan, "advise", "is pinned to a plan, which is shown and not followed (mode 'advise').")
+    note = "follows the plan that it is pinned to."
+    if known.workflow is None:
+        return Decision(plan, "enforce", note, known.on_threads)
+    stages = {stage.name for stage in known.workflow.stages}
+    if missing := sorted(stages - set(plan.stages)):
+        return Decision(plan, "enforce", f"{note} It lacks {', '.join(missing)}: run as they are.", known.on_threads)
+    return Decision(plan, "enforce", note, known.on_threads, ladders(plan, known.workflow, only=stages))
+
+
 def rounded(features: Mapping[str, float]) -> dict[str, float]:
     """Sizes of input to two digits: runs of about the same size share a plan."""
     return {name: float(f"{value:.1e}") for name, value in features.items()}
@@ -205,7 +226,9 @@ def objective_value(prediction: Prediction, slo: Slo) -> float:
     return prediction.cost_usd.mean if slo.latency is not None else prediction.latency_at_percentile_s
 
 
-def replan(known: Knowledge, slo: Slo, *, seed: int, earlier: Iterable[Plan] = ()) -> tuple[Plan | None, str]:
+def replan(
+    known: Knowledge, slo: Slo, *, seed: int, earlier: Iterable[Plan] = (), margin: float = policy.MARGIN
+) -> tuple[Plan | None, str]:
     """The plan that should be in force from now on, and why; ``None`` where nothing can be planned yet.
 
     The plan in force stays (``KEPT``, with what the model predicts of it now) unless
@@ -214,7 +237,7 @@ def replan(known: Knowledge, slo: Slo, *, seed: int, earlier: Iterable[Plan] = (
       was tried, kept the bound in its own runs and still does under the model; where there is none, a new one is made
       for a bound tightened by how far the runs went over (``policy.correction``);
     - it no longer keeps the bound under the model;
-    - a candidate that real runs have not shown to miss is better by ``policy.MARGIN``;
+    - a candidate that real runs have not shown to miss is better by ``margin``;
     - the objective, the stages or a menu have changed.
 
     Args:
@@ -222,6 +245,7 @@ def replan(known: Knowledge, slo: Slo, *, seed: int, earlier: Iterable[Plan] = (
         slo: What is asked.
         seed: Of the planner's draws.
         earlier: Plans that were in force before, newest first; looked at only where one may come back.
+        margin: Share by which a plan has to be better than the one in force.
     """
     if known.missing() or known.model is None or known.workflow is None:
         return None, known.missing()
@@ -259,9 +283,9 @@ def replan(known: Knowledge, slo: Slo, *, seed: int, earlier: Iterable[Plan] = (
         return now, KEPT
     if now.certificate is not None and candidate.certificate.confidence > now.certificate.confidence:
         return candidate, f"certain to {candidate.certificate.confidence:.0%} by now"
-    if policy.keep(objective_value(expected, slo), objective_value(candidate.predicted, slo)):
+    if policy.keep(objective_value(expected, slo), objective_value(candidate.predicted, slo), margin):
         return now, KEPT
-    return candidate, f"better by {policy.MARGIN:.0%} or more"
+    return candidate, f"better by {margin:.0%} or more"
 
 
 def surest(model: WorkflowModel, slo: Slo, *, seed: int, calibration: Calibration | None = None) -> Plan:
@@ -346,10 +370,12 @@ def asked(slo: Slo, factor: float = 1.0, *, confidence: float | None = None) -> 
     return Slo(latency, budget)
 
 
-def ladders(plan: Plan, workflow: Workflow) -> dict[str, tuple[Size, ...]]:
-    """For every stage, the sizes of its kind on its menu with more memory than its plan gives it, smallest first."""
+def ladders(plan: Plan, workflow: Workflow, *, only: Collection[str] | None = None) -> dict[str, tuple[Size, ...]]:
+    """For every stage, or those named, the sizes of its kind on its menu with more memory than its plan gives it."""
     steps = {}
     for name, stage in plan.stages.items():
+        if only is not None and name not in only:
+            continue
         options = workflow[name].menu.options()
         sizes = {o.size for o in options if o.pool == stage.pool and o.size.kind == stage.size.kind}
         larger = sorted((s for s in sizes if s.memory_mb > stage.size.memory_mb), key=lambda s: (s.memory_mb, s.vcpus))

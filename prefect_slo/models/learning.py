@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from prefect_slo.models.memory import MemoryNeed
 from prefect_slo.models.noise import enough_repeats
 from prefect_slo.models.protocol import Response, StageModel
 from prefect_slo.models.regression import Regression
-from prefect_slo.models.startup import Startup
+from prefect_slo.models.startup import Startup, mean_beyond, seen_by_setting
 from prefect_slo.models.transfer import THREAD, nearest_share, on_share, on_threads
 from prefect_slo.models.whitebox import WhiteBox
 from prefect_slo.resources import Capacity
@@ -153,7 +153,7 @@ def learn(stage: Stage, rows: History, *, kind: str, features: Sequence[str], we
         cold = np.zeros(len(rows), dtype=bool)
     warm = data.take(~cold)
     model = KINDS[kind]().fit(warm)
-    startup = Startup(np.zeros(0), np.zeros(0))
+    startup = Startup()
     if cold.any():
         chilled = data.take(cold)
         responses: tuple[Response, ...] = ("wall", "busy")
@@ -161,12 +161,23 @@ def learn(stage: Stage, rows: History, *, kind: str, features: Sequence[str], we
         startup = Startup.of(chilled.wall_s, chilled.busy_s, *expected)
         if not enough_repeats(warm.points.settings):
             model = KINDS[kind]().fit(warm.followed_by(_warmed(chilled, *expected)))
+    startup = replace(startup, **_leases(rows, data.wall_s, cold))
     sizes = data.points.features[:, 0] if data.points.features.shape[1] else None
     return Learned(
         model, startup, Inputs.of(data.points.items, data.points.features, data.weights),
         frozenset(rows.knobs.tolist()), MemoryNeed.fit(rows["peak_memory_mb"], sizes), feature_scales(rows, features),
         Billing.of(rows),
     )  # fmt: skip
+
+
+def _leases(rows: History, wall_s: Floats, cold: Bools) -> dict[str, Any]:
+    """How often ordinary runs start cold, and what is paid beyond wall time, where rows are leases elsewhere."""
+    leased = np.isfinite(rows["billed_s"]) & ~np.isfinite(rows["requests"])
+    if not leased.any():
+        return {}
+    held_s = mean_beyond((rows["billed_s"] / rows["workers"])[leased], wall_s[leased], cold[leased])
+    seen = seen_by_setting(rows["workers"], rows["vcpus"], cold) if cold.any() else {}
+    return {"seen": seen, "held_s": held_s}
 
 
 def _warmed(cold: StageData, wall_s: Floats, busy_s: Floats) -> StageData:
@@ -198,7 +209,8 @@ def stage_data(stage: Stage, rows: History, *, features: Sequence[str], weights:
         features=_features(rows, features), knobs=rows.knobs,
     )  # fmt: skip
     billed = rows["billed_s"] / rows["workers"]
-    busy = np.where(np.isfinite(billed) & (billed > 0), billed, rows["busy_s"])
+    by_request = np.isfinite(rows["requests"]) & np.isfinite(billed) & (billed > 0)
+    busy = np.where(by_request, billed, rows["busy_s"])
     steps = np.stack([rows[step] for step in STEPS], axis=1)
     if np.isfinite(steps).all() and (steps.sum(axis=1) > 0).all():
         # Steps are means over the workers, as busy time is; what they leave out of it is shared among them.
@@ -219,14 +231,14 @@ class Columns(Protocol):
 def own_wall(stage: Stage, rows: Columns) -> Floats:
     """Wall time without waiting for a parent that feeds items one by one: what a stage's model is fitted to.
 
-    Such a stage's measured wall lasts as long as its parent's; what it needs by itself is its busy time, stretched to
-    the busiest worker's share of the items.
+    Such a stage's measured wall lasts as long as its parent's; what it needs by itself is the start of its workers and
+    their busy time, stretched to the busiest worker's share of the items.
     """
     if all(edge.kind == "all" for edge in stage.after):
         return rows["wall_s"]
     points = Points.of(rows["workers"], rows["vcpus"], items=_items(rows), batch=rows["batch"])
     own = rows["busy_s"] * np.where(points.items > 0, points.load / np.maximum(points.share, 1e-12), 1.0)
-    return np.clip(own, rows["busy_s"], rows["wall_s"])
+    return np.clip(own + np.nan_to_num(rows["start_s"]), rows["busy_s"], rows["wall_s"])
 
 
 def _items(rows: Columns) -> Floats:

@@ -16,15 +16,16 @@ from prefect.utilities.importtools import from_qualified_name
 from prefect_slo.errors import InvalidValue, SloError
 from prefect_slo.pricing import price_list
 from prefect_slo.resources import Capacity, Pool, Size
-from prefect_slo.runner.backends.cluster import Cluster, ClusterBackend
+from prefect_slo.runner.backends.cluster import KEEP_BYTES, Cluster, ClusterBackend
 from prefect_slo.runner.backends.local import worker_environment
 from prefect_slo.runner.backends.protocol import Backend
 from prefect_slo.runner.ids import uuid7
 from prefect_slo.runner.local.limits import machine_memory_mb, machine_vcpus
 from prefect_slo.runner.pools import sizes_on, worker_counts
+from prefect_slo.units import finite
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from prefect_slo.runner.backends.dask_cluster import Made
 
 MANY = 64
 """Bundles at once of a flow that had its cluster before: the scheduler queues what finds no room."""
@@ -46,6 +47,8 @@ class _ClusterPool(ABC):
         name: What tasks, menus and plans call the pool.
         options: Further arguments of the client, as its library takes them.
         capped: Whether items are held to the memory of their size.
+        keep_mb: Results of at least so many megabytes, pickled, stay on the cluster until the flow reads them, and go
+            to the stages that take them there past the flow's process; ``None`` for none.
     """
 
     address: str | None = None
@@ -57,6 +60,7 @@ class _ClusterPool(ABC):
     name: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     capped: bool = True
+    keep_mb: float | None = KEEP_BYTES / 2**20
 
     _package: ClassVar[str]
     _extra: ClassVar[str]
@@ -70,6 +74,8 @@ class _ClusterPool(ABC):
             if quantity not in QUANTITIES:
                 raise InvalidValue(f"{self._extra}.resources", quantity, f"one of {', '.join(QUANTITIES)}")
         price_list(self.prices)
+        if self.keep_mb is not None and finite(self.keep_mb, f"{self._extra}.keep_mb") < 0:
+            raise InvalidValue(f"{self._extra}.keep_mb", self.keep_mb, "megabytes, or None")
 
     @property
     def pool(self) -> Pool:
@@ -86,7 +92,15 @@ class _ClusterPool(ABC):
         context = FlowRunContext.get()
         run = context.flow_run if context is not None else None
         key = str(run.id if run is not None else uuid7())
-        return ClusterBackend(self._cluster(), worker_environment(client), key, capped=self.capped)
+        keep = int(self.keep_mb * 2**20) if self.keep_mb is not None else None
+        return ClusterBackend(
+            self._cluster(), worker_environment(client), key, capped=self.capped, keep=keep, grows=self._grows
+        )
+
+    @property
+    def _grows(self) -> bool:
+        """Whether the cluster grows with what is expected of it."""
+        return False
 
     @abstractmethod
     def _cluster(self) -> Cluster:
@@ -111,7 +125,8 @@ class DaskPool(_ClusterPool):
         cluster: Makes a cluster for a flow run, e.g. ``dask_kubernetes.operator.KubeCluster`` or its name as text;
             closed at its end.
         cluster_options: Its arguments.
-        adapt: Arguments of its ``adapt``: it then grows and shrinks by what is queued.
+        adapt: Arguments of its ``adapt``: it then grows and shrinks by what is queued, and by what a plan says of the
+            stages that are under way or next: it is told before their bundles queue.
 
     The other arguments, which pools on clusters have in common, are those of ``RayPool``.
 
@@ -156,13 +171,17 @@ class DaskPool(_ClusterPool):
 
         return DaskCluster(self._connect, self.resources)
 
-    def _connect(self) -> tuple[Client, Callable[[], None]]:
+    @property
+    def _grows(self) -> bool:
+        return self.adapt is not None
+
+    def _connect(self) -> Made:
         from distributed import Client, LocalCluster
 
         options = {"set_as_default": False, **self.options}
         if self.address is not None:
             client = Client(self.address, **options)
-            return client, client.close
+            return client, client.close, None
         if self.cluster is not None:
             made = self.cluster if callable(self.cluster) else from_qualified_name(self.cluster)
             cluster = made(**self.cluster_options)
@@ -172,15 +191,24 @@ class DaskPool(_ClusterPool):
             here = {"n_workers": 1, "threads_per_worker": ceil(self.concurrency / workers), "resources": share}
             # bundles run in processes of their own
             cluster = LocalCluster(**{"processes": False, "dashboard_address": None, **here, **self.cluster_options})
-        if self.adapt is not None:
-            cluster.adapt(**self.adapt)
+        at_least = _at_least(cluster.adapt(**self.adapt)) if self.adapt is not None else None
         client = Client(cluster, **options)
 
         def close() -> None:
             client.close()
             cluster.close()
 
-        return client, close
+        return client, close, at_least
+
+
+def _at_least(adaptive: Any) -> Callable[[int], None]:
+    """Has adaptive scaling hold so many workers at least, within what it may hold at all."""
+    least = adaptive.minimum
+
+    def hold(workers: int) -> None:
+        adaptive.minimum = int(min(max(least, workers), adaptive.maximum))
+
+    return hold
 
 
 @dataclass(frozen=True)

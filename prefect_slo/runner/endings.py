@@ -17,11 +17,12 @@ from prefect.states import Cancelled, Crashed, Failed, format_exception
 from prefect.utilities.engine import link_state_to_task_run_result
 
 from prefect_slo.control import events as control
-from prefect_slo.errors import OutOfMemory, SloError, TaskTimedOut, Unpicklable, WorkerLost
+from prefect_slo.errors import OutOfMemory, ResultLost, SloError, TaskTimedOut, Unpicklable, WorkerLost
 from prefect_slo.plan import Record
 from prefect_slo.runner import engine, program
 from prefect_slo.runner.backends import protocol
 from prefect_slo.runner.calls import Call, Raised, Returned, Several
+from prefect_slo.runner.deposits import Deposits, KeptRecord
 from prefect_slo.runner.measure import Measure
 from prefect_slo.runner.write_behind import WriteBehind
 
@@ -33,18 +34,22 @@ class Endings:
         context: The flow's context: states need its result store, links its table of results.
         measure: Hears of failures.
         writer: Writes the records.
+        deposits: Values of results that stay elsewhere.
     """
 
-    def __init__(self, context: Context, measure: Measure, writer: WriteBehind) -> None:
-        self._context, self._measure, self._writer = context, measure, writer
+    def __init__(self, context: Context, measure: Measure, writer: WriteBehind, deposits: Deposits) -> None:
+        self._context, self._measure, self._writer, self._deposits = context, measure, writer, deposits
 
     def done(self, call: Call, report: protocol.ItemReport, record: Record | None) -> None:
         """A call has come back from its worker."""
         result = report.outcome.payload
         travelled = isinstance(result, bytes)
+        if isinstance(result, ResultLost):
+            self.crashed(call, result)
+            return
         if travelled:
             try:
-                result = program.load_result(result)
+                result = program.load_result(report.outcome)
             except Exception as error:
                 lost = Unpicklable(call.stage, "result", f"{type(error).__name__}: {error}")
                 self.crashed(call, lost)
@@ -57,10 +62,11 @@ class Endings:
             return
         if isinstance(result, Returned):
             state = self._context.run(engine.completed, result.value, call.task_run_id)
-            self._context.run(link_state_to_task_run_result, state, result.value)
+            if not self._stays(call, state):
+                self._context.run(link_state_to_task_run_result, state, result.value)
         else:
             state = result
-            if travelled and state.is_completed():
+            if not self._stays(call, state) and travelled and state.is_completed():
                 self._context.run(_link, state)
         if record == "summary":
             self._writer.add(_ended(call, state, report))
@@ -69,6 +75,18 @@ class Endings:
         elif state.name == "Cached":
             self._measure.came_from_cache(call.stage)
         call.future.set_result(state)
+
+    def _stays(self, call: Call, state: State[Any]) -> bool:
+        """Whether the value of a state stays elsewhere; Prefect then recognises it as soon as it has come."""
+        if not isinstance(state.data, KeptRecord):
+            return False
+        hollow = state.model_copy(update={"data": None})  # a state that is let go of lets go of its value
+
+        def arrived(value: Any) -> None:  # in any thread
+            self._context.copy().run(link_state_to_task_run_result, hollow, value)
+
+        self._deposits.add(state.data.deposit, call.stage, arrived)
+        return True
 
     def dropped(self, call: Call) -> None:
         """A call has not been started and never will be: as with stock runners, it has no task run."""
@@ -130,7 +148,7 @@ def shares(report: protocol.ItemReport, together: tuple[int, ...]) -> list[proto
     payloads: list[Any] = [outcome.payload] * n
     if not outcome.unpicklable:
         with contextlib.suppress(Exception):  # what does not unpickle is said of each item as it ends
-            result = program.load_result(outcome.payload) if isinstance(outcome.payload, bytes) else outcome.payload
+            result = program.load_result(outcome) if isinstance(outcome.payload, bytes) else outcome.payload
             payloads = list(result.results) if isinstance(result, Several) else [result] * n
     share_s = (report.ended - report.started) / n
     return [
@@ -139,6 +157,7 @@ def shares(report: protocol.ItemReport, together: tuple[int, ...]) -> list[proto
             replace(
                 outcome,
                 payload=payload,
+                parts=(),
                 failed=program.is_failure(payload) or bool(outcome.unpicklable and outcome.failed),
                 read_s=outcome.read_s / n,
                 write_s=outcome.write_s / n,

@@ -143,7 +143,9 @@ def completed(value: Any, task_run_id: UUID, flow_run_id: UUID | None = None) ->
     if isinstance(value, State) and context is not None:
         state = return_value_to_state_sync(value, result_store=context.result_store)
     else:
-        data: Any = ResultRecord.model_construct(metadata=_METADATA, result=value)
+        data: Any = value
+        if not isinstance(value, ResultRecord):
+            data = ResultRecord.model_construct(metadata=_METADATA, result=value)
         state = Completed(data=data)
     if flow_run_id is None and context is not None and context.flow_run is not None:
         flow_run_id = context.flow_run.id

@@ -90,6 +90,7 @@ class Run:
         self._declared: dict[str, Declaration] = {}
         edges = self.recipe.plan.passing if self.recipe.plan is not None else ()
         self._mapped = {(edge.source, edge.sink) for edge in edges if edge.method == "machine"}
+        self._brought = {edge.source for edge in edges} - {edge.source for edge in edges if edge.method == "direct"}
         self._pools: dict[str, str] = {}
         self._fallen: set[str] = set()
         self._invocations: list[Invocation] = []
@@ -115,6 +116,7 @@ class Run:
                 **{name: definition.capacity for name, definition in self._elsewhere.items()},
             },
             shelf_bytes=MEMORY_SHARE * usable_memory_mb() * 2**20,
+            stays=lambda stage: stage not in self._brought,
         )
 
     def submit(

@@ -40,11 +40,13 @@ class Parcels:
         self._shelf = Shelf(shelf_bytes)
         self._hosted: dict[int, HostedProgram] = {}
         self._flow_context: bytes | None = None
-        self._elsewhere: dict[int, bytes] = {}
+        self._elsewhere: dict[tuple[int, bool], bytes] = {}
         self._context_elsewhere: bytes | None = None
 
-    def program(self, variant: Variant, *, isolated: bool, inline: bool, elsewhere: bool = False) -> Any:
-        """What a worker opens for the calls of a variant.
+    def program(
+        self, variant: Variant, *, isolated: bool, inline: bool, elsewhere: bool = False, apart: bool = False
+    ) -> Any:
+        """What a worker opens for the calls of a variant; ``apart``: results may stay where they are made.
 
         Raises:
             Exception: Whatever pickling the task, the flow or its parameters raises.
@@ -52,7 +54,7 @@ class Parcels:
         if not isolated:
             return program.ThreadProgram(inline=inline)
         if elsewhere:
-            return self._by_value(variant)
+            return self._by_value(variant, apart=apart)
         if variant.program is None:
             importable_by_workers(variant.task.fn)
             if self._flow_context is None:
@@ -61,16 +63,17 @@ class Parcels:
             variant.program = bytes(cloudpickle.dumps(opened))
         return variant.program
 
-    def _by_value(self, variant: Variant) -> bytes:
+    def _by_value(self, variant: Variant, *, apart: bool) -> bytes:
         """What a worker on another machine opens, where the user's own modules are not installed."""
-        if variant.ordinal not in self._elsewhere:
+        key = (variant.ordinal, apart)
+        if key not in self._elsewhere:
             with by_value():
                 if self._context_elsewhere is None:
                     self._context_elsewhere = self._context.copy().run(program.dump_context, without_flow=True)
                 dumped = cloudpickle.dumps(variant.task)
-            opened = program.ProcessProgram(self._run_key, self._context_elsewhere, dumped)
-            self._elsewhere[variant.ordinal] = bytes(cloudpickle.dumps(opened))
-        return self._elsewhere[variant.ordinal]
+            opened = program.ProcessProgram(self._run_key, self._context_elsewhere, dumped, apart)
+            self._elsewhere[key] = bytes(cloudpickle.dumps(opened))
+        return self._elsewhere[key]
 
     def hosted(self, variant: Variant) -> HostedProgram:
         """What a backend whose workers have no Prefect hosts for the calls of a variant.
@@ -83,7 +86,14 @@ class Parcels:
         return self._hosted[variant.ordinal]
 
     def payload(
-        self, calls: list[Call], record: Record, *, isolated: bool, here: bool = False, elsewhere: bool = False
+        self,
+        calls: list[Call],
+        record: Record,
+        *,
+        isolated: bool,
+        here: bool = False,
+        elsewhere: bool = False,
+        leave: Callable[[Any], bytes] | None = None,
     ) -> Any:
         """Calls that run as one, as a worker takes them.
 
@@ -93,8 +103,10 @@ class Parcels:
             isolated: Whether the worker is another process.
             here: Whether it is one of this machine, which has files in common with this process.
             elsewhere: Whether it is on a machine that has none of the user's own modules.
+            leave: Pickles arguments that hold results, where those may lie at the worker's own place.
 
         Raises:
+            ResultLost: A result that lay on a cluster is gone.
             Exception: Whatever pickling the arguments raises.
         """
         if not isolated:
@@ -108,7 +120,7 @@ class Parcels:
                 kept[id(value)] = name
 
         ready = [_ready(call, isolated=True, found=found if here else None) for call in calls]
-        return program.dump(ready, record, kept, by_value() if elsewhere else None)
+        return program.dump(ready, record, kept, by_value() if elsewhere else None, leave)
 
     def close(self) -> None:
         """Let go of what was kept for workers."""

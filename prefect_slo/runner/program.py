@@ -26,7 +26,7 @@ from prefect.context import FlowRunContext, SyncClientContext, hydrated_context,
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from prefect_slo.plan import Record
-from prefect_slo.runner import batches, engine, relay, shelf, worker_state
+from prefect_slo.runner import batches, deposits, engine, relay, shelf, worker_state
 from prefect_slo.runner.backends.protocol import Outcome, RunItem
 from prefect_slo.runner.calls import ATOMS, Payload, Raised, Returned, Several
 
@@ -68,20 +68,22 @@ class ProcessProgram:
         run_key: Names the flow run: a worker holds the context of one at a time.
         context: The flow run's context, cloudpickled.
         task: The task, cloudpickled.
+        apart: Whether values that may be large go beside their results, so that they can stay where they are made.
     """
 
     run_key: str
     context: bytes
     task: bytes
+    apart: bool = False
 
     def open(self, emit: Callable[[bytes], None]) -> RunItem:
         worker_state.enter_worker()
         _HYDRATED.enter(self.run_key, self.context, emit)
         task: Task[Any, Any] = cloudpickle.loads(self.task)
 
-        def run(item: int, payload: bytes) -> Outcome:
+        def run(item: int, payload: bytes | tuple[bytes, tuple[bytes, ...]]) -> Outcome:
             _HYDRATED.enter(self.run_key, self.context, emit)
-            return _run_pickled(task, payload, _HYDRATED.loop())
+            return _run_pickled(task, payload, _HYDRATED.loop(), apart=self.apart)
 
         return run
 
@@ -126,6 +128,7 @@ def dump(
     record: Record,
     kept: Mapping[int, str] = MappingProxyType({}),
     how: AbstractContextManager[None] | None = None,
+    leave: Callable[[Any], bytes] | None = None,
 ) -> bytes:
     """The payload of some calls for a worker process.
 
@@ -134,6 +137,7 @@ def dump(
         record: Their record level.
         kept: Names of files that stand for results among their arguments, by ``id``.
         how: Entered where the user's own objects have to be pickled.
+        leave: Pickles those where results may lie at the worker's own place.
 
     Raises:
         Exception: Whatever pickling the arguments raises.
@@ -148,16 +152,16 @@ def dump(
     if plain:
         return pickle.dumps(content)
     with how or nullcontext():
-        return bytes(cloudpickle.dumps(content))
+        return leave(content) if leave is not None else bytes(cloudpickle.dumps(content))
 
 
-def load_result(payload: bytes) -> Result:
+def load_result(outcome: Outcome) -> Result:
     """What a worker process made of a call.
 
     Raises:
         Exception: Whatever unpickling the result raises.
     """
-    result: Result = pickle.loads(payload)
+    result: Result = deposits.load(outcome.payload, outcome.parts)
     return result
 
 
@@ -203,10 +207,16 @@ def run_calls(task: Task[Any, Any], calls: list[Payload], record: Record, loop: 
     return engine.run_bare(task, calls[0], runner=loop)
 
 
-def _run_pickled(task: Task[Any, Any], payload: bytes, loop: asyncio.Runner) -> Outcome:
+def _run_pickled(
+    task: Task[Any, Any],
+    payload: bytes | tuple[bytes, tuple[bytes, ...]],
+    loop: asyncio.Runner,
+    *,
+    apart: bool = False,
+) -> Outcome:
     begun = time.perf_counter()
     try:
-        (content, record), mapped = shelf.load(payload)
+        (content, record), mapped = shelf.load(payload) if isinstance(payload, bytes) else deposits.load_call(*payload)
         calls = [Payload(*call) for call in content]
     except Exception as error:
         return Outcome(b"", failed=True, unpicklable=f"{type(error).__name__}: {error}")
@@ -217,14 +227,15 @@ def _run_pickled(task: Task[Any, Any], payload: bytes, loop: asyncio.Runner) -> 
     ran = time.perf_counter()
     failed = is_failure(result)
     try:
-        dumped = cloudpickle.dumps(result)
+        dumped, parts = deposits.dump(result) if apart else (cloudpickle.dumps(result), ())
         if failed:
             pickle.loads(dumped)  # exceptions with required arguments pickle, and then don't unpickle
     except Exception as error:
         if not failed:
             return Outcome(b"", unpicklable=f"{type(error).__name__}: {error}")
-        dumped = cloudpickle.dumps(_portable(result))
-    return Outcome(dumped, failed=failed, read_s=read - begun, write_s=time.perf_counter() - ran, mapped=mapped)
+        dumped, parts = cloudpickle.dumps(_portable(result)), ()
+    wrote_s = time.perf_counter() - ran
+    return Outcome(dumped, failed=failed, read_s=read - begun, write_s=wrote_s, parts=parts, mapped=mapped)
 
 
 def is_failure(result: Any) -> bool:

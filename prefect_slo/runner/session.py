@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from contextvars import Context
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -21,12 +22,15 @@ from prefect.logging import get_logger
 
 from prefect_slo.control import Scheduler, StageRule
 from prefect_slo.control import events as control
+from prefect_slo.errors import ResultLost
 from prefect_slo.plan import Record
 from prefect_slo.resources import Capacity
-from prefect_slo.runner import endings, parcels, relay
+from prefect_slo.runner import deposits, endings, parcels, relay
+from prefect_slo.runner.ahead import Ahead
 from prefect_slo.runner.backends import protocol
 from prefect_slo.runner.backends.protocol import Backend, Bundle
 from prefect_slo.runner.calls import OVER, Call
+from prefect_slo.runner.deposits import Deposits
 from prefect_slo.runner.endings import Endings
 from prefect_slo.runner.futures import Callbacks
 from prefect_slo.runner.measure import Measure
@@ -51,6 +55,7 @@ class Session:
         level: Record level of the bundle that a call is in.
         capacity: By pool, what the run's leases may hold together.
         shelf_bytes: What results may take in memory that worker processes share.
+        stays: Whether results of a stage may stay where they are made, where its pool can keep them.
     """
 
     def __init__(
@@ -64,9 +69,10 @@ class Session:
         level: Callable[[Call], Record],
         capacity: Mapping[str, Capacity],
         shelf_bytes: float = 0.0,
+        stays: Callable[[str], bool] = lambda stage: True,
     ) -> None:
         self._run_key, self._backends, self._context = run_key, backends, context
-        self._measure, self._notice, self._level = measure, notice, level
+        self._measure, self._notice, self._level, self._stays = measure, notice, level, stays
         self._scheduler = Scheduler(capacity)
         self._inbox: SimpleQueue[Any] = SimpleQueue()
         self._calls: dict[int, Call] = {}
@@ -74,9 +80,11 @@ class Session:
         self._records: dict[int, Record] = {}
         self._sent: dict[int, _Sent] = {}
         self._writer = WriteBehind(context.copy())
-        self._endings = Endings(context, measure, self._writer)
+        self._deposits = Deposits()
+        self._endings = Endings(context, measure, self._writer, self._deposits)
         self._parcels = Parcels(run_key, context, shelf_bytes)
         self._events_of_run = relay.FlowRunEvents(context.copy())
+        self._ahead = Ahead(backends, self._capabilities)
         self._rules: dict[str, StageRule] = {}
         self._pool_of: dict[int, str] = {}
         self._can: dict[str, protocol.Capabilities] = {}
@@ -114,6 +122,7 @@ class Session:
         finally:
             try:
                 self._thread.join(timeout=5)
+                self._deposits.close(at_once=at_once)
             finally:
                 self._parcels.close()
                 self._writer.close()
@@ -125,8 +134,11 @@ class Session:
             while not self._finished():
                 message = self._next()
                 for event in self._events(message):
+                    self._ahead.heard(event)
                     for action in self._scheduler.handle(event, time.monotonic()):
+                        self._ahead.did(action)
                         self._do(action)
+                self._ahead.tell()
         except BaseException as error:  # a defect of ours must not leave the flow waiting for ever
             get_logger("slo").exception("The SLO runner failed; its unfinished task runs are crashed.")
             self._abandon(error)
@@ -311,6 +323,8 @@ class Session:
         variant, rule = calls[0].variant, calls[0].kind or self._rules[action.stage]
         items: list[tuple[int, Any]] = []
         batches: dict[int, tuple[int, ...]] = {}
+        parts: list[protocol.Kept] = []
+        leave = partial(deposits.dump_call, place=backend, parts=parts) if can.keeps is not None else None
         rejected: list[int] = []
         begun = time.monotonic()
         batch = rule.batch if record != "full" else 1
@@ -318,10 +332,14 @@ class Session:
             together = calls[first : first + batch]
             try:
                 where = {"here": pool == PROCESS, "elsewhere": can.elsewhere}
-                payload = self._parcels.payload(together, record, isolated=isolated, **where)
+                payload = self._parcels.payload(together, record, isolated=isolated, leave=leave, **where)
                 items.append((together[0].item, payload))
                 if len(together) > 1:
                     batches[together[0].item] = tuple(call.item for call in together)
+            except ResultLost as error:
+                for call in together:
+                    self._reports[call.item] = protocol.ItemReport(call.item, protocol.Outcome(error, True), 0.0, 0.0)
+                    self._inbox.put(control.ItemDone(action.lease, (call.item,)))
             except BaseException as error:
                 for call in together:
                     self._reports[call.item] = _stuck(call.item, error)
@@ -333,7 +351,8 @@ class Session:
                 if can.hosted:
                     opened = self._parcels.hosted(variant)
                 else:
-                    opened = self._parcels.program(variant, isolated=isolated, inline=inline, elsewhere=can.elsewhere)
+                    where = {"isolated": isolated, "elsewhere": can.elsewhere, "apart": can.keeps is not None}
+                    opened = self._parcels.program(variant, inline=inline, **where)
             except BaseException as error:
                 for item in action.items:
                     self._reports[item] = _stuck(item, error)
@@ -349,6 +368,8 @@ class Session:
             opened,
             tuple(items),
             timeout_s=_hard_limit(calls) if can.hard_timeouts and not can.hosted else None,
+            parts=tuple(parts),
+            keep=can.keeps if self._stays(action.stage) else None,
         )
         self._records.update(dict.fromkeys(action.items, record))
         self._sent[action.lease] = _Sent(action.bundle, action.items, batches)

@@ -6,10 +6,11 @@ own. What is left to choose is the way of each edge, among those that there are 
     this machine        through the flow's own process (``inline``), or once into memory that all map (``machine``)
     its threads         as it is (``machine``)
     AWS                 in the request and the reply (``inline``) while they fit, over storage (``remote``) beyond
+    one Dask or Ray     from worker to worker (``direct``), or with the call and its result (``inline``)
     other pools         with the call and its result (``inline``), whichever way the pool's bundles go
 
 Until the size of what a stage hands on can be told from the size of a run's input, an edge goes the way that bears any
-size: over storage, or through the flow's process.
+size: over storage, from worker to worker, or through the flow's process.
 """
 
 from __future__ import annotations
@@ -42,13 +43,30 @@ ELSEWHERE = Links(
 )  # fmt: skip
 """Functions in one region with S3: one connection has about 85 MB/s, a small object takes 10 to 30 ms."""
 
+CLUSTER = Links(
+    direct_mb_s=100, up_mb_s=1, down_mb_s=1, inline_mb_s=100, direct_s=4e-3, inline_s=2e-3, inline_limit_mb=inf,
+)  # fmt: skip
+"""Workers of one Dask or Ray cluster. Each has a link of its own where the flow's process has one for them all."""
+
 THREADS = Links(direct_mb_s=1, up_mb_s=1, down_mb_s=1, inline_mb_s=1)
 """Threads of one process hand on objects as they are."""
 
 AWS_HARDWARE = frozenset({"lambda", "lambda-arm", "batch"})
 """Names of the machines of AWS's pools, unless they were given others; stages on pools named so count, too."""
 
+CLUSTER_HARDWARE = frozenset({"dask", "ray"})
+"""Likewise of clusters whose workers hand on results to each other."""
+
 _PROCESSES, _THREADS = ("default", "process"), ("thread",)
+
+
+@dataclass(frozen=True)
+class _Speeds:
+    """How fast data passes on this machine, on a cluster, and between functions and storage."""
+
+    here: Links
+    cluster: Links
+    elsewhere: Links
 
 
 @dataclass(frozen=True)
@@ -60,9 +78,11 @@ class _Between:
     unknown: Method
 
     def of_parts(self) -> _Between:
-        """The same for a result that the flow takes apart: parts lie in no file, they travel with their calls."""
-        ways = tuple(way for way in self.ways if way != "machine" or "inline" not in self.ways)
-        return replace(self, ways=ways)
+        """The same for a result that the flow takes apart: parts lie nowhere else, they travel with their calls."""
+        if "inline" not in self.ways:
+            return self
+        ways = tuple(way for way in self.ways if way not in ("machine", "direct"))
+        return replace(self, ways=ways, unknown=self.unknown if self.unknown in ways else "inline")
 
 
 def with_passing(plan: Plan, workflow: Workflow, runs: StageRuns) -> Plan:
@@ -73,8 +93,13 @@ def with_passing(plan: Plan, workflow: Workflow, runs: StageRuns) -> Plan:
         workflow: The graph.
         runs: What was measured of it: bytes, and times of reading and writing.
     """
-    here = np.isin(runs["hardware"].astype(str), _local(plan))
-    speeds = (learn_links(runs.select(here), HERE, local=True), learn_links(runs.select(~here), ELSEWHERE, local=False))
+    hardware = runs["hardware"].astype(str)
+    here, cluster = np.isin(hardware, _local(plan)), np.isin(hardware, sorted(CLUSTER_HARDWARE))
+    speeds = _Speeds(
+        learn_links(runs.select(here), HERE, "inline"),
+        learn_links(runs.select(cluster & ~here), CLUSTER, "direct"),
+        learn_links(runs.select(~here & ~cluster), ELSEWHERE, "remote"),
+    )
     given = {stage.name: _given(stage.name, runs) for stage in workflow.stages}
     passing = [
         edge
@@ -91,7 +116,7 @@ def _into(
     workflow: Workflow,
     runs: StageRuns,
     given: Mapping[str, Sizes],
-    speeds: tuple[Links, Links],
+    speeds: _Speeds,
 ) -> list[EdgePlan]:
     """The edges into a stage."""
     parents = [workflow[name] for name in sink.parents if name in plan.stages and given[name].runs]
@@ -136,22 +161,24 @@ def _unknown(sizes: Sizes) -> str:
     return f"what is handed on is predicted with an error of {sizes.error:.0%} after {sizes.runs} runs"
 
 
-def _between(source: StagePlan, sink: StagePlan, speeds: tuple[Links, Links]) -> _Between:
+def _between(source: StagePlan, sink: StagePlan, speeds: _Speeds) -> _Between:
     pools = (source.pool, sink.pool)
     if all(pool in _THREADS for pool in pools):
         return _Between(THREADS, ("machine",), "machine")
     if sink.pool in _PROCESSES and source.pool in (*_PROCESSES, *_THREADS):
-        return _Between(speeds[0], ("machine", "inline"), "inline")
+        return _Between(speeds.here, ("machine", "inline"), "inline")
     if all(pool in (*_PROCESSES, *_THREADS) for pool in pools):
-        return _Between(speeds[0], ("inline",), "inline")
-    if _on_aws(source) or _on_aws(sink):
-        return _Between(speeds[1], ("inline", "remote"), "remote")
-    return _Between(replace(speeds[1], inline_limit_mb=inf), ("inline",), "inline")
+        return _Between(speeds.here, ("inline",), "inline")
+    if _on(source, AWS_HARDWARE) or _on(sink, AWS_HARDWARE):
+        return _Between(speeds.elsewhere, ("inline", "remote"), "remote")
+    if source.pool == sink.pool and _on(source, CLUSTER_HARDWARE):
+        return _Between(speeds.cluster, ("direct", "inline"), "direct")
+    return _Between(replace(speeds.elsewhere, inline_limit_mb=inf), ("inline",), "inline")
 
 
-def _on_aws(stage: StagePlan) -> bool:
-    """Whether a stage runs where messages have a limit, and storage is there for larger ones."""
-    return stage.size.hardware in AWS_HARDWARE or stage.pool in AWS_HARDWARE
+def _on(stage: StagePlan, hardware: frozenset[str]) -> bool:
+    """Whether a stage runs on machines of one of these names."""
+    return stage.size.hardware in hardware or stage.pool in hardware
 
 
 def _end(stage: Stage, plan: Plan, runs: StageRuns) -> DataStage:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,21 +86,21 @@ def learn_sizes(sizes_mb: Floats, features: Floats) -> Sizes:
     return Sizes(tuple(coefficients.tolist()), tuple(used.tolist()), error, n)
 
 
-def learn_links(runs: StageRuns, links: Links, *, local: bool) -> Links:
+def learn_links(runs: StageRuns, links: Links, way: Literal["inline", "direct", "remote"]) -> Links:
     """Bandwidths as rows show them, where they do: seconds that more bytes took, of the same stage on as many workers.
 
     What was read, written and waited for beside computing grows with the bytes moved; the slope is the median over
     pairs of rows (Theil and Sen), so that a few slow runs change nothing.
 
     Args:
-        runs: The rows, of this machine or of others.
+        runs: The rows, of one kind of machine.
         links: What is usual, and stays where rows say nothing.
-        local: Whether the rows are of worker processes on this machine, whose bytes all pass through the flow's own;
-            elsewhere each worker has its own link to storage.
+        way: How their bytes have passed, by and large: ``inline`` through the flow's process, as on this machine; else
+            by a link of each worker's own, to other workers or to storage.
     """
     slopes: list[float] = []
     moved_mb = (_known(runs["bytes_in"]) + _known(runs["bytes_out"])) / MB
-    if not local:
+    if way != "inline":
         moved_mb = moved_mb / runs["workers"]
     seconds = _known(runs["read_s"]) + _known(runs["write_s"]) + _known(runs["overhead_s"])
     keys = [tuple(row) for row in zip(*(runs[name].tolist() for name in ("stage", "workers", "hardware")), strict=True)]
@@ -110,10 +111,13 @@ def learn_links(runs: StageRuns, links: Links, *, local: bool) -> Links:
         slopes += (longer[apart > _APART_MB] / apart[apart > _APART_MB]).tolist()
     if len(slopes) < LEAST_RUNS or (slope := float(np.median(slopes))) <= 0:
         return links
-    if local:
+    if way == "inline":
         speed = _bounded(1 / slope, links.inline_mb_s)
         faster = speed / links.inline_mb_s
         return replace(links, inline_mb_s=speed, machine_mb_s=links.machine_mb_s * faster)
+    if way == "direct":
+        speed = _bounded(1 / slope, links.direct_mb_s)
+        return replace(links, direct_mb_s=speed, inline_mb_s=links.inline_mb_s * speed / links.direct_mb_s)
     speed = _bounded(1 / slope, links.down_mb_s)
     return replace(links, up_mb_s=links.up_mb_s * speed / links.down_mb_s, down_mb_s=speed)
 

@@ -530,15 +530,16 @@ KINDS = (
     "etl", "mapped_and_unmapped", "asynchronous", "parent_of_subflow", "failing_task", "retried", "cached", "waits",
     "generator", "conditional", "tagged",
 )  # fmt: skip
-DASK_KINDS = ("mapped_and_unmapped", "asynchronous", "failing_task", "retried", "waits", "tagged")
-RAY_KINDS = ("mapped_and_unmapped", "asynchronous", "retried")
+ELSEWHERE = ("dask", "ray", "lambda", "batch", "work pool")
+KINDS_ELSEWHERE = ("mapped_and_unmapped", "asynchronous", "retried")
+KINDS_ON_DASK = ("failing_task", "waits", "tagged")  # others take seconds a flow
 
 
 @pytest.fixture(scope="module")
-def seen(run_all, ray):
+def seen(run_all):
     """Every flow, run everywhere; pinned to processes except where that is refused."""
     ways = {name: ["stock", "thread", "auto" if name in REFUSED_WHEN_PINNED else "process"] for name in FLOWS}
-    for names, more in ((KINDS, ("decorated", "planned")), (DASK_KINDS, ("dask",)), (RAY_KINDS, ("ray",))):
+    for names, more in ((KINDS, ("decorated", "planned")), (KINDS_ELSEWHERE, ELSEWHERE), (KINDS_ON_DASK, ("dask",))):
         for name in names:
             ways[name] += more
     runs = run_all((FLOWS[name], way) for name in FLOWS for way in ways[name])
@@ -578,10 +579,11 @@ def test_a_decorated_flow_ends_as_before(seen, name, way):
 
 
 @pytest.mark.parametrize(
-    ("name", "cluster"), [*((name, "dask") for name in DASK_KINDS), *((name, "ray") for name in RAY_KINDS)]
+    ("name", "pool"),
+    [*((name, pool) for pool in ELSEWHERE for name in KINDS_ELSEWHERE), *((name, "dask") for name in KINDS_ON_DASK)],
 )
-def test_a_flow_on_a_cluster_ends_as_with_the_stock_runner(seen, name, cluster):
-    stock, ours = seen[name, "stock"], seen[name, cluster]
+def test_a_flow_elsewhere_ends_as_with_the_stock_runner(seen, name, pool):
+    stock, ours = seen[name, "stock"], seen[name, pool]
     assert ours.outcome == stock.outcome
     assert ours.flow_state == stock.flow_state
     assert ours.tasks == stock.tasks

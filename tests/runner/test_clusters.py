@@ -14,12 +14,13 @@ from typing import Any
 import cloudpickle
 import pytest
 from distributed import Client, LocalCluster
-from prefect import flow, task
+from prefect import flow, task, unmapped
 from prefect_dask import DaskTaskRunner
 from prefect_ray import RayTaskRunner
 
 from prefect_slo import DaskPool, SLOTaskRunner, slo
 from prefect_slo.errors import InvalidValue, SloError, UnknownPool
+from prefect_slo.plan import Plan, StagePlan
 from prefect_slo.resources import Size
 from prefect_slo.runner import cluster_pools
 from prefect_slo.runner.backends.cluster import ClusterBackend
@@ -307,7 +308,7 @@ def test_a_cluster_that_cannot_be_asked_loses_the_lease_all_the_same():
         def lack(self, size: Size) -> str:
             return ""
 
-        def start(self, work: Any, done: Any) -> str:
+        def start(self, work: Any, parts: Any, done: Any) -> str:
             return "handle"
 
         def end(self, handle: Any) -> Any:
@@ -374,3 +375,52 @@ def test_stages_without_a_plan_run_on_the_pool_that_the_runner_names(prefect_ser
         return [x for x, _ in first.result()]
 
     assert twice() == [0, 1]
+
+
+# ---- growing --------------------------------------------------------------------------------------------------------
+
+
+@task
+def first(until: Path) -> int:
+    while not until.exists():
+        time.sleep(0.01)
+    return 3
+
+
+@task
+def second(x: int, more: int) -> int:
+    return x + more
+
+
+def test_an_adaptive_cluster_grows_from_nothing_to_what_the_next_stage_will_need(prefect_server, tmp_path):
+    """One task is queued: by its queue alone it would have one worker."""
+    made: list[LocalCluster] = []
+
+    def start(**options: Any) -> LocalCluster:
+        made.append(LocalCluster(**options))
+        return made[-1]
+
+    options = {"n_workers": 0, "processes": False, "threads_per_worker": 1, "dashboard_address": None}
+    adapt = {"minimum": 0, "maximum": 4, "interval": "50 ms"}
+    pool = DaskPool(cluster=start, cluster_options=options, adapt=adapt, concurrency=4)
+    size = Size(1, 512, hardware="dask")
+    plan = Plan("grows", None, {"first": StagePlan(1, size, "dask"), "second": StagePlan(3, size, "dask")})
+
+    @flow(name="grows", task_runner=SLOTaskRunner(plan, pools=[pool]))
+    def grows() -> list[int]:
+        begun = first.submit(tmp_path / "enough")
+        rest = second.map(unmapped(begun), range(5))
+        await_(lambda: made and len(made[0].scheduler.workers) == 3)
+        (tmp_path / "enough").touch()
+        found = rest.result()
+        await_(lambda: made[0]._adaptive.minimum == 0)  # it may shrink again
+        return found
+
+    assert grows() == [3, 4, 5, 6, 7]
+
+
+def await_(condition: Any) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

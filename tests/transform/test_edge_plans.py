@@ -15,13 +15,12 @@ from prefect_slo.plan import Plan, StagePlan
 from prefect_slo.resources import Menu, Pool, Size
 from prefect_slo.transform import DataStage, Links, Transfer, direct_until, with_passing
 from prefect_slo.transform.crossovers import by_fan_out, by_size
-from prefect_slo.transform.edge_plans import ELSEWHERE, HERE
+from prefect_slo.transform.edge_plans import CLUSTER, ELSEWHERE, HERE
 from prefect_slo.transform.learned import broadcasts, learn_links, learn_sizes
 from prefect_slo.transform.passing import methods_of
 from prefect_slo.workflow import Edge, Stage, Workflow
 
 MB = 2.0**20
-LAMBDA = Size(1, 1769, hardware="lambda")
 
 
 def rows(
@@ -40,14 +39,14 @@ def workflow(pools: tuple[str, str], *, kind: str = "all") -> tuple[Workflow, Pl
     """Two stages on these pools, and a plan for them."""
     menus = [Menu("aws-lambda-x86" if pool == "lambda" else "local", pools=(Pool(pool),)) for pool in pools]
     stages = (Stage("make", menu=menus[0]), Stage("use", (Edge("make", kind),), menus[1], "given", 8))  # type: ignore[arg-type]
-    sizes = [LAMBDA if pool == "lambda" else Size(1, 1769) for pool in pools]
+    sizes = [Size(1, 1769, hardware=pool if pool in ("lambda", "dask", "ray") else "cpu") for pool in pools]
     plans = {stage.name: StagePlan(4, size, pool) for stage, size, pool in zip(stages, sizes, pools, strict=True)}
     return Workflow("w", stages), Plan("w", None, plans)
 
 
 def passed(pools: tuple[str, str], size_mb: float, *, broadcast: bool, kind: str = "all", n: int = 8) -> EdgePlan:
     flow, plan = workflow(pools, kind=kind)
-    hardware = ["lambda" if pool == "lambda" else "cpu" for pool in pools]
+    hardware = [pool if pool in ("lambda", "dask", "ray") else "cpu" for pool in pools]
     taken = size_mb * (8 if broadcast else 1)
     runs = [
         *rows("make", [size_mb] * n, hardware=hardware[0]),
@@ -92,6 +91,27 @@ def test_threads_hand_on_objects_as_they_are() -> None:
     edge = passed(("thread", "thread"), 500.0, broadcast=True)
     assert (edge.method, edge.chosen.seconds, edge.others) == ("machine", 0.0, ())
     assert "no other way" in edge.why
+
+
+@pytest.mark.parametrize("pool", ["dask", "ray"])
+def test_on_one_cluster_what_is_large_goes_from_worker_to_worker(pool: str) -> None:
+    edge = passed((pool, pool), 50.0, broadcast=True)
+    assert (edge.method, [way.method for way in edge.others]) == ("direct", ["inline"])
+    assert edge.others[0].seconds > 2 * edge.chosen.seconds
+    assert "by size: inline, direct above" in edge.why
+    assert passed((pool, pool), 0.001, broadcast=False, kind="item").method == "inline"
+    assert passed((pool, pool), 50.0, broadcast=False, kind="item").method == "direct"
+
+
+def test_from_one_cluster_to_another_pool_it_is_the_flows_process() -> None:
+    for pools in (("dask", "ray"), ("dask", "process"), ("process", "ray")):
+        assert passed(pools, 50.0, broadcast=True).method == "inline"
+
+
+def test_what_the_flow_takes_apart_comes_by_the_flow() -> None:
+    apart = passed(("dask", "dask"), 50.0, broadcast=False)
+    assert (apart.method, apart.others) == ("inline", ())
+    assert passed(("dask", "dask"), 50.0, broadcast=False, n=2).method == "inline"
 
 
 def test_item_wise_edges_are_no_broadcast() -> None:
@@ -208,20 +228,23 @@ def moved(seconds_of_mb: float, *, workers: int, noise: float = 0.0) -> StageRun
 
 
 def test_bandwidth_is_learned_where_more_bytes_took_longer() -> None:
-    links = learn_links(moved(1 / 37, workers=1), HERE, local=True)
+    links = learn_links(moved(1 / 37, workers=1), HERE, "inline")
     assert links.inline_mb_s == pytest.approx(37, rel=0.01)
     assert links.machine_mb_s / HERE.machine_mb_s == pytest.approx(37 / HERE.inline_mb_s, rel=0.01)
-    noisy = learn_links(moved(1 / 37, workers=1, noise=0.3), HERE, local=True)
+    noisy = learn_links(moved(1 / 37, workers=1, noise=0.3), HERE, "inline")
     assert noisy.inline_mb_s == pytest.approx(37, rel=0.25)
-    remote = learn_links(moved(1 / 37, workers=4), ELSEWHERE, local=False)
+    remote = learn_links(moved(1 / 37, workers=4), ELSEWHERE, "remote")
     assert remote.down_mb_s == pytest.approx(37, rel=0.01)
+    direct = learn_links(moved(1 / 37, workers=4), CLUSTER, "direct")
+    assert direct.direct_mb_s == pytest.approx(37, rel=0.01)
+    assert direct.inline_mb_s / CLUSTER.inline_mb_s == pytest.approx(37 / CLUSTER.direct_mb_s, rel=0.01)
 
 
 def test_where_rows_say_nothing_of_speed_the_usual_one_stays() -> None:
     same = StageRuns.of(rows("make", [3.0] * 20))
-    assert learn_links(same, HERE, local=True) == HERE
-    assert learn_links(moved(-1e-3, workers=1), HERE, local=True) == HERE
-    crawl = learn_links(moved(1e3, workers=1), HERE, local=True)
+    assert learn_links(same, HERE, "inline") == HERE
+    assert learn_links(moved(-1e-3, workers=1), HERE, "inline") == HERE
+    crawl = learn_links(moved(1e3, workers=1), HERE, "inline")
     assert crawl.inline_mb_s == pytest.approx(HERE.inline_mb_s / 20), "never beyond a factor of 20"
 
 
@@ -258,8 +281,8 @@ def test_the_crossover_by_size_is_where_both_take_as_long() -> None:
     assert just_over["remote"] < just_over["direct"]
 
 
-def test_on_a_cluster_data_travel_with_their_bundle_whatever_their_size() -> None:
-    flow, plan = workflow(("dask", "dask"))
+def test_on_other_pools_data_travel_with_their_bundle_whatever_their_size() -> None:
+    flow, plan = workflow(("k8s", "k8s"))
     runs = [*rows("make", [50.0] * 8), *rows("use", [0.01] * 8, taken_mb=400, items=8)]
     [edge] = with_passing(plan, flow, StageRuns.of(runs)).passing
     assert (edge.method, edge.others) == ("inline", ())

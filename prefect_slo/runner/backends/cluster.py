@@ -1,7 +1,8 @@
 """Bundles on a cluster with a scheduler of its own: every bundle is one task of it, with the resources of its size.
 
 A lease holds nothing until it has a bundle: the scheduler queues what finds no room, and a cluster that adapts grows by
-what is queued. All calls of the cluster's client are made by one thread, in order.
+what is queued. All calls of the cluster's client are made by one thread, in order; only what lies on the cluster is
+fetched by whichever thread wants it.
 """
 
 from __future__ import annotations
@@ -10,20 +11,24 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, Protocol
 
+from prefect_slo.control.need import Need
 from prefect_slo.resources import Size
-from prefect_slo.runner.backends.protocol import Bundle, Capabilities, Lost, Opened, Sink
-from prefect_slo.runner.backends.remote import Clocks, Reply, Work, told
+from prefect_slo.runner.backends.protocol import Bundle, Capabilities, Lost, Opened, Report, Sink
+from prefect_slo.runner.backends.remote import Clocks, Reply, Work, each_part, told
 
 logger = logging.getLogger(__name__)
 
 GRACE_S = 10.0
 """How long bundles may take to end when the run is over."""
+
+KEEP_BYTES = 2**20
+"""Results of at least this size stay on the cluster, unless told otherwise: to fetch one later takes a round trip."""
 
 _SHUT_DOWN = "the backend was shut down"
 
@@ -42,8 +47,27 @@ class Cluster(Protocol):
         """Why no worker that the cluster has could ever take a size; empty where one could, or none is there yet."""
         ...
 
-    def start(self, work: Work, done: Callable[[Fetch], None]) -> Any:
-        """Have a bundle run once, never twice; ``done`` is called from any thread when it is over. Returns a handle."""
+    def expect(self, need: Need) -> None:
+        """Have room for these workers, where the cluster grows."""
+        ...
+
+    def start(self, work: Work, parts: Sequence[Any], done: Callable[[Fetch], None]) -> Any:
+        """Have a bundle run once, never twice, near the parts that it takes; returns a handle.
+
+        ``done`` is called from any thread when it is over. ``Left`` parts of its outcomes are handles by then.
+        """
+        ...
+
+    def fetch(self, part: Any) -> bytes:
+        """Bring a part here; from any thread."""
+        ...
+
+    def gone(self, part: Any) -> str:
+        """In words why a part can't be had any more, as far as that is known; empty where it can."""
+        ...
+
+    def never_ran(self, handle: Any, error: Exception | None) -> bool:
+        """Whether a bundle that ended without a reply, by an error of the cluster's, has certainly not begun."""
         ...
 
     def end(self, handle: Any) -> Literal["told", "begun", "unbegun"]:
@@ -63,10 +87,21 @@ class ClusterBackend:
         env: Environment of the worker processes that run bundles.
         run_key: Names the run.
         capped: Whether items are held to the memory of their size.
+        keep: Parts of outcomes of at least so many bytes stay on the cluster; ``None`` for none.
+        grows: Whether the cluster grows with what is expected of it.
     """
 
-    def __init__(self, cluster: Cluster, env: Mapping[str, str], run_key: str, *, capped: bool = True) -> None:
-        self._capped = capped
+    def __init__(
+        self,
+        cluster: Cluster,
+        env: Mapping[str, str],
+        run_key: str,
+        *,
+        capped: bool = True,
+        keep: int | None = KEEP_BYTES,
+        grows: bool = False,
+    ) -> None:
+        self._capped, self._keep, self._grows = capped, keep, grows
         self._cluster, self._env = cluster, tuple(sorted(env.items()))
         self._run_key = f"{run_key}-{os.urandom(4).hex()}"
         self._leases: dict[int, _Lease] = {}
@@ -89,7 +124,13 @@ class ClusterBackend:
             memory_mb=float("inf"),
             streams=False,
             elsewhere=True,
+            keeps=self._keep,
+            grows=self._grows,
         )
+
+    def expect(self, need: Need) -> None:
+        """Have the cluster prepare for these workers; a cluster of this run's own is started for them."""
+        self._calls.put(lambda: self._expect(need))
 
     def open(self, lease: int, size: Size, sink: Sink) -> None:
         """A place in the scheduler's queue; lost where no worker of the cluster could ever take its size."""
@@ -148,9 +189,7 @@ class ClusterBackend:
             lease.sink(Lost(lease.id, "start", _SHUT_DOWN))
             return
         try:
-            if not self._connected:
-                self._cluster.connect()
-                self._connected = True
+            self._connect()
             lack = self._cluster.lack(lease.size)
         except Exception as error:
             lack = f"the cluster can't be used: {type(error).__name__}: {error}"
@@ -160,18 +199,29 @@ class ClusterBackend:
         self._leases[lease.id] = lease
         lease.sink(Opened(lease.id, cold=False, start_s=0.0, wait_s=time.monotonic() - asked, pid=0))
 
+    def _expect(self, need: Need) -> None:
+        if not self._closed:
+            self._connect()
+            self._cluster.expect(need)
+
+    def _connect(self) -> None:
+        if not self._connected:
+            self._cluster.connect()
+            self._connected = True
+
     def _submit(self, id: int, bundle: Bundle) -> None:
         lease = self._leases.get(id)
         if lease is None:  # its loss was told without this bundle
             return
-        known = replace(bundle, program_key=f"{self._run_key}/{bundle.program_key}")
+        known = replace(bundle, program_key=f"{self._run_key}/{bundle.program_key}", parts=())
         work = Work(f"prefect-slo-{self._run_key}-{bundle.id}", known, lease.size, self._env, self._capped)
 
         def done(fetch: Fetch) -> None:
             self._calls.put(lambda: self._ended(lease, bundle, fetch))
 
         try:
-            lease.bundle, lease.handle = bundle, self._cluster.start(work, done)
+            parts = [part.handle for part in bundle.parts]
+            lease.bundle, lease.handle = bundle, self._cluster.start(work, parts, done)
         except Exception as error:
             self._lose(lease, Lost(id, "start", f"not taken by the cluster: {error}", None, _ids(bundle)))
 
@@ -180,18 +230,28 @@ class ClusterBackend:
         received = time.monotonic()
         if lease.bundle is not bundle:
             return  # it was cancelled, and that was told
+        untouched, error = tuple[int, ...](), None
         try:
             reply = fetch()
-        except Exception as error:
-            reply = f"{type(error).__name__}: {error}"
+        except Exception as raised:
+            error, reply = raised, f"{type(raised).__name__}: {raised}"
         if isinstance(reply, str):
-            self._lose(lease, Lost(lease.id, "died", reply))
+            with suppress(Exception):
+                untouched = _ids(bundle) if self._cluster.never_ran(lease.handle, error) else ()
+            self._lose(lease, Lost(lease.id, "died", reply, None, untouched))
             return
         lease.bundle = lease.handle = None
         for report in told(reply, lease.id, self._clocks.seen(reply, received)):
             if isinstance(report, Lost):
                 self._leases.pop(lease.id, None)
-            lease.sink(report)
+            lease.sink(self._with_parts(report))
+
+    def _with_parts(self, report: Report) -> Report:
+        """A report in which what was left on the cluster stands for itself."""
+        return each_part(
+            report,
+            lambda part: part if isinstance(part, bytes) else KeptPart(self, self._cluster, part.handle, part.size),
+        )
 
     def _cancel(self, id: int, detail: str) -> None:
         lease = self._leases.get(id)
@@ -215,6 +275,31 @@ class ClusterBackend:
         self._leases.pop(lease.id, None)
         bundle, lease.bundle, lease.handle = lease.bundle, None, None
         lease.sink(replace(lost, bundle=bundle.id if bundle is not None else None))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class KeptPart:
+    """A part of an outcome that lies on a cluster; the cluster lets go of it when nobody holds this any more.
+
+    Attributes:
+        place: The backend.
+        cluster: Its cluster.
+        handle: What the cluster's client knows it by.
+        size: Its bytes.
+    """
+
+    place: ClusterBackend
+    cluster: Cluster
+    handle: Any
+    size: int
+
+    def gone(self) -> str:
+        """Why it can't be had any more, as far as that is known."""
+        return self.cluster.gone(self.handle)
+
+    def fetch(self) -> bytes:
+        """Bring it here."""
+        return self.cluster.fetch(self.handle)
 
 
 @dataclass

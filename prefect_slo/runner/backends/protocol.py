@@ -16,6 +16,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from prefect_slo.control.events import LossReason
+from prefect_slo.control.need import Need
 from prefect_slo.resources import Size
 
 
@@ -29,6 +30,7 @@ class Outcome:
         unpicklable: Why its result cannot travel, where it cannot; ``payload`` is then empty.
         read_s: Seconds spent unpickling its arguments.
         write_s: Seconds spent pickling its result.
+        parts: What the payload refers to by number and may come later than it: bytes, or ``Kept`` where they stay.
         mapped: Bytes of its arguments that did not come with its payload.
     """
 
@@ -37,7 +39,30 @@ class Outcome:
     unpicklable: str = ""
     read_s: float = 0.0
     write_s: float = 0.0
+    parts: tuple[Any, ...] = ()
     mapped: int = 0
+
+
+class Kept(Protocol):
+    """A part of an outcome that stays where it was made, for as long as this stands for it."""
+
+    @property
+    def place(self) -> object:
+        """The backend that keeps it, and takes it among the parts of a bundle."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        ...
+
+    def gone(self) -> str:
+        """In words why it can't be had any more, as far as that is known; empty where it can."""
+        ...
+
+    def fetch(self) -> bytes:
+        """Bring it here; from any thread. Raises ``LookupError`` where it is gone, or what the place raises."""
+        ...
 
 
 RunItem = Callable[[int, Any], Outcome]
@@ -118,6 +143,9 @@ class Bundle:
         program: A ``Program``, pickled where the backend is isolated; or a ``HostedProgram`` where it hosts.
         items: ``(item id, payload)`` pairs.
         timeout_s: A single item that runs longer than this has its worker killed; ``None`` for no limit.
+        parts: What payloads refer to by number, once for all: bytes, or ``Kept`` by this backend. Where there are any,
+            the program gets ``(payload, parts)`` for a payload.
+        keep: Parts of outcomes of at least so many bytes may stay where they are made; ``None`` for none.
     """
 
     id: int
@@ -125,6 +153,8 @@ class Bundle:
     program: Any
     items: tuple[tuple[int, Any], ...]
     timeout_s: float | None = None
+    parts: tuple[Any, ...] = ()
+    keep: int | None = None
 
 
 @dataclass(frozen=True)
@@ -137,6 +167,7 @@ class Opened:
         start_s: How long that took (0 when warm), from asking for the process to its first report.
         wait_s: How long the lease waited for capacity of the machine.
         pid: The worker's process.
+        held_s: How long its machine was paid for before, for nobody: while it started, and while it idled.
     """
 
     lease: int
@@ -144,6 +175,7 @@ class Opened:
     start_s: float
     wait_s: float
     pid: int
+    held_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -263,6 +295,9 @@ class Capabilities:
         metered: Work is billed by what it took: its reports say how much.
         elsewhere: Workers may be on another machine, with what is installed there and nothing of the user's own: that
             travels by value.
+        keeps: Parts of outcomes of at least so many bytes can stay where they are made, and go from there to the
+            bundles that take them; ``None`` where none can.
+        grows: Gets more machines as they are needed, and the sooner it hears of that the better: a ``GrowingBackend``.
     """
 
     isolated: bool
@@ -276,6 +311,8 @@ class Capabilities:
     streams: bool = True
     metered: bool = False
     elsewhere: bool = False
+    keeps: int | None = None
+    grows: bool = False
 
 
 class Backend(Protocol):
@@ -303,4 +340,13 @@ class Backend(Protocol):
 
     def shutdown(self) -> None:
         """End every worker and wait for it. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class GrowingBackend(Protocol):
+    """A backend that gets more machines as they are needed."""
+
+    def expect(self, need: Need) -> None:
+        """Prepare for these workers; what was said before no longer holds. Returns at once, and never raises."""
         ...

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal
 
+from prefect_slo.control.need import Need
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.cluster import Fetch
-from prefect_slo.runner.backends.remote import Reply, Work, needed, run_here
+from prefect_slo.runner.backends.remote import Reply, Work, leave, needed, placed, run_here
+
+MOST_KEPT = 64
+"""Parts of one bundle's outcomes that can stay on the cluster: Ray wants to know beforehand how many there may be."""
 
 
 class RayCluster:
@@ -27,15 +31,16 @@ class RayCluster:
         self._disconnect: Callable[[], None] = lambda: None
         self._run: Any = None
         self._run_on_gpu: Any = None
+        self._lost: set[str] = set()
 
     def connect(self) -> None:
         """Connect this process to Ray."""
         import ray
 
         self._disconnect = self._make()
-        self._run = ray.remote(run_here)
+        self._run = ray.remote(run_apart)
         # a process that has used a GPU holds on to it: such a one serves one bundle
-        self._run_on_gpu = ray.remote(max_calls=1)(run_here)
+        self._run_on_gpu = ray.remote(max_calls=1)(run_apart)
 
     def lack(self, size: Size) -> str:
         """What no node has of the resources that a size takes."""
@@ -49,10 +54,14 @@ class RayCluster:
         most = {name: max(node.get(name, 0) for node in nodes) for name in needs}
         return f"no Ray node has {', '.join(f'{n}={v:g} (the most: {most[n]:g})' for n, v in needs.items())}"
 
-    def start(self, work: Work, done: Callable[[Fetch], None]) -> Any:
-        """Call the remote function."""
+    def expect(self, need: Need) -> None:
+        """Nothing: a request to Ray's autoscaler is one for the whole cluster, and others may have made theirs."""
+
+    def start(self, work: Work, parts: Sequence[Any], done: Callable[[Fetch], None]) -> Any:
+        """Call the remote function, with its parts as arguments: Ray places it where they lie, if it can."""
         size = work.size
-        handle = (
+        most = min(len(work.bundle.items), MOST_KEPT) if work.bundle.keep is not None else 0
+        handle, *kept = (
             (self._run_on_gpu if size.gpu else self._run)
             .options(
                 name=work.token,
@@ -61,19 +70,40 @@ class RayCluster:
                 memory=size.memory_mb * 2**20 if self._memory else None,
                 resources=needed(size, self._resources) or None,
                 max_retries=0,
+                num_returns=1 + max(most, 1),  # of one alone Ray would not make a list
             )
-            .remote(work)
+            .remote(work, most, *parts)
         )
 
         def over(future: Any) -> None:
             def fetch() -> Reply | str:
                 reply: Reply | str = future.result()
-                return reply
+                return placed(reply, kept.__getitem__) if isinstance(reply, Reply) else reply
 
             done(fetch)
 
         handle.future().add_done_callback(over)
         return handle
+
+    def fetch(self, part: Any) -> bytes:
+        """Get the object: it is this process' own, and outlives the worker that made it, but not its node."""
+        import ray
+
+        found: bytes = ray.get(part)
+        return found
+
+    def gone(self, part: Any) -> str:
+        """What was heard of it: Ray says so only when an object is asked for."""
+        return "the Ray node that kept it is gone" if part.hex() in self._lost else ""
+
+    def never_ran(self, handle: Any, error: Exception | None) -> bool:
+        """Whether Ray has failed it for an object that is lost."""
+        import ray
+
+        if not isinstance(error, ray.exceptions.ObjectLostError):
+            return False
+        self._lost.add(error.object_ref_hex)
+        return True
 
     def end(self, handle: Any) -> Literal["told", "begun", "unbegun"]:
         """End its Ray worker, and with that the process that runs the bundle."""
@@ -86,3 +116,12 @@ class RayCluster:
     def close(self, run_key: str) -> None:
         """Disconnect, where this run has connected."""
         self._disconnect()
+
+
+def run_apart(work: Work, most: int, *parts: bytes) -> list[Any]:
+    """On a worker of the cluster: run a bundle; its reply, and each part that is left as an object of the caller's."""
+    reply = run_here(work, parts)
+    left: list[bytes] = []
+    if isinstance(reply, Reply):
+        reply, left = leave(reply, work.bundle.keep, most)
+    return [reply, *left, *[None] * (max(most, 1) - len(left))]

@@ -10,12 +10,14 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import count
+from math import inf
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.local import PRELOAD
@@ -74,13 +76,28 @@ class Reply:
     sent: float
 
 
-def run_here(work: Work, refused: Callable[[], str] = str) -> Reply | str:
+@dataclass(frozen=True)
+class Left:
+    """Stands in a reply for a part of an outcome that stays on the cluster.
+
+    Attributes:
+        handle: Its number; for whoever receives the reply, what the cluster's client knows it by.
+        size: Its bytes.
+    """
+
+    handle: Any
+    size: int
+
+
+def run_here(work: Work, parts: Sequence[bytes] = (), refused: Callable[[], str] = str) -> Reply | str:
     """Run a bundle on worker processes of this machine, to its end.
 
     Args:
         work: The bundle.
+        parts: What its payloads refer to.
         refused: Asked first, when the bundle can be cancelled already: in words, why it is not to be run.
     """
+    work = replace(work, bundle=replace(work.bundle, parts=tuple(parts)))
     news: News = SimpleQueue()
     with _LOCK:
         _RUNNING[work.token] = news
@@ -93,6 +110,48 @@ def run_here(work: Work, refused: Callable[[], str] = str) -> Reply | str:
     finally:
         with _LOCK:
             del _RUNNING[work.token]
+
+
+def leave(reply: Reply, keep: int | None, most: float = inf) -> tuple[Reply, list[bytes]]:
+    """A reply without its large parts, and those parts.
+
+    Args:
+        reply: The reply.
+        keep: How large is large, in bytes; ``None`` for nothing.
+        most: How many may stay at most.
+    """
+    left: list[bytes] = []
+
+    def one(part: bytes) -> bytes | Left:
+        if keep is None or len(part) < keep or len(left) >= most:
+            return part
+        left.append(part)
+        return Left(len(left) - 1, len(part))
+
+    return replace(reply, reports=tuple(each_part(report, one) for report in reply.reports)), left
+
+
+def placed(reply: Reply, handle: Callable[[int], Any]) -> Reply:
+    """A reply in which the parts that were left are known by the client's handles.
+
+    Args:
+        reply: The reply.
+        handle: The handle of a part, by number.
+    """
+
+    def one(part: bytes | Left) -> bytes | Left:
+        return part if isinstance(part, bytes) else replace(part, handle=handle(part.handle))
+
+    return replace(reply, reports=tuple(each_part(report, one) for report in reply.reports))
+
+
+def each_part(report: Report, one: Callable[[Any], Any]) -> Report:
+    """A report with something else for each part of its outcomes."""
+    if not isinstance(report, Progress) or not any(item.outcome.parts for item in report.items):
+        return report
+    outcomes = (replace(item.outcome, parts=tuple(map(one, item.outcome.parts))) for item in report.items)
+    items = zip(report.items, outcomes, strict=True)
+    return replace(report, items=tuple(replace(item, outcome=outcome) for item, outcome in items))
 
 
 def cancel_here(token: str) -> bool:

@@ -27,7 +27,7 @@ from prefect_slo.runner.local.gpu_ledger import GpuClaim
 from prefect_slo.runner.local.ledger import Claim
 from prefect_slo.runner.local.page import Page, Reading
 from prefect_slo.runner.local.setup import Surroundings
-from prefect_slo.runner.local.wire import Backlog, Decoder, encode, lift
+from prefect_slo.runner.local.wire import Backlog, Decoder, encode, lift, lift_all
 
 _PROGRAMS = 32  # that a worker keeps; a flow run has one for each of its tasks
 
@@ -180,7 +180,7 @@ class Worker:
         known = key in self._programs
         forget = () if known or len(self._programs) < _PROGRAMS else (next(iter(self._programs)),)
         program = None if known else bundle.program
-        frame = encode(("run", self.serial + 1, key, program, forget, items))
+        frame = encode(("run", self.serial + 1, key, program, forget, items, lift_all(bundle.parts)))
         self._programs[key] = None
         self._programs.move_to_end(key)
         for gone in forget:

@@ -28,6 +28,11 @@ def lift(payload: bytes) -> bytes:
     return payload if len(payload) < _OUT_OF_BAND else cast(bytes, pickle.PickleBuffer(payload))
 
 
+def lift_all(payloads: Iterable[bytes]) -> tuple[bytes, ...]:
+    """Each of some payloads, marked likewise."""
+    return tuple(map(lift, payloads))
+
+
 def encode(message: object) -> list[Buffer]:
     """The buffers of one frame, in order."""
     aside: list[pickle.PickleBuffer] = []

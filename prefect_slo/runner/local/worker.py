@@ -1,8 +1,8 @@
 """The worker process: runs bundles in its main thread, reports on a socket, and ends with its parent.
 
-Messages to it are a ``Birth``, then ``("run", serial, key, program, forget, items)``,
+Messages to it are a ``Birth``, then ``("run", serial, key, program, forget, items, parts)``,
 ``("adopt", surroundings, vcpus)`` and ``("bye",)``. Frames from it are lists of records: ``("hello", pid,
-resident_mb)``, ``("item", item, started, ended, payload, failed, unpicklable, read_s, write_s)``,
+resident_mb)``, ``("item", item, started, ended, payload, failed, unpicklable, read_s, write_s, parts)``,
 ``("chatter", serial, payload)``, ``("finished", serial, …)``, ``("unopened", detail)`` and ``("broken", detail)``.
 """
 
@@ -27,7 +27,7 @@ from typing import Any
 from prefect_slo.runner.local.limits import limit_loaded_libraries, threads_of
 from prefect_slo.runner.local.page import Page
 from prefect_slo.runner.local.setup import Birth
-from prefect_slo.runner.local.wire import Decoder, encode, lift, send_all
+from prefect_slo.runner.local.wire import Decoder, encode, lift, lift_all, send_all
 
 _GATHER_S = 0.003  # records of this long travel together
 _GATHER_BYTES = 256 * 1024
@@ -132,7 +132,7 @@ class Server:
 
     def __init__(self, inbox: SimpleQueue[Any], outbox: Outbox, page: Page) -> None:
         self._inbox, self._outbox, self._page = inbox, outbox, page
-        self._programs: dict[str, Callable[[int, bytes], Any]] = {}
+        self._programs: dict[str, Callable[[int, Any], Any]] = {}
         self._serial = 0
 
     def serve(self) -> None:
@@ -155,6 +155,7 @@ class Server:
         program: bytes | None,
         forget: tuple[str, ...],
         items: tuple[tuple[int, bytes], ...],
+        parts: tuple[bytes, ...],
     ) -> None:
         cpu, sizes = _cpu_s(), [0, 0]
         page, outbox, clock = self._page, self._outbox, time.monotonic
@@ -167,13 +168,13 @@ class Server:
         for index, (item, payload) in enumerate(items):
             started = clock()
             page.start(index, started)
-            outcome = run_item(item, payload)
+            outcome = run_item(item, (payload, parts) if parts else payload)
             ended = clock()
             page.end(index)
-            size = len(outcome.payload)
+            size = len(outcome.payload) + sum(map(len, outcome.parts))
             sizes[0] += len(payload) + outcome.mapped
             sizes[1] += size
-            told = (outcome.failed, outcome.unpicklable, outcome.read_s, outcome.write_s)
+            told = (outcome.failed, outcome.unpicklable, outcome.read_s, outcome.write_s, lift_all(outcome.parts))
             outbox.post(
                 ("item", item, started, ended, lift(outcome.payload), *told),
                 size,
@@ -184,7 +185,7 @@ class Server:
         peak_mb, left_mb = memory_mb()
         outbox.post(("finished", serial, left_mb, received, ended, open_s, used, peak_mb, *sizes), now=True)
 
-    def _open(self, key: str, program: bytes | None) -> tuple[Callable[[int, bytes], Any], float]:
+    def _open(self, key: str, program: bytes | None) -> tuple[Callable[[int, Any], Any], float]:
         if (run_item := self._programs.get(key)) is not None:
             return run_item, 0.0
         begun = time.monotonic()

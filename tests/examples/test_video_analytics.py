@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 
 from prefect_slo import Plan, SLOTaskRunner
+from prefect_slo.cli import main
 from prefect_slo.models import WorkflowModel
 from prefect_slo.objective import Budget, Latency
 from prefect_slo.plan import StagePlan
@@ -163,6 +164,23 @@ def test_the_measured_table_puts_the_last_stage_on_the_gpu_where_time_is_short(m
     assert cheap["detect"].pool == "cpu"
     assert cheap.predicted.cost_usd.mean < fast.predicted.cost_usd.mean
     assert fast.predicted.latency_s.p95 < cheap.predicted.latency_s.p95
+
+
+def test_the_curve_and_the_reasons_say_where_a_gpu_is_and_how_large_batches_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ["--workflow", str(EXAMPLE / "workflow.toml"), "--runs", str(EXAMPLE / "stage_runs.csv")]
+    plan = str(tmp_path / "plan.json")
+    for command in (
+        ["plan", *files, "--budget", "1", "-o", plan],
+        ["explain", *files, "--plan", plan],
+        ["pareto", *files],
+    ):
+        assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "1 × 1 vCPU, 4096 MB, 1 h100, batch 32" in said
+    assert "1 × 1 vCPU + 1 h100, batch" in said
+    assert "1 × 8 vCPU " in said
 
 
 @pytest.mark.parametrize(("vcpus", "crossover"), [(1, 1), (2, 2), (4, 4), (8, 8)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from prefect_slo.resources import Size
+from prefect_slo.resources import Option, Size
 
 
 def seconds_text(value: float) -> str:
@@ -44,6 +44,12 @@ def size_text(size: Size) -> str:
     """A worker's size: ``"0.579 vCPU, 1024 MB"``."""
     gpu = f", {size.gpu:g} {size.hardware}" if size.gpu else ""
     return f"{size.vcpus:.3g} vCPU, {size.memory_mb} MB{gpu}"
+
+
+def option_text(option: Option) -> str:
+    """What was chosen for a stage: ``"4 × 1 vCPU, 1024 MB"``, with the batch where calls take more than one item."""
+    batch = f", batch {option.batch}" if option.batch > 1 else ""
+    return f"{option.workers} × {size_text(option.size)}{batch}"
 
 
 def cell_text(text: str) -> str:

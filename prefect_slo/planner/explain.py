@@ -205,4 +205,5 @@ def _words(which: Criticality, goal: Goal, now: float, cheaper: Alternative | No
 
 
 def _named(option: Option) -> str:
-    return f"{option.workers} × {option.size}"
+    batch = f", batch {option.batch}" if option.batch > 1 else ""
+    return f"{option.workers} × {option.size}{batch}"

@@ -18,6 +18,10 @@ import pandas as pd
 import pytest
 
 from prefect_slo import Plan, SLOTaskRunner
+from prefect_slo.cli import main
+from prefect_slo.declaration import declared
+from prefect_slo.decorators import director_of
+from prefect_slo.loop.menus import stage_menu
 from prefect_slo.models import WorkflowModel
 from prefect_slo.objective import Budget, Latency
 from prefect_slo.plan import StagePlan
@@ -163,6 +167,37 @@ def test_the_measured_table_puts_the_last_stage_on_the_gpu_where_time_is_short(m
     assert cheap["detect"].pool == "cpu"
     assert cheap.predicted.cost_usd.mean < fast.predicted.cost_usd.mean
     assert fast.predicted.latency_s.p95 < cheap.predicted.latency_s.p95
+
+
+def test_with_a_deadline_it_has_the_menu_of_the_file(example: Any, tmp_path: Path) -> None:
+    director = director_of(example.flow.sized(str(tmp_path)))
+    workflow = Workflow.load(EXAMPLE / "workflow.toml")
+    for task in (example.flow.split, example.flow.extract, example.flow.preprocess, example.flow.detect):
+        menu = stage_menu(director.menu, declared(task), pools=director.pools)
+        of_the_file = workflow[task.name].menu
+        assert set(of_the_file.options()) <= set(menu.options())
+        assert {pool.name: pool.prices or of_the_file.prices for pool in of_the_file.pools} == {
+            pool.name: pool.prices for pool in menu.pools
+        }
+    assert set(workflow["detect"].menu.options()) == set(menu.options())
+    assert example.flow.plain.task_runner != example.flow.sized(str(tmp_path)).task_runner
+
+
+def test_the_curve_and_the_reasons_say_where_a_gpu_is_and_how_large_batches_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ["--workflow", str(EXAMPLE / "workflow.toml"), "--runs", str(EXAMPLE / "stage_runs.csv")]
+    plan = str(tmp_path / "plan.json")
+    for command in (
+        ["plan", *files, "--budget", "1", "-o", plan],
+        ["explain", *files, "--plan", plan],
+        ["pareto", *files],
+    ):
+        assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "1 × 1 vCPU, 4096 MB, 1 h100, batch 32" in said
+    assert "1 × 1 vCPU + 1 h100, batch" in said
+    assert "1 × 8 vCPU " in said
 
 
 @pytest.mark.parametrize(("vcpus", "crossover"), [(1, 1), (2, 2), (4, 4), (8, 8)])

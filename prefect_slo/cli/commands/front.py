@@ -12,6 +12,7 @@ from prefect_slo.cli.inputs import AsJson, Cold, Pins, Seed, Source, read_pins, 
 from prefect_slo.cli.output import print_json, print_line, print_table, working
 
 if TYPE_CHECKING:
+    from prefect_slo.plan import StagePlan
     from prefect_slo.planner.pareto import ParetoPoint
 
 
@@ -63,7 +64,7 @@ def pareto(
                 f"p{100 * percentile:g} latency": seconds_text(point.latency_s),
                 "mean cost": dollars_text(point.cost_usd),
                 "× the cheapest": f"{point.cost_usd / cheapest:.2f}",
-                **{name: f"{stage.workers} × {stage.size.vcpus:.3g} vCPU" for name, stage in point.stages.items()},
+                **{name: _short(stage) for name, stage in point.stages.items()},
             }
             for point in curve
         ],
@@ -71,6 +72,13 @@ def pareto(
     )
     if output is not None:
         print_line(f"Wrote {output}.")
+
+
+def _short(stage: StagePlan) -> str:
+    """Workers and what each has, in as few words as a table of all stages takes."""
+    gpu = f" + {stage.size.gpu:g} {stage.size.hardware}" if stage.size.gpu else ""
+    batch = f", batch {stage.batch}" if stage.batch > 1 else ""
+    return f"{stage.workers} × {stage.size.vcpus:.3g} vCPU{gpu}{batch}"
 
 
 def _stages(point: ParetoPoint) -> object:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @app.command
 def explain(source: Source, *, plan: PlanFile, cold: Cold = False, json: AsJson = False) -> None:
     """Where a plan's time and money go, what a second is worth, and each stage's best alternative."""
-    from prefect_slo.artifacts.text import share_text, size_text
+    from prefect_slo.artifacts.text import option_text, share_text
     from prefect_slo.planner.explain import explain as explained
 
     chosen = read_plan(plan)
@@ -32,7 +32,7 @@ def explain(source: Source, *, plan: PlanFile, cold: Cold = False, json: AsJson 
         [
             {
                 "stage": reason.criticality.stage,
-                "chosen": f"{reason.option.workers} × {size_text(reason.option.size)}",
+                "chosen": option_text(reason.option),
                 "on the longest path": share_text(reason.criticality.probability),
                 "of its time": share_text(reason.criticality.path_share),
                 "of the cost": share_text(reason.criticality.cost_share),
@@ -67,14 +67,13 @@ def _prices(told: Explanation, asked: Slo | None) -> list[str]:
 
 
 def _alternative(other: Alternative | None) -> str:
-    from prefect_slo.artifacts.text import dollars_text, seconds_text, size_text
+    from prefect_slo.artifacts.text import dollars_text, option_text, seconds_text
 
     if other is None:
         return "–"
     cost, time = other.cost_change_usd, other.latency_change_s
     dearer, slower = "+" if cost > 0 else "−", "+" if time > 0 else "−"
-    chosen = f"{other.option.workers} × {size_text(other.option.size)}"
-    return f"{chosen}: {dearer}{dollars_text(abs(cost))}, {slower}{seconds_text(abs(time))}"
+    return f"{option_text(other.option)}: {dearer}{dollars_text(abs(cost))}, {slower}{seconds_text(abs(time))}"
 
 
 def _document(told: Explanation) -> dict[str, Any]:

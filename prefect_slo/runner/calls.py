@@ -22,6 +22,15 @@ ATOMS = (int, float, str, bytes, bool, type(None))
 OVER = "This flow run has ended; its task runner takes no more work. Submit before the flow returns, or wait in it."
 
 
+class FinalState(Future[State[Any]]):
+    """Completed with the final state of a call. Lets go of its callbacks then: they refer back to it, and a result that
+    nobody holds any more would stay until the garbage collector comes by."""
+
+    def _invoke_callbacks(self) -> None:
+        super()._invoke_callbacks()  # type: ignore[misc]
+        self._done_callbacks.clear()  # type: ignore[attr-defined]
+
+
 @dataclass(slots=True)
 class Call:
     """A submitted call of a task.
@@ -57,7 +66,7 @@ class Call:
     context: Context
     tags: frozenset[str]
     kind: Kind | None = None
-    future: Future[State[Any]] = field(default_factory=Future)
+    future: Future[State[Any]] = field(default_factory=FinalState)
     has_inputs: bool = False
     submitted: float = 0.0
     ready: float = 0.0

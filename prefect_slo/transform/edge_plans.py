@@ -46,7 +46,8 @@ ELSEWHERE = Links(
 CLUSTER = Links(
     direct_mb_s=100, up_mb_s=1, down_mb_s=1, inline_mb_s=100, direct_s=4e-3, inline_s=2e-3, inline_limit_mb=inf,
 )  # fmt: skip
-"""Workers of one Dask or Ray cluster. Each has a link of its own where the flow's process has one for them all."""
+"""Workers of one Dask or Ray cluster, until its runs show more: each has a link of its own, and the flow's process one
+for them all; to read a result there takes a round trip more."""
 
 THREADS = Links(direct_mb_s=1, up_mb_s=1, down_mb_s=1, inline_mb_s=1)
 """Threads of one process hand on objects as they are."""

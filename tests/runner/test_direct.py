@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
@@ -175,8 +176,12 @@ def test_the_cluster_lets_go_of_what_the_flow_lets_go_of(prefect_server, tmp_pat
             made = make.submit(tmp_path, 1)
             made.wait()
             before = client.run_on_scheduler(_parts)
-            del made
-            _wait_for(lambda: client.run_on_scheduler(_parts) == 0)
+            gc.disable()  # it is not for the garbage collector to find
+            try:
+                del made
+                _wait_for(lambda: client.run_on_scheduler(_parts) == 0)
+            finally:
+                gc.enable()
         return before
 
     assert drops() == 1
@@ -260,3 +265,32 @@ def _wait_for(condition: Callable[[], Any]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_a_result_that_is_lost_with_its_ray_node_is_said_to_be_so(prefect_server, tmp_path):
+    """Ray says so only when the result is asked for, or waited for by a task."""
+    ray, utils = pytest.importorskip("ray"), pytest.importorskip("ray.cluster_utils")
+    ray.shutdown()  # the cluster of the other tests
+    cluster = utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        node = cluster.add_node(num_cpus=1)
+        ray.init(address=cluster.address, log_to_driver=False)
+
+        @flow(task_runner=runner(RayPool(concurrency=2)))
+        def loses() -> list[State[Any]]:
+            made = make.submit(tmp_path, 1)
+            made.wait()
+            cluster.remove_node(node)
+            cluster.add_node(num_cpus=1)
+            taken = take.submit(made)
+            taken.wait()
+            return [taken.state]
+
+        [state] = loses(return_state=True).result(raise_on_failure=False)
+        lost = state.result(raise_on_failure=False)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert isinstance(lost, ResultLost)
+    assert "the Ray node that kept it is gone" in str(lost)

@@ -222,7 +222,7 @@ def learn(flow_name: str, slo: Slo, *, seed: int = 0, refit: bool = False, timeo
     waiting = len(_WAITING.of(flow_name))
     profile = fold_in(flow_name, objective=_objective(slo), refit=refit, timeout_s=wait_s)
     _WAITING.learned(flow_name, waiting)
-    return _planned_again(remember(flow_name, profile), slo, seed, wait_s, profile, Guard.of())[0]
+    return _planned_again(remember(flow_name, profile), slo, seed, wait_s, profile)[0]
 
 
 def refit(flow_name: str, *, rebuild: bool = False, seed: int = 0, guard: Guard | None = None) -> str:
@@ -268,18 +268,18 @@ def _replanned(flow_name: str, profile: SLOProfile, seed: int, guard: Guard | No
     known, slo = remember(flow_name, profile), objective_of(profile)
     if slo is None:
         return "no bound is known"
-    return _planned_again(known, slo, seed, SLOSettings().fold_timeout_s, profile, guard or Guard.of())[1]
+    return _planned_again(known, slo, seed, SLOSettings().fold_timeout_s, profile, guard)[1]
 
 
 def _planned_again(
-    known: Knowledge, slo: Slo, seed: int, timeout_s: float, learned: SLOProfile, guard: Guard
+    known: Knowledge, slo: Slo, seed: int, timeout_s: float, learned: SLOProfile, guard: Guard | None = None
 ) -> tuple[Knowledge, str]:
     """Put another plan in force where that pays, or propose it where the guard objects; what is known then, and why.
 
     Where somebody has written to the profile since it was read, theirs counts: they have seen at least as much, and
     plan themselves.
     """
-    flow_name = known.flow_name
+    flow_name, guard = known.flow_name, guard or Guard.of()
     plan, reason = replan(known, slo, seed=seed, earlier=earlier_plans(known), margin=guard.min_change)
     if plan is not None and known.workflow is not None and (training := learned.training()) is not None:
         plan = with_passing(plan, known.workflow, training.stage_runs)

@@ -9,24 +9,32 @@ from __future__ import annotations
 
 from prefect import flow, get_run_logger
 
+from prefect_slo.loop.guard import Guard
 from prefect_slo.loop.learning import refit as learn_again
 from prefect_slo.telemetry.store import observed_flows
 
 
 @flow(name="slo-refit")
-def refit(flow_name: str | None = None, rebuild: bool = False) -> dict[str, str]:
+def refit(
+    flow_name: str | None = None,
+    rebuild: bool = False,
+    min_change: float | None = None,
+    max_change: float | None = None,
+) -> dict[str, str]:
     """Bring profiles up to date, and put another plan in force where that pays.
 
     Args:
         flow_name: Name of a flow; all that have telemetry where it is missing.
         rebuild: Learn everything anew from the API, instead of adding what is new.
+        min_change: A plan that is better by less than this share doesn't replace the one in force.
+        max_change: A plan that changes latency, cost or vCPUs by more than this share is proposed, and not adopted.
 
     Returns:
         What became of the plan, by flow name.
     """
-    reasons = {}
+    reasons, guard = {}, Guard.of(min_change, max_change)
     for name in (flow_name,) if flow_name else observed_flows():
-        reasons[name] = learn_again(name, rebuild=rebuild)
+        reasons[name] = learn_again(name, rebuild=rebuild, guard=guard)
         get_run_logger().info("%s: %s", name, reasons[name])
     return reasons
 

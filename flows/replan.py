@@ -1,6 +1,7 @@
 """Plan flows again by the models that their profiles hold; deploy it on a schedule, or run it once.
 
-It learns nothing: after a new price list or a new version of the package a plan may pay that didn't before.
+It learns nothing: after a new price list or a new version of the package a plan may pay that didn't before. A plan that
+is unusually different is proposed and not adopted; this flow also approves it, or goes back to the plan before.
 
 ``python flows/replan.py`` plans every flow that has telemetry and a bound.
 """
@@ -9,23 +10,42 @@ from __future__ import annotations
 
 from prefect import flow, get_run_logger
 
+from prefect_slo.errors import InvalidValue
+from prefect_slo.loop.guard import Guard
+from prefect_slo.loop.guard import approve as approve_plan
+from prefect_slo.loop.guard import roll_back as back
 from prefect_slo.loop.learning import replan_flow
 from prefect_slo.telemetry.store import observed_flows
 
 
 @flow(name="slo-replan")
-def replan(flow_name: str | None = None) -> dict[str, str]:
+def replan(
+    flow_name: str | None = None,
+    min_change: float | None = None,
+    max_change: float | None = None,
+    approve: bool = False,
+    roll_back: bool = False,
+) -> dict[str, str]:
     """Put another plan in force where that pays.
 
     Args:
         flow_name: Name of a flow; all that have telemetry where it is missing.
+        min_change: A plan that is better by less than this share doesn't replace the one in force.
+        max_change: A plan that changes latency, cost or vCPUs by more than this share is proposed, and not adopted.
+        approve: Put the plan of this flow in force that waits for approval; nothing is planned.
+        roll_back: Put the plan of this flow back in force that was before the one that is; nothing is planned.
 
     Returns:
         What became of the plan, by flow name.
     """
-    reasons = {}
+    if approve or roll_back:
+        if flow_name is None or (approve and roll_back):
+            raise InvalidValue("flow_name", flow_name, "one flow, to approve its plan or to roll it back")
+        (approve_plan if approve else back)(flow_name)
+        return {flow_name: "approved" if approve else "rolled back"}
+    reasons, guard = {}, Guard.of(min_change, max_change)
     for name in (flow_name,) if flow_name else observed_flows():
-        reasons[name] = replan_flow(name)
+        reasons[name] = replan_flow(name, guard=guard)
         get_run_logger().info("%s: %s", name, reasons[name])
     return reasons
 

@@ -15,6 +15,7 @@ from prefect.utilities.callables import parameters_to_args_kwargs
 
 from prefect_slo import units
 from prefect_slo.errors import InvalidValue
+from prefect_slo.placement import Share
 from prefect_slo.plan import Record
 from prefect_slo.resources import Menu
 
@@ -33,8 +34,10 @@ class Declaration:
         pool: Pool that it runs on, or several that the planner may choose from (without a plan the first is taken);
             ``thread`` and ``process`` are always there, others are given to ``@slo(pools=[...])``.
         isolation: ``process`` or ``thread`` pins it; ``auto`` leaves it to the plan and to what pickles.
-        menu: Dimensions of its menu in place of the flow's: ``workers``, ``vcpus``, ``memory_mb``, ``batch``.
-        pins: Choices that are fixed: ``workers``, ``vcpus``, ``memory_mb``, ``batch``, ``pool``.
+        menu: Dimensions of its menu in place of the flow's: ``workers``, ``vcpus``, ``memory_mb``, ``batch``, ``gpu``
+            (shares of a GPU; 0 for none) and ``gpu_memory_mb`` (memory on it).
+        pins: Choices that are fixed: ``workers``, ``vcpus``, ``memory_mb``, ``batch``, ``gpu``, ``gpu_memory_mb``,
+            ``pool``.
         memory_mb: The least memory a worker needs.
         knobs: Values that the planner may pass for parameters of the task.
         concurrency: The most items of the task that may run at once in a flow run, wherever it is submitted.
@@ -96,7 +99,7 @@ class Declaration:
 
 
 def dimension(name: str, values: object, where: str) -> tuple[Any, ...]:
-    """Values of one dimension of a menu (``workers``, ``vcpus``, ``memory_mb``, ``batch``); one stands for a list.
+    """Values of one dimension of a menu, such as ``workers`` or ``memory_mb``; one stands for a list.
 
     Raises:
         InvalidValue: Nothing to choose from, or a value that can't be.
@@ -113,11 +116,18 @@ def _megabytes(value: Any, where: str) -> int:
     return units.megabytes(value, field=where)
 
 
+def _gpu(value: Any, where: str) -> float:
+    """A share of a GPU, whole ones, or 0."""
+    return Share(value).gpu if units.finite(value, where) else 0.0
+
+
 _DIMENSIONS: Mapping[str, Callable[[Any, str], Any]] = {
     "workers": units.whole,
     "vcpus": units.positive,
     "memory_mb": _megabytes,
     "batch": units.whole,
+    "gpu": _gpu,
+    "gpu_memory_mb": _megabytes,
 }
 
 

@@ -235,6 +235,23 @@ class WorkPoolUnusable(SloError):
         return type(self), (self.pool, self.why, self.then)
 
 
+class NothingProposed(SloError):
+    """There is no plan to approve, or to roll back to.
+
+    Args:
+        flow_name: Name of the flow.
+        reason: What is missing, in words.
+        then: What to do.
+    """
+
+    def __init__(self, flow_name: str, reason: str, then: str) -> None:
+        self.flow_name, self.reason, self.then = flow_name, reason, then
+        super().__init__(f"Flow {flow_name!r}: {reason}. {then}")
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.flow_name, self.reason, self.then)
+
+
 class SpendLimitReached(SloError):
     """Work that was not started because a run has spent what it may.
 
@@ -252,6 +269,33 @@ class SpendLimitReached(SloError):
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         return type(self), (self.most_usd, self.spent_usd)
+
+
+class GpuShareTooLarge(SloError):
+    """A share of a GPU that no device could hold, even with nothing else on it.
+
+    Args:
+        share: What was asked for, in words.
+        devices: Devices that there are, in words.
+        where: Pool or stage that asked, where that is known.
+    """
+
+    def __init__(self, share: str, devices: tuple[str, ...], where: str = "") -> None:
+        self.share, self.devices, self.where = share, devices, where
+        asker = f"{where} asks" if where else "a worker asks"
+        if devices:
+            there = f"the devices here are {'; '.join(devices)}"
+            then = "Ask for less in the size, or run it on a pool with larger devices."
+        else:
+            there = "there is no GPU here"
+            then = (
+                "Add a size without a GPU to its menu, run it on a pool that has some, or name the devices in "
+                "PREFECT_INTEGRATIONS_SLO_GPU_DEVICES where the probe does not find them."
+            )
+        super().__init__(f"{asker} for {share}, and {there}. {then}")
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.share, self.devices, self.where)
 
 
 class Unpicklable(SloError):

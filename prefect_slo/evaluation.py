@@ -188,12 +188,15 @@ def _parts(workflow: Workflow, runs: Sequence[_Run], folds: int, rng: np.random.
     return [part[run.setting] for run in runs]
 
 
+_OWN = ("workers", "vcpus", "items", "batch", "wall_s", "start_s")
+
+
 def _own_walls(workflow: Workflow, rows: StageRuns) -> Floats:
     """Wall time of each row as its stage's model learns it, without waiting for a parent that feeds items singly."""
     own = rows["wall_s"].astype(float)
     for stage in workflow.stages:
         mine = np.flatnonzero(rows["stage"].astype(str) == stage.name)
-        columns = {name: rows[name][mine].astype(float) for name in ("workers", "vcpus", "items", "batch", "wall_s")}
+        columns = {name: rows[name][mine].astype(float) for name in _OWN}
         idle = np.nan_to_num(rows["overhead_s"][mine], nan=0.0)
         columns["busy_s"] = np.clip(columns["wall_s"] - idle, 1e-3 * columns["wall_s"], None)
         own[mine] = own_wall(stage, columns)
@@ -244,7 +247,7 @@ def _predicted(model: WorkflowModel, name: str, option: Option, upstream: int) -
         wall, busy = (
             time(
                 name, workers=option.workers, memory_mb=option.memory_mb, vcpus=option.vcpus,
-                hardware=option.size.hardware, batch=option.batch, upstream=upstream, knobs=dict(option.knobs),
+                hardware=option.size.kind, batch=option.batch, upstream=upstream, knobs=dict(option.knobs),
             )
             for time in (model.stage_time, model.busy_time)
         )  # fmt: skip

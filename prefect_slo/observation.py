@@ -85,8 +85,11 @@ class StageRun:
         queue_s: Mean over the workers of the time spent waiting for capacity that other runs held; no part of
             ``wall_s``. ``nan`` where unknown.
         requests: Invocations or jobs that were billed, where the stage ran on a service that bills each; else ``nan``.
-        billed_s: Seconds that were billed over all of them, starts and rounding included; else ``nan``.
+        billed_s: Seconds that were billed over all of them, starts and rounding included; of workers that are leased
+            elsewhere the seconds that they were held, with their start and what they idled before. Else ``nan``.
         storage_usd: Of ``cost_usd``, what reading and writing objects cost; else ``nan``.
+        start_s: Mean over the workers of the time that starting them took, 0 for those that were warm; part of
+            ``wall_s``. ``nan`` where unknown.
     """
 
     run_id: str
@@ -112,6 +115,7 @@ class StageRun:
     requests: float = float("nan")
     billed_s: float = float("nan")
     storage_usd: float = float("nan")
+    start_s: float = float("nan")
 
 
 @dataclass(frozen=True, eq=False)

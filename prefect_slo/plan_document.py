@@ -64,7 +64,7 @@ def read(document: Mapping[str, Any]) -> Plan:
 def _stage_document(stage: StagePlan) -> dict[str, Any]:
     return {
         "workers": stage.workers,
-        **{name: getattr(stage.size, name) for name in _SIZE},
+        **{name: getattr(stage.size, name) for name in _SIZE if name != "gpu_memory_mb" or stage.size.gpu_memory_mb},
         "pool": stage.pool,
         "batch": stage.batch,
         "bundle": stage.bundle,

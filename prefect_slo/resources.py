@@ -8,6 +8,7 @@ from itertools import product
 from numbers import Integral
 
 from prefect_slo.errors import InvalidValue, InvalidWorkflow
+from prefect_slo.placement import Device, Interference, Share, pack
 from prefect_slo.pricing import PriceList, price_list
 from prefect_slo.units import finite, instances, items, positive, text, whole
 
@@ -21,12 +22,14 @@ class Size:
         memory_mb: Memory in MB (MiB).
         gpu: Share of a GPU in [0, 1], or a number of whole GPUs.
         hardware: Open name of the kind of machine: ``cpu``, ``gpu``, ``tpu``, ``edge-box``. Models are kept per name.
+        gpu_memory_mb: Memory on its GPU, in MB; 0 means as large a part of the device's memory as of its cores.
     """
 
     vcpus: float
     memory_mb: int
     gpu: float = 0.0
     hardware: str = "cpu"
+    gpu_memory_mb: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "vcpus", positive(self.vcpus, "size.vcpus"))
@@ -35,9 +38,30 @@ class Size:
             raise InvalidValue("size.gpu", self.gpu, "0 or more")
         object.__setattr__(self, "gpu", float(self.gpu))
         text(self.hardware, "size.hardware")
+        object.__setattr__(self, "gpu_memory_mb", whole(self.gpu_memory_mb, "size.gpu_memory_mb", least=0))
+        if self.gpu_memory_mb and not self.gpu:
+            raise InvalidValue("size.gpu_memory_mb", self.gpu_memory_mb, "0 where the size has no GPU")
+        if self.gpu:
+            _ = self.share
+
+    @property
+    def share(self) -> Share | None:
+        """What it takes of GPUs; ``None`` where it takes none."""
+        return Share(self.gpu, float(self.gpu_memory_mb)) if self.gpu else None
+
+    @property
+    def kind(self) -> str:
+        """What models are kept by: its hardware, and with a part of a GPU, which part: ``gpu:0.25``."""
+        return f"{self.hardware}:{self.gpu:g}" if 0 < self.gpu < 1 else self.hardware
+
+    @property
+    def without_gpu(self) -> Size:
+        """The same on the CPU alone."""
+        return replace(self, gpu=0.0, gpu_memory_mb=0, hardware="cpu") if self.gpu else self
 
     def __str__(self) -> str:
-        gpu = f" + {self.gpu:g} {self.hardware}" if self.gpu else ""
+        part = f" ({self.gpu_memory_mb} MB)" if self.gpu_memory_mb else ""
+        gpu = f" + {self.gpu:g} {self.hardware}{part}" if self.gpu else ""
         return f"{self.vcpus:g} vCPU / {self.memory_mb} MB{gpu}"
 
 
@@ -204,6 +228,8 @@ class Capacity:
         memory_mb: Σ of their memory.
         workers: Concurrent workers (AWS: account concurrency).
         gpu: Σ of their GPU shares.
+        gpu_devices: The GPUs: shares must go on these, none across two; empty means that there are none.
+        gpu_slowdown: How much slower sharers of a device become, as measured; neutral by default.
         pools: By name, pools with a capacity of their own: their workers count there and nowhere else.
     """
 
@@ -212,8 +238,12 @@ class Capacity:
     workers: int | None = None
     gpu: float | None = None
     pools: Mapping[str, Capacity] = field(default_factory=dict)
+    gpu_devices: tuple[Device, ...] | None = None
+    gpu_slowdown: Interference = Interference()
 
     def __post_init__(self) -> None:
+        if self.gpu_devices is not None:
+            object.__setattr__(self, "gpu_devices", instances(Device, self.gpu_devices, "capacity.gpu_devices"))
         for name in RESOURCES:
             if getattr(self, name) is not None:
                 positive(getattr(self, name), f"capacity.{name}")
@@ -237,8 +267,33 @@ class Capacity:
             (pool, resource): float(limit)
             for pool, capacity in places
             for resource in RESOURCES
-            if (limit := getattr(capacity, resource)) is not None
+            if (limit := capacity.limit(resource)) is not None
         }
+
+    def limit(self, resource: str) -> float | None:
+        """The limit of a resource; of GPUs, no more than the devices have."""
+        limit: float | None = getattr(self, resource)
+        if resource == "gpu" and self.gpu_devices is not None:
+            there = sum(device.cores for device in self.gpu_devices)
+            return there if limit is None else min(limit, there)
+        return limit
+
+    def devices_of(self, option: Option) -> tuple[Device, ...] | None:
+        """The GPUs that an option's workers go on; ``None`` where they take none, or none are named."""
+        return self.of(option.pool).gpu_devices if option.size.gpu else None
+
+    def places(self, *options: Option) -> bool:
+        """Whether the workers of these options can be placed on the devices at once, by first-fit-decreasing."""
+        shares: dict[str | None, list[Share]] = {}
+        for option in options:
+            if option.size.share is not None:
+                pool = option.pool if option.pool in self.pools else None
+                shares.setdefault(pool, []).extend([option.size.share] * option.workers)
+        for pool, asked in shares.items():
+            devices = (self if pool is None else self.pools[pool]).gpu_devices
+            if devices is not None and pack(asked, devices) is None:
+                return False
+        return True
 
     def held(self, option: Option, pool: str | None, resource: str) -> float:
         """What an option's workers hold of a resource, where they count against that pool's capacity."""
@@ -248,7 +303,7 @@ class Capacity:
 
     def fits(self, *options: Option) -> bool:
         """Whether the workers of these options can all be held at once."""
-        return all(
+        return self.places(*options) and all(
             sum(self.held(option, pool, resource) for option in options) <= limit * (1 + 1e-9)
             for (pool, resource), limit in self.limits().items()
         )

@@ -43,10 +43,27 @@ class SLOSettings(PrefectBaseSettings):
         default=None, gt=0, description="Memory, in MB, that menus and plans of one run stay within."
     )
     capacity_workers: int | None = Field(default=None, gt=0, description="Workers that plans of one run use at once.")
+    gpu_devices: str = Field(
+        default="",
+        description="GPUs of this machine as name:memory_mb, e.g. '0:16384,1:16384', in place of those that nvidia-smi "
+        "lists; 'none' where none is to be used.",
+    )
     ledger_patience_s: float = Field(
         default=300.0,
         gt=0,
         description="How long a worker waits for its share of this machine's vCPUs before it starts without one.",
+    )
+    plan: str | None = Field(
+        default=None,
+        description="Plan that runs follow: the name of an slo-plan block, or a plan file; else the one in force.",
+    )
+    min_change: float = Field(
+        default=0.05, ge=0, lt=1, description="A plan that is better by less than this share doesn't replace another."
+    )
+    max_change: float | None = Field(
+        default=None,
+        gt=0,
+        description="A plan that changes latency, cost or vCPUs by more than this share is proposed, and not adopted.",
     )
     fold_timeout_s: float = Field(
         default=120.0, gt=0, description="How long a sweep or a refit waits for others that write the same profile."
@@ -61,6 +78,11 @@ class SLOSettings(PrefectBaseSettings):
     def telemetry_directory(self) -> Path:
         """Where ``RunLog`` writes and ``sweep_orphans`` looks: each API has a folder of its own."""
         return self.directory / "telemetry" / api_identity()
+
+    @property
+    def named_gpus(self) -> tuple[str, ...]:
+        """The devices that are named."""
+        return tuple(entry.strip() for entry in self.gpu_devices.split(",") if entry.strip())
 
     @property
     def capacity(self) -> Capacity:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from prefect_slo.constraint import Constraint
 from prefect_slo.errors import InvalidWorkflow
+from prefect_slo.placement import Device, Interference
 from prefect_slo.pricing import price_list
 from prefect_slo.resources import RESOURCES, Capacity, Menu, Pool, Size
 from prefect_slo.units import items, positive, text, whole
@@ -24,8 +26,10 @@ _STAGE = ("name", "after", "after_items", "menu", "fanout", "items", "probabilit
 _SIZING = ("memory_mb", "vcpus", "sizes")
 _MENU = ("prices", "workers", *_SIZING, "pools", "batch", "knobs", "hardware")
 _POOL = ("name", "prices", "workers", *_SIZING, "hardware")
-_SIZE = ("vcpus", "memory_mb", "gpu", "hardware")
-_CAPACITY = (*RESOURCES, "pools")
+_SIZE = ("vcpus", "memory_mb", "gpu", "hardware", "gpu_memory_mb")
+_LIMITS = (*RESOURCES, "gpu_devices", "gpu_slowdown")
+_CAPACITY = (*_LIMITS, "pools")
+_DEVICE = ("name", "memory_mb", "cores")
 
 
 def load(path: str | Path) -> Workflow:
@@ -82,15 +86,38 @@ def _capacity(document: object) -> Capacity:
     if not isinstance(pools, Mapping):
         raise InvalidWorkflow("capacity.pools", pools, "a table of capacities by pool")
     own = {
-        text(pool, "capacity.pools"): _only(entry, RESOURCES, f"capacity.pools.{pool}") for pool, entry in pools.items()
+        text(pool, "capacity.pools"): _limits(_only(entry, _LIMITS, f"capacity.pools.{pool}"), f"capacity.pools.{pool}")
+        for pool, entry in pools.items()
     }
-    return Capacity(**limits, pools={pool: Capacity(**entry) for pool, entry in own.items()})
+    return Capacity(**_limits(limits, "capacity"), pools={pool: Capacity(**entry) for pool, entry in own.items()})
+
+
+def _limits(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The fields of a capacity, with its GPUs as values."""
+    read = dict(entry)
+    if "gpu_devices" in read:
+        tables = _tables(read["gpu_devices"], f"{where}.gpu_devices", _DEVICE)
+        for table in tables:
+            for name in _DEVICE[:2]:
+                if name not in table:
+                    raise InvalidWorkflow(f"{where}.gpu_devices.{name}", None, "given for every device")
+        read["gpu_devices"] = tuple(Device(**table) for table in tables)
+    if "gpu_slowdown" in read:
+        factors = read["gpu_slowdown"]
+        if not isinstance(factors, Mapping) or not all(str(count).isdigit() for count in factors):
+            raise InvalidWorkflow(f"{where}.gpu_slowdown", factors, "a table of factors by number of sharers")
+        read["gpu_slowdown"] = Interference({int(count): factor for count, factor in factors.items()})
+    return read
 
 
 def _capacity_document(capacity: Capacity) -> dict[str, Any]:
     document: dict[str, Any] = {
         name: getattr(capacity, name) for name in RESOURCES if getattr(capacity, name) is not None
     }
+    if capacity.gpu_devices is not None:
+        document["gpu_devices"] = [asdict(device) for device in capacity.gpu_devices]
+    if capacity.gpu_slowdown.measured:
+        document["gpu_slowdown"] = {str(count): factor for count, factor in capacity.gpu_slowdown.slowdown.items()}
     if capacity.pools:
         document["pools"] = {pool: _capacity_document(own) for pool, own in capacity.pools.items()}
     return document
@@ -194,7 +221,8 @@ def _stage_document(stage: Stage) -> dict[str, Any]:
 
 
 def _size_document(size: Size) -> dict[str, Any]:
-    return {name: getattr(size, name) for name in _SIZE}
+    """Every field, less the memory of a GPU where none is said."""
+    return {name: getattr(size, name) for name in _SIZE if name != "gpu_memory_mb" or size.gpu_memory_mb}
 
 
 def _pool_document(pool: Pool) -> str | dict[str, Any]:

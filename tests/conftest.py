@@ -26,9 +26,10 @@ settings.load_profile("repeatable")
 
 @pytest.fixture(scope="session", autouse=True)
 def slo_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Logs of runs under way lie in a folder of the session, never in the user's own."""
+    """Logs of runs under way and the ledger of vCPUs lie in folders of the session, never in the user's own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_INTEGRATIONS_SLO_HOME", str(tmp_path_factory.mktemp("slo-home")))
+        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
         yield
 
 
@@ -59,15 +60,18 @@ def prefect_server() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def process_pool(prefect_server: str) -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
-    """Makes a work pool of that name, and a real worker that starts jobs on this machine; returns the worker."""
+def process_pool(prefect_server: str) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Makes a work pool of that name, and a real worker that starts jobs on this machine; returns the worker.
+
+    Both have the environment of this process and what is given by name; they are quiet unless that says otherwise.
+    """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectAlreadyExists
 
     workers: list[subprocess.Popen[bytes]] = []
 
-    def make(name: str) -> subprocess.Popen[bytes]:
+    def make(name: str, **environment: str) -> subprocess.Popen[bytes]:
         with get_client(sync_client=True) as client, contextlib.suppress(ObjectAlreadyExists):
             client.create_work_pool(WorkPoolCreate(name=name, type="process"))
         quiet = {
@@ -81,7 +85,7 @@ def process_pool(prefect_server: str) -> Iterator[Callable[[str], subprocess.Pop
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", name]
         worker = subprocess.Popen(
             command,
-            env={**os.environ, **quiet},
+            env={**os.environ, **quiet, **environment},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where pytest runs in background

@@ -17,6 +17,7 @@ ERRORS = [
     errors.InvalidPlan("plan.schema", 9, "1"),
     errors.InvalidObservation("wall_s (row 3)", -1.0, "a finite number above 0"),
     errors.UnknownStage("trian", ("train", "test")),
+    errors.NothingProposed("letters", "no plan waits for approval", "Run replan first."),
     errors.SpendLimitReached(0.5, 0.5),
     errors.ResultLost("make", 8 << 20, "the Dask worker that kept it is gone"),
     errors.WorkPoolUnusable("gpu", "is paused", "Let it go on."),
@@ -30,6 +31,8 @@ ERRORS = [
     errors.OutOfMemory("train", 1900.0, 1792.0),
     errors.TaskTimedOut("train", 30.0),
     errors.Unpicklable("train", "argument", "cannot pickle '_thread.lock' object"),
+    errors.GpuShareTooLarge("0.5 GPU", ("0 with 16,384 MB",), "stage 'train'"),
+    errors.NothingProposed("etl", "no plan waits for approval", "Run replan first."),
     errors.UnsupportedTaskRunner("MyRunner", ("ThreadPoolTaskRunner",)),
 ]
 

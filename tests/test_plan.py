@@ -20,7 +20,9 @@ knobs = st.dictionaries(names, st.booleans() | st.integers() | numbers | st.text
 stage_plans = st.builds(
     StagePlan,
     workers=st.integers(1, 1000),
-    size=st.builds(Size, st.floats(0.1, 64), st.integers(1, 10**6), st.floats(0, 8), names),
+    size=st.builds(
+        Size, st.floats(0.1, 64), st.integers(1, 10**6), st.floats(0, 1) | st.integers(2, 8).map(float), names
+    ),
     pool=names,
     batch=st.integers(1, 1000),
     bundle=st.none() | st.integers(1, 1000),
@@ -106,3 +108,11 @@ def test_a_diff_names_each_field_that_changed() -> None:
 def test_the_timing_that_the_command_line_prints_is_passed_over() -> None:
     plan = Plan("w", None, {"a": StagePlan()})
     assert Plan.from_document({**plan.to_document(), "timing": {"fit_s": 0.1}}) == plan
+
+
+def test_memory_on_a_gpu_is_in_the_file_where_it_is_said() -> None:
+    sharing = Plan("w", None, {"a": StagePlan(1, Size(1, 512, 0.5, "gpu", 4_096)), "b": StagePlan(1, Size(1, 512))})
+    stages = json.loads(sharing.to_json())["stages"]
+    assert stages["a"]["gpu_memory_mb"] == 4_096
+    assert "gpu_memory_mb" not in stages["b"]
+    assert Plan.from_json(sharing.to_json()) == sharing

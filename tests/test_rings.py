@@ -12,8 +12,8 @@ import prefect_slo
 
 ROOT = Path(prefect_slo.__file__).parent
 VALUES = {
-    "errors", "units", "objective", "pricing", "resources", "constraint", "workflow", "workflow_document", "plan",
-    "plan_document", "edges", "columns", "granularity", "observation",
+    "errors", "units", "objective", "pricing", "placement", "resources", "constraint", "workflow", "workflow_document",
+    "plan", "plan_document", "edges", "columns", "granularity", "observation",
 }  # fmt: skip
 CORE = {"models", "planner", "transform", "control", "serving", "simulate", "attainment", "evaluation"}
 LIBRARIES = {"numpy", "scipy", "networkx", "cvxpy"}

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from prefect_slo.constraint import Constraint
 from prefect_slo.errors import InvalidValue, InvalidWorkflow, UnknownStage
+from prefect_slo.placement import Device, Interference
 from prefect_slo.resources import Capacity, Menu, Option, Pool, Size
 from prefect_slo.workflow import Edge, Stage, Workflow, chain
 
@@ -246,3 +247,28 @@ def test_pools_with_workers_and_a_capacity_of_their_own_are_read_back() -> None:
     assert Workflow.from_document(workflow.to_document()) == workflow
     with pytest.raises(InvalidValue, match="capacity"):
         Workflow.from_document({"stages": [], "capacity": {"pools": {"cloud": {"wokers": 1}}}})
+
+
+def test_gpus_of_a_capacity_are_read_back() -> None:
+    devices = (Device("0", 16_384), Device("1", 8_192, cores=0.5))
+    sharing = Capacity(gpu_devices=devices, gpu_slowdown=Interference({2: 1.9, 4: 3.8}), pools={"ray": Capacity(gpu=2)})
+    stage = Stage("a", menu=Menu(sizes=(Size(1, 512, 0.25, "gpu", 4_096),)))
+    for capacity in (sharing, Capacity(gpu_devices=()), Capacity(pools={"far": Capacity(gpu_devices=devices)})):
+        workflow = Workflow("w", (stage,), capacity=capacity)
+        document = json.loads(json.dumps(workflow.to_document()))
+        assert Workflow.from_document(document) == workflow
+
+
+@pytest.mark.parametrize(
+    "capacity",
+    [
+        {"gpu_devices": [{"name": "0"}]},
+        {"gpu_devices": [{"name": "0", "memory_mb": 0}]},
+        {"gpu_devices": [{"name": "0", "memory_mb": 1, "colour": "red"}]},
+        {"gpu_slowdown": {"2": 0.5}},
+        {"gpu_slowdown": {"two": 2.0}},
+    ],
+)
+def test_gpus_that_cannot_be_are_refused(capacity: dict[str, object]) -> None:
+    with pytest.raises(InvalidValue, match=r"gpu_|device"):
+        Workflow.from_document({"stages": [{"name": "a"}], "capacity": capacity})

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from prefect_slo.artifacts.forecast import RunActual, StageForecast
 from prefect_slo.artifacts.plan_view import plan_markdown, plan_table
+from prefect_slo.artifacts.proposal_view import proposal_markdown
 from prefect_slo.artifacts.run_view import attainment_markdown
 from prefect_slo.attainment import Attainment
 from prefect_slo.plan import Plan
@@ -53,6 +54,29 @@ def publish_plan(
                 "markdown", key("graph", flow_name), plan_markdown(plan, workflow, forecasts), asked, flow_run_id
             ),
         ]
+    )
+
+
+def publish_proposal(
+    flow_name: str, before: Plan, after: Plan, *, reason: str, flow_run_id: UUID | None = None
+) -> tuple[UUID, ...]:
+    """Publish a plan that waits for approval as ``slo-proposal-<flow>``.
+
+    Blocks for one API write; call it from a thread where an event loop is running.
+
+    Args:
+        flow_name: Name of the flow; part of the artifact's key.
+        before: The plan in force.
+        after: The plan that is proposed.
+        reason: Why it was made, and why it was not adopted.
+        flow_run_id: Run that the artifact belongs to, where there is one.
+
+    Returns:
+        Id of the artifact; none where the API could not be reached.
+    """
+    text = proposal_markdown(flow_name, before, after, reason)
+    return _publish(
+        lambda: [_artifact("markdown", key("proposal", flow_name), text, "A plan waits for approval.", flow_run_id)]
     )
 
 

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from prefect_slo.aws.exchange import Exchange, Item, Kind, Returned
+from prefect_slo.aws.exchange import Exchange, Item, Order, Returned
 from prefect_slo.aws.invoke import Failed
 from prefect_slo.aws.s3 import S3Prefix
 from prefect_slo.control.delegation import By, Limits, Mode, Needs, Seen, Terms, delegates, predicted_first
@@ -56,7 +56,7 @@ class Delegating:
         mode: SCAR's mode.
         needs: What the work needs.
         limits: What a function has.
-        terms: What both cost, in time and money.
+        terms: What both cost, in time and money, by the name of the function.
         by: What the order is chosen by.
         clock: Seconds that pass.
     """
@@ -66,7 +66,7 @@ class Delegating:
     mode: Mode
     needs: Needs
     limits: Limits
-    terms: Terms
+    terms: Callable[[str], Terms]
     by: By = "latency"
     clock: Callable[[], float] = time.monotonic
     _ends: dict[str, Ends] = field(default_factory=dict)
@@ -77,25 +77,15 @@ class Delegating:
         """Where large things go."""
         return self.batch.store
 
-    def run(
-        self,
-        function: str,
-        kind: Kind,
-        code: bytes,
-        items: Sequence[tuple[int, bytes]],
-        *,
-        key: tuple[str, ...],
-        limit_s: float | None,
-        cancelled: threading.Event,
-    ) -> Returned:
+    def run(self, function: str, order: Order) -> Returned:
         """Have a worker run items; see ``Exchange.run``.
 
         Raises:
             TooLarge: It does not fit into a request.
             Failed: Neither gave a result.
         """
-        name = hashlib.sha256(code).hexdigest()
-        place = predicted_first(self.mode, self.needs, self.limits, self._seen(name), self.terms, self.by)
+        name = hashlib.sha256(order.code).hexdigest()
+        place = predicted_first(self.mode, self.needs, self.limits, self._seen(name), self.terms(function), self.by)
         if place is None:
             raise Failed(
                 "start", f"a function has {self.limits}; the work needs {self.needs}, and mode 'lambda' no Batch"
@@ -104,42 +94,30 @@ class Delegating:
         if place == "lambda":
             begun = self.clock()
             try:
-                returned = self.lambdas.run(function, kind, code, items, key=key, limit_s=limit_s, cancelled=cancelled)
+                returned = self.lambdas.run(function, order)
             except Failed as failed:
                 if not delegates(self.mode, failed.why):
                     raise
                 before = failed
                 if failed.why in LEARNT:
-                    self._note(name, min(self.clock() - begun, self.terms.limit_s), finished=False)
+                    self._note(name, min(self.clock() - begun, self.limits.time_s), finished=False)
             else:
                 self._note(name, float(returned.telemetry.get("handler_s", 0.0)), finished=True)
-                full = [one.item for one in returned.items if _filled_the_disk(one)] if kind == "function" else []
+                full = (
+                    {one.item for one in returned.items if _filled_the_disk(one)} if order.kind == "function" else set()
+                )
                 if not full or not delegates(self.mode, "disk"):
                     return returned
-                again = [pair for pair in items if pair[0] in full]
+                again = replace(order, items=[pair for pair in order.items if pair[0] in full])
                 before = Failed("died", "its temporary disk was full", billed=returned.answer.billed)
                 before.storage_usd = returned.storage_usd
-                moved = self._on_batch(name, before, function, kind, code, again, key, limit_s, cancelled)
-                return _merged(returned, moved, items)
-        return self._on_batch(name, before, function, kind, code, items, key, limit_s, cancelled)
+                return _merged(returned, self._on_batch(name, before, function, again), order.ids)
+        return self._on_batch(name, before, function, order)
 
-    def _on_batch(
-        self,
-        name: str,
-        before: Failed | None,
-        function: str,
-        kind: Kind,
-        code: bytes,
-        items: Sequence[tuple[int, bytes]],
-        key: tuple[str, ...],
-        limit_s: float | None,
-        cancelled: threading.Event,
-    ) -> Returned:
+    def _on_batch(self, name: str, before: Failed | None, function: str, order: Order) -> Returned:
         """Have a job run items, after what Lambda has tried ``before``; the cost is that of both."""
         try:
-            returned = self.batch.run(
-                function, kind, code, items, key=(*key, "batch"), limit_s=limit_s, cancelled=cancelled
-            )
+            returned = self.batch.run(function, replace(order, key=(*order.key, "batch")))
         except Exception as error:
             if before is None:
                 raise
@@ -186,12 +164,12 @@ def _filled_the_disk(one: Item) -> bool:
     return isinstance(value, OSError) and value.errno == errno.ENOSPC
 
 
-def _merged(first: Returned, then: Returned, items: Sequence[tuple[int, bytes]]) -> Returned:
+def _merged(first: Returned, then: Returned, ids: Sequence[int]) -> Returned:
     """What both runs of some items gave, in order: of those that ran again, what they gave then."""
     latest = {one.item: one for one in (*first.items, *then.items)}
     return replace(
         then,
-        items=tuple(latest[item] for item, _ in items if item in latest),
+        items=tuple(latest[item] for item in ids if item in latest),
         chatter=(*first.chatter, *then.chatter),
         stored=(*first.stored, *then.stored),
     )

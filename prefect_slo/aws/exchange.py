@@ -8,7 +8,7 @@ import pickle
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
@@ -62,6 +62,32 @@ class Returned:
     stored: tuple[tuple[str, ...], ...] = ()
 
 
+@dataclass(frozen=True)
+class Order:
+    """Items of one function, for one worker.
+
+    Attributes:
+        kind: What ``code`` is: a pickled function, or a pickled ``Program``.
+        code: Its bytes.
+        items: Ids and pickled arguments.
+        key: Names this work: whatever is sent for it again is the same work.
+        limit_s: An item that runs longer has overrun; ``None``: as long as it likes.
+        cancelled: Set when nobody waits any more.
+    """
+
+    kind: Kind
+    code: bytes
+    items: Sequence[tuple[int, bytes]]
+    key: tuple[str, ...]
+    limit_s: float | None = None
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Its items' ids, in order."""
+        return tuple(item for item, _ in self.items)
+
+
 class TooLarge(Exception):
     """Something that fits into no request, where there is no bucket for it."""
 
@@ -82,27 +108,12 @@ class Exchange:
     once: bool = False
     limit: SpendLimit | None = None
 
-    def run(
-        self,
-        function: str,
-        kind: Kind,
-        code: bytes,
-        items: Sequence[tuple[int, bytes]],
-        *,
-        key: tuple[str, ...],
-        limit_s: float | None,
-        cancelled: threading.Event,
-    ) -> Returned:
+    def run(self, function: str, order: Order) -> Returned:
         """Have a worker run items.
 
         Args:
-            function: Name of the Lambda function.
-            kind: What ``code`` is: a pickled function, or a pickled ``Program``.
-            code: Its bytes.
-            items: Ids and pickled arguments.
-            key: Names this work: whatever is sent for it again is the same work.
-            limit_s: An item that runs longer has overrun.
-            cancelled: Set when nobody waits any more.
+            function: Name of the Lambda function; for a job, nothing that matters.
+            order: The items.
 
         Raises:
             TooLarge: Arguments take a bucket, and there is none; nothing has run.
@@ -111,59 +122,39 @@ class Exchange:
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
-            event, used = self._event(kind, code, items, key=key, limit_s=limit_s)
+            event, used = self._event(order)
         except (ClientError, BotoCoreError) as error:  # boto3 has tried several times; nothing has run
             raise Failed("start", f"what it takes cannot be stored ({error})") from None
         if self.limit is not None:
             self.limit.add(used.usd)
         try:
-            answer = self.invoker.call(function, event, again=self.once, cancelled=cancelled)
+            answer = self.invoker.call(function, event, again=self.once, cancelled=order.cancelled)
             used += of_answer(answer)
-            returned = self.received(answer, [item for item, _ in items])
+            returned = self.received(answer, order.ids)
         except Failed as failed:
             failed.storage_usd = used.usd
             raise
         left = self.once or "key" in event["args"] or "key" in answer.reply.get("result", {}) or answer.stored
-        return replace(returned, storage_usd=used.usd, stored=(key,) if left else ())
+        return replace(returned, storage_usd=used.usd, stored=(order.key,) if left else ())
 
-    def event(
-        self,
-        kind: Kind,
-        code: bytes,
-        items: Sequence[tuple[int, bytes]],
-        *,
-        key: tuple[str, ...],
-        limit_s: float | None,
-    ) -> dict[str, Any]:
-        """The request, with what doesn't fit stored."""
-        return self._event(kind, code, items, key=key, limit_s=limit_s)[0]
-
-    def _event(
-        self,
-        kind: Kind,
-        code: bytes,
-        items: Sequence[tuple[int, bytes]],
-        *,
-        key: tuple[str, ...],
-        limit_s: float | None,
-    ) -> tuple[dict[str, Any], Requests]:
+    def _event(self, order: Order) -> tuple[dict[str, Any], Requests]:
         """The request, and what storing took."""
-        arguments = pickle.dumps(list(items), protocol=pickle.HIGHEST_PROTOCOL)
+        code, arguments = order.code, pickle.dumps(list(order.items), protocol=pickle.HIGHEST_PROTOCOL)
         sha = hashlib.sha256(code).hexdigest()
         apart = self.store is not None and len(code) > INLINE_FUNCTION_BYTES
         left = INLINE_BYTES - (0 if apart else len(code))
         function, written = self._place(code, ("code", sha), inline=not apart, again=True)
-        carried, more = self._place(arguments, key, inline=len(arguments) <= left, part="/args")
+        carried, more = self._place(arguments, order.key, inline=len(arguments) <= left, part="/args")
         event: dict[str, Any] = {
             "v": 1,
             "py": list(sys.version_info[:2]),
-            "kind": kind,
+            "kind": order.kind,
             "fn": {"sha": sha, **function},
             "args": carried,
-            "limit_s": limit_s,
+            "limit_s": order.limit_s,
         }
         if self.store is not None:
-            out = {"bucket": self.store.bucket, "key": self.store.key(*key), "encryption": self.store.encryption}
+            out = {"bucket": self.store.bucket, "key": self.store.key(*order.key), "encryption": self.store.encryption}
             event.update(out=out, once=self.once)
         return event, written + more
 

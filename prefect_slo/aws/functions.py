@@ -14,7 +14,7 @@ from typing import Any, Literal
 from prefect_slo.aws import limits
 from prefect_slo.aws.clients import client
 from prefect_slo.aws.concurrency import Allowed, allowed
-from prefect_slo.aws.packaging import HANDLER, content_hash, worker_zip
+from prefect_slo.aws.packaging import HANDLER, content_hash, package_sha, worker_zip
 from prefect_slo.aws.s3 import S3Prefix
 from prefect_slo.errors import InvalidValue
 from prefect_slo.units import text, whole
@@ -178,6 +178,8 @@ class WorkerFunctions:
             "Architectures": [self.architecture],
             "Role": self.role or found.get("Role"),
         }
+        if self.image is None:
+            wanted["CodeSha256"] = package_sha()
         variables = found.get("Environment", {}).get("Variables", {})
         return (
             found["FunctionName"].endswith(f"-{memory_mb}")

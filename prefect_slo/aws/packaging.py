@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import zipfile
@@ -26,6 +27,11 @@ def worker_zip() -> bytes:
             entry.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(entry, files[name])
     return buffer.getvalue()
+
+
+def package_sha() -> str:
+    """Hash of the deployment package as Lambda tells that of a function's code."""
+    return base64.b64encode(hashlib.sha256(worker_zip()).digest()).decode()
 
 
 def content_hash(*parts: object) -> str:

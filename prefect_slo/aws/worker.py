@@ -308,17 +308,21 @@ def _sent(event: dict[str, Any], result: bytes) -> dict[str, Any]:
 
 def _claimed(event: dict[str, Any], context: Any) -> dict[str, Any] | None:
     """The reply to an event that another run has claimed; ``None`` where this run is the one to do the work."""
-    out = event["out"]
-    if _put(out, "claim", json.dumps({"sandbox": SANDBOX, "at": time.time()}).encode()):
+    out, job = event["out"], os.environ.get("AWS_BATCH_JOB_ID", "")
+    if _put(out, "claim", json.dumps({"sandbox": SANDBOX, "job": job, "at": time.time()}).encode()):
         return None
+    # an earlier attempt of the same job is over, so that nobody is left to wait for
+    over = bool(job) and json.loads(_found(out, "claim") or b"{}").get("job") == job
     wait_s = 0.05
-    while context.get_remaining_time_in_millis() > SPARE_MS + 1000 * wait_s:
+    while True:
         result = _found(out, "result")
         if result is not None:
             if len(result) <= INLINE_RESULT:
                 return {"ok": True, "again": True, "result": {"b64": base64.b64encode(result).decode()}}
             place = {"bucket": out["bucket"], "key": f"{out['key']}/result", "size": len(result)}
             return {"ok": True, "again": True, "result": place}
+        if over or context.get_remaining_time_in_millis() <= SPARE_MS + 1000 * wait_s:
+            break
         time.sleep(wait_s)
         wait_s = min(2 * wait_s, 2.0)
     return {"ok": False, "error": {"kind": "claimed", "message": "an earlier run claimed this work and left no result"}}

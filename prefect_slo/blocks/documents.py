@@ -1,4 +1,4 @@
-"""Blocks that hold a document which several flows use: a menu, a price list."""
+"""Blocks that hold a document which flows name: a menu, a price list, a plan."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from prefect.blocks.core import Block
 from pydantic import Field, HttpUrl, field_validator
 
 from prefect_slo.errors import InvalidValue
+from prefect_slo.plan import Plan
 from prefect_slo.pricing import PriceList
 from prefect_slo.resources import Menu
 from prefect_slo.workflow import Workflow
@@ -106,6 +107,37 @@ class PriceListBlock(Block):
             lines += ["", f"[hardware.{json.dumps(hardware)}]", *(f"{name} = {rate!r}" for name, rate in rates.items())]
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         return path
+
+
+class PlanBlock(Block):
+    """A plan that flows can be pinned to: how many workers of which size each stage has, and where.
+
+    Example:
+        See a plan that is stored on the server; ``PREFECT_INTEGRATIONS_SLO_PLAN=BLOCK_NAME`` has runs follow it:
+        ```python
+        from prefect_slo.blocks import PlanBlock
+
+        plan = PlanBlock.load("BLOCK_NAME").plan
+        ```
+    """
+
+    _block_type_name: ClassVar[str] = "SLO Plan"
+    _block_type_slug: ClassVar[str] = "slo-plan"
+    _logo_url: ClassVar[HttpUrl] = LOGO
+    _documentation_url: ClassVar[HttpUrl] = DOCUMENTATION
+
+    document: dict[str, Any] = Field(description="The plan as in a plan file: workflow, objective, stages.")
+
+    @field_validator("document")
+    @classmethod
+    def _is_a_plan(cls, document: dict[str, Any]) -> dict[str, Any]:
+        Plan.from_document(document)
+        return document
+
+    @property
+    def plan(self) -> Plan:
+        """The plan as a value."""
+        return Plan.from_document(self.document)
 
 
 def _menu(document: dict[str, Any]) -> Menu:

@@ -131,7 +131,7 @@ def update_profile(
 
 
 def _emptied(profile: SLOProfile) -> SLOProfile:
-    fields = ("flow_name", "revision", "objective", "plan", "plan_history")
+    fields = ("flow_name", "revision", "objective", "plan", "plan_history", "proposal", "declined")
     return SLOProfile(**{name: getattr(profile, name) for name in fields})
 
 

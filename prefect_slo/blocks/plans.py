@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from uuid import UUID
 
@@ -20,8 +20,9 @@ from prefect_slo.telemetry.store import slug
 
 
 def put_in_force(
-    flow_name: str, plan: Plan | None, reason: str, *, timeout_s: float = 120.0, revision: int | None = None
-) -> SLOProfile:
+    flow_name: str, plan: Plan | None, reason: str, *, timeout_s: float = 120.0, revision: int | None = None,
+    decline: Iterable[str] = (), accept: Iterable[str] = (),
+) -> SLOProfile:  # fmt: skip
     """Make a plan the one that runs follow, or ``None`` to follow none; the history says when and why.
 
     Args:
@@ -31,11 +32,14 @@ def put_in_force(
         timeout_s: How long to wait for another writer.
         revision: Of the profile that the plan was made by. Where another one is stored by now nothing is changed, and
             that profile is returned: a plan by older observations never replaces one by newer ones.
+        decline: Names of choices that no re-plan may put in force from now on without being asked to.
+        accept: Names of choices that it may again.
 
     Raises:
         TimeoutError: Another writer took too long.
         httpx.HTTPError: The API cannot be reached, or refuses.
     """
+    decline, accept = tuple(decline), frozenset(accept)
 
     def change(profile: SLOProfile) -> SLOProfile:
         if revision not in (None, profile.revision):
@@ -45,7 +49,35 @@ def put_in_force(
         if document is not None:
             entry |= {"artifact": str(_keep_plan(flow_name, document, reason)), "digest": digest(document)}
         history = [*profile.plan_history, entry][-HISTORY:]
-        return profile.model_copy(update={"plan": document, "plan_history": history})
+        declined = [name for name in dict.fromkeys([*profile.declined, *decline]) if name not in accept][-HISTORY:]
+        changes = {"plan": document, "plan_history": history, "proposal": None, "declined": declined}
+        return profile.model_copy(update=changes)
+
+    return update_profile(flow_name, change, timeout_s=timeout_s)
+
+
+def propose(
+    flow_name: str, plan: Plan, reason: str, name: str, *, timeout_s: float = 120.0, revision: int | None = None
+) -> SLOProfile:
+    """Keep a plan for somebody to approve; the one in force stays. It is gone once any other plan comes into force.
+
+    Args:
+        flow_name: Name of the flow.
+        plan: The plan.
+        reason: Why it was made, and why it is not in force.
+        name: Names its choices.
+        timeout_s: How long to wait for another writer.
+        revision: As of ``put_in_force``.
+
+    Raises:
+        TimeoutError: Another writer took too long.
+        httpx.HTTPError: The API cannot be reached, or refuses.
+    """
+
+    def change(profile: SLOProfile) -> SLOProfile:
+        if revision not in (None, profile.revision):
+            return profile
+        return profile.model_copy(update={"proposal": {"plan": plan.to_document(), "reason": reason, "name": name}})
 
     return update_profile(flow_name, change, timeout_s=timeout_s)
 

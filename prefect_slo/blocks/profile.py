@@ -71,6 +71,13 @@ class SLOProfile(Block):
     plan_history: list[dict[str, Any]] = Field(
         default_factory=list, description="Plans in force so far, newest last: digest, revision, reason and artifact."
     )
+    proposal: dict[str, Any] | None = Field(
+        default=None, description="A plan that waits for approval: plan, reason, and the name of its choices."
+    )
+    declined: list[str] = Field(
+        default_factory=list,
+        description="Names of choices that somebody rolled back from: none is taken again unasked.",
+    )
     cursor: str = Field(default="", description="When the newest run that is covered was stored.")
     covered: str = Field(default="", description="Digests of the runs that are covered, packed.")
 

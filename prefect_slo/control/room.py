@@ -19,7 +19,7 @@ class Room:
 
     def __init__(self, capacity: Mapping[str, Capacity]) -> None:
         self._limits = {
-            pool: {name: limit for name in RESOURCES if (limit := getattr(own, name)) is not None}
+            pool: {name: limit for name in RESOURCES if (limit := own.limit(name)) is not None}
             for pool, own in capacity.items()
         }
         self._held: defaultdict[tuple[str, str], float] = defaultdict(float)

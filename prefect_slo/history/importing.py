@@ -208,11 +208,11 @@ def _stage(run_id: str, name: str, code: tuple[str, str], calls: list[Call], rea
         overhead_s=max(0.0, wall - busy),
         compute_s=busy,
         items=len(calls),
-        hardware=size.hardware,
+        hardware=size.kind,
         started_at=ready,
     )
     status = max((call.status for call in calls), key=_SEVERITY.index)
-    return StageRecord(row, StageKey(*code, size.hardware), status)
+    return StageRecord(row, StageKey(*code, size.kind), status)
 
 
 def _at_top(run: TaskRun) -> bool:

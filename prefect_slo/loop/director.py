@@ -206,6 +206,8 @@ class LoopDirector:
         from prefect_slo.loop.planning import Decision, decide
 
         mode = SLOSettings().mode or self.mode
+        if (pinned := self._pinned(flow_name, parameters, mode)) is not None:
+            return pinned
         try:
             known = knowledge(flow_name)
             rng = np.random.default_rng([self.seed, *run_id.encode()])
@@ -213,6 +215,26 @@ class LoopDirector:
             return decide(known, self.slo, mode=mode, seed=self.seed, explore=self.explore, rng=rng, features=features)
         except Exception as error:
             return Decision(None, "observe", f"runs as it is: there is no plan ({type(error).__name__}: {error}).")
+
+    def _pinned(self, flow_name: str, parameters: Mapping[str, Any], mode: Mode | None) -> Decision | None:
+        """What a run does that is pinned to a plan; ``None`` where it is free, or its plan can't be read."""
+        from prefect_slo.loop.knowledge import Knowledge, knowledge
+        from prefect_slo.loop.pinning import pinned
+        from prefect_slo.loop.planning import told
+
+        try:
+            plan = pinned(flow_name, parameters)
+        except Exception as error:
+            message = f"the plan that it is pinned to can't be followed ({type(error).__name__}: {error})."
+            say_once(flow_name, message, level=logging.WARNING, about="pinned plan")
+            return None
+        if plan is None:
+            return None
+        try:
+            known = knowledge(flow_name)
+        except Exception:  # the plan is all that it takes
+            known = Knowledge(flow_name)
+        return told(known, plan, mode)
 
     def _facts(self, decision: Decision) -> dict[str, Any]:
         slo = self.slo

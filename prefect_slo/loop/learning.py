@@ -9,20 +9,29 @@ import logging
 import math
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prefect_slo.artifacts.forecast import RunActual, stage_forecasts
-from prefect_slo.artifacts.publishing import publish_attainment, publish_plan
+from prefect_slo.artifacts.publishing import publish_attainment, publish_plan, publish_proposal
 from prefect_slo.attainment import Attainment
-from prefect_slo.blocks import SLOProfile, fold_in, plan_from_history, put_in_force, rebuild_profile, update_profile
+from prefect_slo.blocks import (
+    SLOProfile,
+    fold_in,
+    plan_from_history,
+    propose,
+    put_in_force,
+    rebuild_profile,
+    update_profile,
+)
 from prefect_slo.errors import InvalidPlan
 from prefect_slo.loop import background, policy
+from prefect_slo.loop.guard import Guard
 from prefect_slo.loop.knowledge import UNPICKLED, Knowledge, impatient, knowledge, remember, remember_plan
 from prefect_slo.loop.menus import moving_much, with_menus
-from prefect_slo.loop.planning import KEPT, Decision, plan_digest, replan
+from prefect_slo.loop.planning import KEPT, Decision, fits, plan_digest, replan
 from prefect_slo.loop.policy import PastRun
 from prefect_slo.loop.reporting import objective_of
 from prefect_slo.loop.saying import say_once
@@ -213,16 +222,17 @@ def learn(flow_name: str, slo: Slo, *, seed: int = 0, refit: bool = False, timeo
     waiting = len(_WAITING.of(flow_name))
     profile = fold_in(flow_name, objective=_objective(slo), refit=refit, timeout_s=wait_s)
     _WAITING.learned(flow_name, waiting)
-    return _planned_again(remember(flow_name, profile), slo, seed, wait_s, profile)[0]
+    return _planned_again(remember(flow_name, profile), slo, seed, wait_s, profile, Guard.of())[0]
 
 
-def refit(flow_name: str, *, rebuild: bool = False, seed: int = 0) -> str:
+def refit(flow_name: str, *, rebuild: bool = False, seed: int = 0, guard: Guard | None = None) -> str:
     """Bring a flow's model and plan up to date from what the API holds, without a run; says what became of the plan.
 
     Args:
         flow_name: Name of the flow.
         rebuild: Learn everything anew, instead of adding what is new.
         seed: Of the planner's draws.
+        guard: How different a plan may be that comes into force; by default as the settings say.
 
     Raises:
         TimeoutError: Another writer took too long.
@@ -235,41 +245,48 @@ def refit(flow_name: str, *, rebuild: bool = False, seed: int = 0) -> str:
         profile = rebuild_profile(flow_name, timeout_s=timeout_s)
     else:
         profile = fold_in(flow_name, refit=True, timeout_s=timeout_s)
-    return _replanned(flow_name, profile, seed)
+    return _replanned(flow_name, profile, seed, guard)
 
 
-def replan_flow(flow_name: str, *, seed: int = 0) -> str:
+def replan_flow(flow_name: str, *, seed: int = 0, guard: Guard | None = None) -> str:
     """Plan a flow again by the model that its profile holds, without learning; says what became of the plan.
+
+    Args:
+        flow_name: Name of the flow.
+        seed: Of the planner's draws.
+        guard: As of ``refit``.
 
     Raises:
         TimeoutError: Another writer took too long.
         httpx.HTTPError: The API cannot be reached.
     """
     profile = SLOProfile.of_flow(flow_name)
-    return _replanned(flow_name, profile, seed) if profile is not None else "it has no profile yet"
+    return _replanned(flow_name, profile, seed, guard) if profile is not None else "it has no profile yet"
 
 
-def _replanned(flow_name: str, profile: SLOProfile, seed: int) -> str:
+def _replanned(flow_name: str, profile: SLOProfile, seed: int, guard: Guard | None) -> str:
     known, slo = remember(flow_name, profile), objective_of(profile)
     if slo is None:
         return "no bound is known"
-    return _planned_again(known, slo, seed, SLOSettings().fold_timeout_s, profile)[1]
+    return _planned_again(known, slo, seed, SLOSettings().fold_timeout_s, profile, guard or Guard.of())[1]
 
 
 def _planned_again(
-    known: Knowledge, slo: Slo, seed: int, timeout_s: float, learned: SLOProfile
+    known: Knowledge, slo: Slo, seed: int, timeout_s: float, learned: SLOProfile, guard: Guard
 ) -> tuple[Knowledge, str]:
-    """Put another plan in force where that pays; what is known then, and why.
+    """Put another plan in force where that pays, or propose it where the guard objects; what is known then, and why.
 
     Where somebody has written to the profile since it was read, theirs counts: they have seen at least as much, and
     plan themselves.
     """
     flow_name = known.flow_name
-    plan, reason = replan(known, slo, seed=seed, earlier=earlier_plans(known))
+    plan, reason = replan(known, slo, seed=seed, earlier=earlier_plans(known), margin=guard.min_change)
     if plan is not None and known.workflow is not None and (training := learned.training()) is not None:
         plan = with_passing(plan, known.workflow, training.stage_runs)
     if plan is None or known.workflow is None or (reason == KEPT and not _moved(known.plan, plan)):
         return known, reason
+    if reason != KEPT and (objection := _objection(known, plan, slo, guard, learned.declined)):
+        return _proposed(known, plan, f"{reason}, but {objection}", timeout_s, learned)
     if reason == KEPT:
         document = plan.to_document()
         profile = update_profile(
@@ -285,6 +302,32 @@ def _planned_again(
         known.forecasts[plan_digest(plan)] = stage_forecasts(known.model, plan)
     publish_plan(flow_name, plan, workflow=known.workflow, forecasts=known.forecasts.get(plan_digest(plan)))
     return remember_plan(known, profile), reason
+
+
+def _objection(known: Knowledge, plan: Plan, slo: Slo, guard: Guard, declined: Collection[str]) -> str:
+    """Why the guard keeps the plan in force; one that no run could follow any more is replaced in any case."""
+    if known.plan is None or known.workflow is None or not fits(known.plan, known.workflow, slo):
+        return ""
+    objection = guard.objection(known.plan, plan, declined)
+    tried = {plan_digest(earlier) for earlier in earlier_plans(known)} if objection else set()
+    return "" if plan_digest(plan) in tried - set(declined) else objection
+
+
+def _proposed(
+    known: Knowledge, plan: Plan, reason: str, timeout_s: float, learned: SLOProfile
+) -> tuple[Knowledge, str]:
+    """Keep a plan for approval and show it, once for the same choices."""
+    name, flow_name = plan_digest(plan), known.flow_name
+    said = f"proposed: {reason}"
+    if learned.proposal is not None and learned.proposal["name"] == name:
+        return known, said
+    profile = propose(flow_name, plan, reason, name, timeout_s=timeout_s, revision=known.revision)
+    if profile.proposal is None or profile.proposal["name"] != name:
+        return remember(flow_name, profile), SUPERSEDED
+    if known.plan is not None:
+        publish_proposal(flow_name, known.plan, plan, reason=reason)
+    say_once(flow_name, f"a plan waits for approval ({reason}).", level=logging.WARNING, about=f"proposal {name}")
+    return remember_plan(known, profile), said
 
 
 def earlier_plans(known: Knowledge) -> Iterator[Plan]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from statistics import median
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from prefect_slo.declaration import NOTHING, Declaration, dimension
 from prefect_slo.errors import InvalidValue
 from prefect_slo.pricing import price_list
 from prefect_slo.resources import Capacity, Menu, Pool, Size
-from prefect_slo.runner.backends.local import usable_memory_mb, usable_vcpus
+from prefect_slo.runner.backends.local import usable_gpus, usable_memory_mb, usable_vcpus
 from prefect_slo.runner.pools import PROCESS, THREAD, Pools, resolved
 from prefect_slo.settings import SLOSettings
 from prefect_slo.workflow import Workflow
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
 MOVED_SHARE, MOVED_BYTES = 0.1, 1e6
 """Threads go on the menu of a stage that spends this share of its busy time on moving bytes, and moves this many."""
 
-_FIELDS = ("workers", "vcpus", "memory_mb", "batch", "prices", "pools")
+GPU = "gpu"
+"""Hardware of sizes with a share of one of this machine's GPUs."""
+
+_FIELDS = ("workers", "vcpus", "memory_mb", "batch", "gpu", "gpu_memory_mb", "prices", "pools")
 _read: dict[str, MenuSettings] = {}
 
 
@@ -39,6 +43,8 @@ class MenuSettings:
         vcpus: vCPUs of a worker; likewise.
         memory_mb: Memory of a worker; by default its vCPUs' share of the machine's memory.
         batch: Batch sizes of batched tasks.
+        gpu: Shares of a GPU, or whole ones, of a worker process on this machine; 0 is none. By default none.
+        gpu_memory_mb: Memory on it; by default as large a part as of its cores.
         prices: Price list: one of the package's, or a path to a ``.toml`` file.
         pools: Pools of tasks that declare none; by default worker processes. A pool that was given to the decorator
             has sizes, worker counts and prices of its own.
@@ -54,13 +60,15 @@ class MenuSettings:
     vcpus: tuple[float, ...] | None = None
     memory_mb: tuple[int, ...] | None = None
     batch: tuple[int, ...] = (1,)
+    gpu: tuple[float, ...] = (0.0,)
+    gpu_memory_mb: tuple[int, ...] | None = None
     prices: str = "local"
     pools: tuple[str, ...] | None = None
     sizes: tuple[Size, ...] | None = None
     block: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("workers", "vcpus", "memory_mb", "batch"):
+        for name in ("workers", "vcpus", "memory_mb", "batch", "gpu", "gpu_memory_mb"):
             if (values := getattr(self, name)) is not None:
                 object.__setattr__(self, name, dimension(name, values, "menu"))
         if self.pools is not None:
@@ -114,10 +122,21 @@ class MenuSettings:
         return replace(self, **changes)
 
 
-def capacity_of(pools: Pools = MappingProxyType({})) -> Capacity:
-    """What this machine holds, and apart from it each of the pools."""
+def capacity_of(pools: Pools = MappingProxyType({}), *, gpus: bool = False) -> Capacity:
+    """What this machine holds, and apart from it each of the pools.
+
+    Args:
+        pools: The pools.
+        gpus: Whether this machine's GPUs matter: they are looked for only then.
+    """
     elsewhere = {name: definition.capacity for name, definition in pools.items()}
-    return Capacity(usable_vcpus(), float(usable_memory_mb()), SLOSettings().capacity_workers, pools=elsewhere)
+    return Capacity(
+        usable_vcpus(),
+        float(usable_memory_mb()),
+        SLOSettings().capacity_workers,
+        pools=elsewhere,
+        gpu_devices=usable_gpus() if gpus else None,
+    )
 
 
 def _stored(name: str) -> MenuSettings:
@@ -168,6 +187,8 @@ def stage_menu(
     sizes = own.sizes or tuple(
         Size(v, m) for v in vcpus for m in (own.memory_mb or (max(int(memory * min(v / machine, 1.0)), 256),))
     )
+    if own.gpu != (0.0,):
+        sizes = tuple(with_gpu for size in sizes for with_gpu in _with_gpus(size, own.gpu, own.gpu_memory_mb or (0,)))
     if declared.memory_mb is not None:
         sizes = tuple(s for s in sizes if s.memory_mb >= declared.memory_mb) or (Size(vcpus[-1], declared.memory_mb),)
     if threads:
@@ -181,7 +202,7 @@ def stage_menu(
         knobs=declared.knobs,
     )
     held = {name: pins[name] for name in ("workers", "batch") if name in pins}
-    if "vcpus" in pins or "memory_mb" in pins:
+    if not pins.keys().isdisjoint(("vcpus", "memory_mb", "gpu", "gpu_memory_mb")):
         resized = (replace(p, sizes=(_pinned(p.sizes, pins),)) if p.sizes else p for p in menu.pools)
         menu = replace(menu, sizes=(_pinned(sizes, pins),), pools=tuple(resized))
     return menu.pinned(**held) if held else menu
@@ -216,7 +237,8 @@ def with_menus(
         if stage.sequential or stage.items == 1:
             menu = menu.pinned(workers=1)
         stages.append(replace(stage, menu=menu))
-    return replace(workflow, stages=tuple(stages), capacity=capacity_of(pools))
+    gpus = any(option.size.gpu and option.pool == PROCESS for s in stages for option in s.menu.options())
+    return replace(workflow, stages=tuple(stages), capacity=capacity_of(pools, gpus=gpus))
 
 
 def moving_much(rows: StageRuns, plan: Plan | None = None) -> frozenset[str]:
@@ -260,9 +282,25 @@ def _pinned(sizes: tuple[Size, ...], pins: Mapping[str, Any]) -> Size:
     """The size that pins ask for: what they leave open is that of the first size on the menu that fits them."""
     vcpus = float(pins["vcpus"]) if "vcpus" in pins else None
     memory_mb = units.megabytes(pins["memory_mb"]) if "memory_mb" in pins else None
-    fitting = (s for s in sizes if vcpus in (None, s.vcpus) and memory_mb in (None, s.memory_mb))
+    gpu = float(pins["gpu"]) if "gpu" in pins else None
+    fitting = (
+        s for s in sizes if vcpus in (None, s.vcpus) and memory_mb in (None, s.memory_mb) and gpu in (None, s.gpu)
+    )
     like = next(fitting, sizes[0])
-    return replace(like, vcpus=vcpus or like.vcpus, memory_mb=memory_mb or like.memory_mb)
+    like = replace(like, vcpus=vcpus or like.vcpus, memory_mb=memory_mb or like.memory_mb)
+    if gpu is None and "gpu_memory_mb" not in pins:
+        return like
+    on_gpu = units.megabytes(pins["gpu_memory_mb"]) if "gpu_memory_mb" in pins else like.gpu_memory_mb
+    share = like.gpu if gpu is None else gpu
+    if not share:
+        return like.without_gpu
+    return replace(like, gpu=share, gpu_memory_mb=on_gpu, hardware=like.hardware if like.gpu else GPU)
+
+
+def _with_gpus(size: Size, shares: Sequence[float], memory_mb: Sequence[int]) -> list[Size]:
+    """A size with each share of a GPU: on hardware ``gpu``, which is measured apart from the machine without."""
+    on_gpu = [replace(size, gpu=g, hardware=GPU, gpu_memory_mb=m) for g, m in product(shares, memory_mb) if g]
+    return [size, *on_gpu] if 0.0 in shares else on_gpu
 
 
 def _powers(n: int) -> tuple[int, ...]:

@@ -5,14 +5,14 @@ A run that follows the plan in force needs neither the model nor the planner: th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from prefect_slo.errors import InfeasibleSlo
-from prefect_slo.loop import policy
+from prefect_slo.loop import gpus, policy
 from prefect_slo.loop.knowledge import Fitted, Knowledge
 from prefect_slo.objective import Budget, Latency, Slo
 from prefect_slo.plan import Plan, Prediction, StagePlan
@@ -114,15 +114,49 @@ def decide(
         known.made[key] = plan
     assert plan is not None
     note = f"{slo} is kept by no plan for sure; it runs by its fastest." if plan.certificate is None else ""
+    without = _doing_without(known, plan, slo, seed)
     if mode == "advise":
-        return Decision(plan, "advise", note or "a plan is ready; it is shown and not followed (mode 'advise').")
+        shown = note or "a plan is ready; it is shown and not followed (mode 'advise')."
+        return Decision(plan, "advise", f"{shown} {without}".strip())
     mode = "enforce"
     if not note and explore and policy.explores(explore, rng):
         assert known.model is not None
         tried = exploration(known.model, plan, slo, rng)
         if tried is not None:
             plan, mode = tried, "explore"
-    return Decision(plan.passing_as(in_force), mode, note, known.on_threads, ladders(plan, workflow))
+    told = f"{note} {without}".strip()
+    return Decision(plan.passing_as(in_force), mode, told, known.on_threads, ladders(plan, workflow))
+
+
+def _doing_without(known: Knowledge, plan: Plan, slo: Slo, seed: int) -> str:
+    """What it costs that this machine has no GPU, where a plan would use one; computed once for what is known."""
+    if known.workflow is None or known.workflow.capacity.gpu_devices != ():
+        return ""
+    key = slo, (("gpu", 1.0),)
+    if key not in known.made:
+        known.made[key] = gpus.wanted(known, slo, seed=seed) or plan
+    return gpus.price(known.made[key], plan)
+
+
+def told(known: Knowledge, plan: Plan, mode: str | None) -> Decision:
+    """What to do with a run that is pinned to a plan, whatever else is known.
+
+    Args:
+        known: What is known of the flow; nothing where that can't be read.
+        plan: The plan.
+        mode: As of ``decide``.
+    """
+    if mode == "observe":
+        return Decision(None, "observe", "is pinned to a plan, which is not followed (mode 'observe').")
+    if mode == "advise":
+        return Decision(plan, "advise", "is pinned to a plan, which is shown and not followed (mode 'advise').")
+    note = "follows the plan that it is pinned to."
+    if known.workflow is None:
+        return Decision(plan, "enforce", note, known.on_threads)
+    stages = {stage.name for stage in known.workflow.stages}
+    if missing := sorted(stages - set(plan.stages)):
+        return Decision(plan, "enforce", f"{note} It lacks {', '.join(missing)}: run as they are.", known.on_threads)
+    return Decision(plan, "enforce", note, known.on_threads, ladders(plan, known.workflow, only=stages))
 
 
 def rounded(features: Mapping[str, float]) -> dict[str, float]:
@@ -131,11 +165,15 @@ def rounded(features: Mapping[str, float]) -> dict[str, float]:
 
 
 def fits(plan: Plan, workflow: Workflow, slo: Slo) -> bool:
-    """Whether a plan was made for this objective, these stages and choices that are still on their menus."""
+    """Whether a plan was made for this objective, these stages and choices that are still on their menus.
+
+    And for GPUs that are here: a plan in force may come from a machine that has others.
+    """
     return (
         plan.objective == slo
         and set(plan.stages) == {stage.name for stage in workflow.stages}
         and all(_on_menu(plan[stage.name], stage.menu.options()) for stage in workflow.stages)
+        and all(workflow.capacity.places(stage.option) for stage in plan.stages.values())
     )
 
 
@@ -164,7 +202,10 @@ def exploration(model: WorkflowModel, plan: Plan, slo: Slo, rng: np.random.Gener
     stages = [s for s in model.workflow.stages if len(s.menu.options()) > 1]
     for _ in range(4 if stages else 0):
         stage = stages[int(rng.integers(len(stages)))]
-        options = [o for o in stage.menu.options() if o != plan[stage.name].option]
+        places = model.workflow.capacity.places
+        options = [o for o in stage.menu.options() if o != plan[stage.name].option and places(o)]
+        if not options:
+            continue
         option = options[int(rng.integers(len(options)))]
         tried = predicted(model, plan.with_stage(stage.name, **_choices(option)))
         assert tried.predicted is not None
@@ -185,7 +226,9 @@ def objective_value(prediction: Prediction, slo: Slo) -> float:
     return prediction.cost_usd.mean if slo.latency is not None else prediction.latency_at_percentile_s
 
 
-def replan(known: Knowledge, slo: Slo, *, seed: int, earlier: Iterable[Plan] = ()) -> tuple[Plan | None, str]:
+def replan(
+    known: Knowledge, slo: Slo, *, seed: int, earlier: Iterable[Plan] = (), margin: float = policy.MARGIN
+) -> tuple[Plan | None, str]:
     """The plan that should be in force from now on, and why; ``None`` where nothing can be planned yet.
 
     The plan in force stays (``KEPT``, with what the model predicts of it now) unless
@@ -194,7 +237,7 @@ def replan(known: Knowledge, slo: Slo, *, seed: int, earlier: Iterable[Plan] = (
       was tried, kept the bound in its own runs and still does under the model; where there is none, a new one is made
       for a bound tightened by how far the runs went over (``policy.correction``);
     - it no longer keeps the bound under the model;
-    - a candidate that real runs have not shown to miss is better by ``policy.MARGIN``;
+    - a candidate that real runs have not shown to miss is better by ``margin``;
     - the objective, the stages or a menu have changed.
 
     Args:
@@ -202,6 +245,7 @@ def replan(known: Knowledge, slo: Slo, *, seed: int, earlier: Iterable[Plan] = (
         slo: What is asked.
         seed: Of the planner's draws.
         earlier: Plans that were in force before, newest first; looked at only where one may come back.
+        margin: Share by which a plan has to be better than the one in force.
     """
     if known.missing() or known.model is None or known.workflow is None:
         return None, known.missing()
@@ -239,9 +283,9 @@ def replan(known: Knowledge, slo: Slo, *, seed: int, earlier: Iterable[Plan] = (
         return now, KEPT
     if now.certificate is not None and candidate.certificate.confidence > now.certificate.confidence:
         return candidate, f"certain to {candidate.certificate.confidence:.0%} by now"
-    if policy.keep(objective_value(expected, slo), objective_value(candidate.predicted, slo)):
+    if policy.keep(objective_value(expected, slo), objective_value(candidate.predicted, slo), margin):
         return now, KEPT
-    return candidate, f"better by {policy.MARGIN:.0%} or more"
+    return candidate, f"better by {margin:.0%} or more"
 
 
 def surest(model: WorkflowModel, slo: Slo, *, seed: int, calibration: Calibration | None = None) -> Plan:
@@ -326,11 +370,14 @@ def asked(slo: Slo, factor: float = 1.0, *, confidence: float | None = None) -> 
     return Slo(latency, budget)
 
 
-def ladders(plan: Plan, workflow: Workflow) -> dict[str, tuple[Size, ...]]:
-    """For every stage, the sizes on its menu with more memory than its plan gives it, smallest first."""
+def ladders(plan: Plan, workflow: Workflow, *, only: Collection[str] | None = None) -> dict[str, tuple[Size, ...]]:
+    """For every stage, or those named, the sizes of its kind on its menu with more memory than its plan gives it."""
     steps = {}
     for name, stage in plan.stages.items():
-        sizes = {option.size for option in workflow[name].menu.options() if option.pool == stage.pool}
+        if only is not None and name not in only:
+            continue
+        options = workflow[name].menu.options()
+        sizes = {o.size for o in options if o.pool == stage.pool and o.size.kind == stage.size.kind}
         larger = sorted((s for s in sizes if s.memory_mb > stage.size.memory_mb), key=lambda s: (s.memory_mb, s.vcpus))
         steps[name] = tuple(larger)
     return steps
@@ -344,7 +391,8 @@ def plan_digest(plan: Plan) -> str:
 def _key(stage: StagePlan) -> list[object]:
     size = stage.size
     knobs = [list(pair) for pair in stage.knobs]
-    return [stage.workers, size.vcpus, size.memory_mb, size.gpu, size.hardware, stage.pool, stage.batch, knobs]
+    gpu = [size.gpu, size.gpu_memory_mb] if size.gpu_memory_mb else size.gpu
+    return [stage.workers, size.vcpus, size.memory_mb, gpu, size.hardware, stage.pool, stage.batch, knobs]
 
 
 def _on_menu(stage: StagePlan, options: tuple[Option, ...]) -> bool:

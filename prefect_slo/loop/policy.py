@@ -64,9 +64,9 @@ def due(new_runs: int, learned_runs: int, *, drifting: bool = False) -> bool:
     return drifting or learned_runs < LEARN_EACH or new_runs >= LEARN_SHARE * learned_runs
 
 
-def keep(in_force: float, candidate: float) -> bool:
-    """Whether a plan stays in force beside a candidate; both objectives are minimised."""
-    return not candidate < (1 - MARGIN) * in_force
+def keep(in_force: float, candidate: float, margin: float = MARGIN) -> bool:
+    """Whether a plan stays in force beside a candidate that is not better by ``margin``; both are minimised."""
+    return not candidate < (1 - margin) * in_force
 
 
 def distrusted(runs: Sequence[PastRun], plan: str, slo: Slo) -> bool:

@@ -208,7 +208,7 @@ def _actual(ledger: Ledger, stage: str, plan: StagePlan | None) -> tuple[float, 
     """Median wall time of a stage at the setting of its plan, and the number of runs behind it."""
     if plan is None:
         return math.nan, 0
-    wanted = (plan.workers, float(plan.size.memory_mb), float(plan.size.vcpus), plan.size.hardware)
+    wanted = (plan.workers, float(plan.size.memory_mb), float(plan.size.vcpus), plan.size.kind)
     moments = [known.moments for setting, known in measured(ledger, stage).items() if setting[:4] == wanted]
     runs = sum(m.rows for m in moments)
     return (sum(m.rows * m.median_wall_s for m in moments) / runs, runs) if runs else (math.nan, 0)

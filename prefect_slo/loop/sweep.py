@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefect_slo.observation import StageRuns
-from prefect_slo.resources import Option
+from prefect_slo.resources import Capacity, Option
 from prefect_slo.runner.pools import THREAD
 from prefect_slo.workflow import Stage, Workflow
 
@@ -25,6 +25,8 @@ whether its code gives up the interpreter's lock."""
 
 LEAST_ROWS = 4
 """Rows of a stage that a sweep measures at least, however small its menu: fewer identify no model."""
+
+UNLIMITED = Capacity()
 
 
 STEADY = 0.05
@@ -72,7 +74,7 @@ def design(workflow: Workflow, known: StageRuns | None, *, repeats: int, seed: i
     for position, stage in enumerate(workflow.stages):
         rng = np.random.default_rng([seed, position])
         have = _rows_by_setting(known, stage) if known is not None else Counter()
-        options = spread(stage, settings)
+        options = spread(stage, settings, workflow.capacity)
         own = [option for option in options if option.pool != THREAD] or options
         least = math.ceil(LEAST_ROWS / len(own))
         times = {option: max(repeats, least) if option in own else repeats for option in options}
@@ -111,9 +113,12 @@ def noise_of(workflow: Workflow, known: StageRuns) -> float:
     return float(np.average(noises, weights=shares)) if shares else 0.0
 
 
-def spread(stage: Stage, settings: int = SETTINGS) -> tuple[Option, ...]:
-    """At most so many options of a stage's menu, spread out, and at most ``ON_THREADS`` more on threads."""
-    options = stage.menu.options()
+def spread(stage: Stage, settings: int = SETTINGS, capacity: Capacity = UNLIMITED) -> tuple[Option, ...]:
+    """At most so many options of a stage's menu, spread out, and at most ``ON_THREADS`` more on threads.
+
+    Those whose shares of GPUs have no place here are left out: they would be measured on fewer workers than they say.
+    """
+    options = _placeable(stage, capacity)
     threads = tuple(option for option in options if option.pool == THREAD)
     others = tuple(option for option in options if option.pool != THREAD)
     if not threads or not others:
@@ -146,10 +151,16 @@ def fallback_options(workflow: Workflow, preferred: Mapping[str, Option]) -> dic
         stage.name: (
             preferred[stage.name]
             if stage.name in preferred and preferred[stage.name] in stage.menu.options()
-            else stage.menu.options()[-1]
+            else _placeable(stage, workflow.capacity)[-1]
         )
         for stage in workflow.stages
     }
+
+
+def _placeable(stage: Stage, capacity: Capacity) -> tuple[Option, ...]:
+    """Options of a stage that can be placed here; all where none can."""
+    options = stage.menu.options()
+    return tuple(option for option in options if capacity.places(option)) or options
 
 
 def _coordinates(option: Option) -> list[float]:
@@ -164,15 +175,14 @@ def _coordinates(option: Option) -> list[float]:
 def _distance(points: NDArray[np.float64], i: int, options: Sequence[Option]) -> NDArray[np.float64]:
     apart = np.sqrt(((points - points[i]) ** 2).sum(axis=1))
     kind = [
-        (o.pool, o.size.hardware, o.knobs) != (options[i].pool, options[i].size.hardware, options[i].knobs)
-        for o in options
+        (o.pool, o.size.kind, o.knobs) != (options[i].pool, options[i].size.kind, options[i].knobs) for o in options
     ]
     return np.asarray(apart + np.asarray(kind, dtype=float))
 
 
 def _setting(option: Option) -> tuple[object, ...]:
     size = option.size
-    return (option.workers, round(size.vcpus, 3), size.hardware, option.batch, option.knobs)
+    return (option.workers, round(size.vcpus, 3), size.kind, option.batch, option.knobs)
 
 
 def _knobs(workflow: Workflow, stage: str) -> tuple[str, ...]:

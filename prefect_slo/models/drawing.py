@@ -14,6 +14,7 @@ from prefect_slo.models.design import Bools, Floats, Points
 from prefect_slo.models.history import knob_label
 from prefect_slo.models.learning import Learned
 from prefect_slo.models.luck import StageLuck
+from prefect_slo.models.startup import Startup
 from prefect_slo.plan import StagePlan
 from prefect_slo.resources import Menu, Option
 from prefect_slo.workflow import Stage
@@ -27,13 +28,19 @@ class Shared:
 
     Attributes:
         ranks: Rank of the run's input among all inputs, in [0, 1).
-        cold: Whether its workers have to start.
+        chill: How warm the run finds things, in [0, 1): stages start cold in it whose share of cold runs is above that.
+        cold: Share of cold runs that is asked for.
         ran: Whether each stage runs, by name.
     """
 
     ranks: Floats
-    cold: Bools
+    chill: Floats
+    cold: float
     ran: Mapping[str, Bools]
+
+    def starts(self, startup: Startup, option: Option) -> Bools:
+        """Runs in which the workers of an option have to start: as asked for, or as rows show where that is more."""
+        return self.chill < max(self.cold, startup.share(float(option.workers), option.vcpus))
 
 
 def draw_options(
@@ -50,11 +57,11 @@ def draw_options(
         stream: The stage's own.
         luck: Runs of the same number of samples by hardware, which all options share; drawn where there are none.
     """
-    kinds = list(dict.fromkeys(option.size.hardware for option in options))
+    kinds = list(dict.fromkeys(option.size.kind for option in options))
     shape = (len(sums), len(options), len(shared.ranks))
     wall, busy = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
     for kind in kinds:
-        at = [k for k, option in enumerate(options) if option.size.hardware == kind]
+        at = [k for k, option in enumerate(options) if option.size.kind == kind]
         runs = None if luck is None else luck[kind]
         drawn = _draw(learned[kind], [options[k] for k in at], sums, shared, stream, runs)
         if len(kinds) == 1:
@@ -78,13 +85,21 @@ class Requests:
 
 def cost_of(
     menu: Menu, options: Sequence[Option], wall: Samples32, busy: Samples32,
-    requests: Sequence[Requests | None] = (),
+    requests: Sequence[Requests | None] = (), beyond: Sequence[Samples32] = (),
 ) -> Samples32:  # fmt: skip
     """US dollars of all workers of each option, from wall and busy time ``(n_sums, n_options, n_samples)``.
 
     A price list that bills calls takes busy time and the requests; one that bills leases, workers for as long as they
     are held. Rows that say what was billed hold time as it was billed, rounding included: it is not rounded again.
     Where they don't say, each worker is taken to have made one request.
+
+    Args:
+        menu: The stage's, for its prices.
+        options: Of the menu.
+        wall: Wall time.
+        busy: Busy time.
+        requests: By option, what it is billed for beside time.
+        beyond: By option, what each worker is held beyond the wall time, ``(n_samples,)``.
     """
     prices = {pool: menu.prices_of(pool) for pool in {option.pool for option in options}}
     cost = np.empty_like(wall)
@@ -97,6 +112,8 @@ def cost_of(
             cost[:, k] = billed * np.float32(rate) + seen.count * np.float32(price.request + seen.storage_usd)
             continue
         billed = busy[:, k] if price.bills == "calls" else wall[:, k]
+        if beyond and price.bills != "calls":
+            billed = np.maximum(billed + beyond[k], np.float32(0))
         if price.granularity_s > 0:
             step = np.float32(price.granularity_s)
             billed = np.ceil(billed / step) * step
@@ -121,7 +138,7 @@ def requests_of(
     """
     found: list[Requests | None] = []
     for k, option in enumerate(options):
-        known = learned[option.size.hardware]
+        known = learned[option.size.kind]
         if known.billing is None:
             found.append(None)
             continue
@@ -135,6 +152,17 @@ def requests_of(
         count = np.asarray(counts, dtype=np.float32)[levels] if len(set(counts)) > 1 else float(counts[0])
         found.append(Requests(count, known.billing.storage_usd))
     return found
+
+
+def beyond_wall_of(learned: Mapping[str, Learned], options: Sequence[Option], shared: Shared) -> list[Samples32]:
+    """What each worker of each option is held beyond its stage's wall time, ``(n_samples,)``; empty where nothing."""
+    startups = [learned[option.size.hardware].startup for option in options]
+    if not any(any(startup.held_s) for startup in startups):
+        return []
+    return [
+        startup.beyond_wall_s(shared.starts(startup, option)).astype(np.float32)
+        for startup, option in zip(startups, options, strict=True)
+    ]
 
 
 def points_of(learned: Learned, options: Sequence[Option], sums: Sequence[int], level: int) -> Points:
@@ -154,8 +182,8 @@ def points_of(learned: Learned, options: Sequence[Option], sums: Sequence[int], 
 def waves_of(learned: Mapping[str, Learned], options: Sequence[Option]) -> Samples32:
     """Calls that the busiest worker makes one after another with a typical input, shape ``(n_options,)``."""
     waves = np.ones(len(options), dtype=np.float32)
-    for kind in {option.size.hardware for option in options}:
-        at = [k for k, option in enumerate(options) if option.size.hardware == kind]
+    for kind in {option.size.kind for option in options}:
+        at = [k for k, option in enumerate(options) if option.size.kind == kind]
         points = points_of(learned[kind], [options[k] for k in at], (0,), learned[kind].inputs.typical)
         waves[at] = points.waves
     return waves
@@ -195,8 +223,9 @@ def _draw(
             draws = learned.model.sample(there, len(at), stream) if luck is None else luck.at(there, at)
             wall[:, at], busy[:, at] = draws.wall_s, draws.busy_s
     wall, busy = (np.asarray(values, dtype=np.float32).reshape(shape) for values in (wall, busy))
-    if shared.cold.any():
+    cold = np.stack([shared.starts(learned.startup, option) for option in options])
+    if cold.any():
         extra_wall, extra_busy = learned.startup.sample(shape[2], stream.spawn(1)[0])
-        wall = wall + (extra_wall * shared.cold).astype(np.float32)
-        busy = busy + (extra_busy * shared.cold).astype(np.float32)
+        wall = wall + (extra_wall * cold).astype(np.float32)
+        busy = busy + (extra_busy * cold).astype(np.float32)
     return wall, busy

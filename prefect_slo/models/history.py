@@ -24,7 +24,7 @@ from prefect_slo.workflow import Workflow
 
 NUMBERS = (
     "workers", "vcpus", "memory_mb", "upstream", "items", "batch", "wall_s", "busy_s", *STEPS, "peak_memory_mb", "cold",
-    "requests", "billed_s", "storage_usd",
+    "requests", "billed_s", "storage_usd", "start_s",
 )  # fmt: skip
 _SETTING = ("workers", "vcpus", "memory_mb", "upstream", "batch")
 _DIGITS = 6

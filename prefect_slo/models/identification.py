@@ -8,6 +8,7 @@ import numpy as np
 
 from prefect_slo.errors import NotEnoughObservations
 from prefect_slo.models.history import History, knob_label
+from prefect_slo.models.transfer import nearest_share
 from prefect_slo.resources import Menu
 
 _ROWS = 4
@@ -63,8 +64,10 @@ def identify(stage: str, menu: Menu, history: History | None) -> Identification:
                 f"Its menu offers {len(wanted)} values of {column}, and only {seen[0]:g} was measured: profile others."
             )
             return Identification(stage, have, have + 1, hint)
-    unseen = {o.size.hardware for o in options} - set(history.hardware.tolist())
-    if unseen == {o.size.hardware for o in options}:
+    measured = set(history.hardware.tolist())
+    shares = {o.size.kind for o in options if 0 < o.size.gpu < 1 and nearest_share(o.size.kind, measured)}
+    unseen = {o.size.kind for o in options} - measured - shares
+    if unseen == {o.size.kind for o in options}:
         return Identification(
             stage, have, have + 1, f"Nothing was measured on {', '.join(sorted(unseen))}: profile it."
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,9 +17,10 @@ from prefect_slo.models.memory import MemoryNeed
 from prefect_slo.models.noise import enough_repeats
 from prefect_slo.models.protocol import Response, StageModel
 from prefect_slo.models.regression import Regression
-from prefect_slo.models.startup import Startup
-from prefect_slo.models.transfer import THREAD, on_threads
+from prefect_slo.models.startup import Startup, mean_beyond, seen_by_setting
+from prefect_slo.models.transfer import THREAD, nearest_share, on_share, on_threads
 from prefect_slo.models.whitebox import WhiteBox
+from prefect_slo.resources import Capacity
 from prefect_slo.workflow import Stage
 
 KINDS: dict[str, Callable[[], StageModel]] = {
@@ -96,12 +97,22 @@ class Learned:
         return replace(self, inputs=self.inputs.known(row))
 
 
+_UNLIMITED = Capacity()
+
+
 def by_hardware(
-    stage: Stage, rows: History, *, kind: str, features: Sequence[str], weigh: Callable[[History], Floats]
+    stage: Stage,
+    rows: History,
+    *,
+    kind: str,
+    features: Sequence[str],
+    weigh: Callable[[History], Floats],
+    capacity: Capacity = _UNLIMITED,
 ) -> dict[str, Learned]:
     """What is known of a stage on every kind of hardware that it ran on, the one measured most first.
 
-    Threads on its menu are known, too, where rows of processes tell how the stage would do on them.
+    Threads on its menu are known, too, where rows of processes tell how the stage would do on them; and shares of a
+    GPU, where another share was measured.
 
     Args:
         stage: The stage.
@@ -109,10 +120,16 @@ def by_hardware(
         kind: Name of the stage model.
         features: Columns that may hold the size of the input.
         weigh: Weights of rows.
+        capacity: Of the workflow; says how sharers of a GPU slow each other down.
     """
     kinds, counts = np.unique(rows.hardware, return_counts=True)
     by_kind = {name: rows.take(rows.hardware == name) for name in kinds[np.argsort(-counts, kind="stable")].tolist()}
-    offered = {option.size.hardware for option in stage.menu.options()}
+    measured = tuple(by_kind)
+    for other in stage.menu.options():
+        name = other.size.kind
+        if name not in by_kind and 0 < other.size.gpu < 1 and (base := nearest_share(name, measured)) is not None:
+            by_kind[name] = on_share(by_kind[base], name, capacity.of(other.pool).gpu_slowdown)
+    offered = {option.size.kind for option in stage.menu.options()}
     if THREAD in offered - by_kind.keys() and (derived := on_threads(rows)) is not None:
         by_kind[THREAD] = derived
     return {
@@ -136,7 +153,7 @@ def learn(stage: Stage, rows: History, *, kind: str, features: Sequence[str], we
         cold = np.zeros(len(rows), dtype=bool)
     warm = data.take(~cold)
     model = KINDS[kind]().fit(warm)
-    startup = Startup(np.zeros(0), np.zeros(0))
+    startup = Startup()
     if cold.any():
         chilled = data.take(cold)
         responses: tuple[Response, ...] = ("wall", "busy")
@@ -144,12 +161,23 @@ def learn(stage: Stage, rows: History, *, kind: str, features: Sequence[str], we
         startup = Startup.of(chilled.wall_s, chilled.busy_s, *expected)
         if not enough_repeats(warm.points.settings):
             model = KINDS[kind]().fit(warm.followed_by(_warmed(chilled, *expected)))
+    startup = replace(startup, **_leases(rows, data.wall_s, cold))
     sizes = data.points.features[:, 0] if data.points.features.shape[1] else None
     return Learned(
         model, startup, Inputs.of(data.points.items, data.points.features, data.weights),
         frozenset(rows.knobs.tolist()), MemoryNeed.fit(rows["peak_memory_mb"], sizes), feature_scales(rows, features),
         Billing.of(rows),
     )  # fmt: skip
+
+
+def _leases(rows: History, wall_s: Floats, cold: Bools) -> dict[str, Any]:
+    """How often ordinary runs start cold, and what is paid beyond wall time, where rows are leases elsewhere."""
+    leased = np.isfinite(rows["billed_s"]) & ~np.isfinite(rows["requests"])
+    if not leased.any():
+        return {}
+    held_s = mean_beyond((rows["billed_s"] / rows["workers"])[leased], wall_s[leased], cold[leased])
+    seen = seen_by_setting(rows["workers"], rows["vcpus"], cold) if cold.any() else {}
+    return {"seen": seen, "held_s": held_s}
 
 
 def _warmed(cold: StageData, wall_s: Floats, busy_s: Floats) -> StageData:
@@ -181,7 +209,8 @@ def stage_data(stage: Stage, rows: History, *, features: Sequence[str], weights:
         features=_features(rows, features), knobs=rows.knobs,
     )  # fmt: skip
     billed = rows["billed_s"] / rows["workers"]
-    busy = np.where(np.isfinite(billed) & (billed > 0), billed, rows["busy_s"])
+    by_request = np.isfinite(rows["requests"]) & np.isfinite(billed) & (billed > 0)
+    busy = np.where(by_request, billed, rows["busy_s"])
     steps = np.stack([rows[step] for step in STEPS], axis=1)
     if np.isfinite(steps).all() and (steps.sum(axis=1) > 0).all():
         # Steps are means over the workers, as busy time is; what they leave out of it is shared among them.
@@ -202,14 +231,14 @@ class Columns(Protocol):
 def own_wall(stage: Stage, rows: Columns) -> Floats:
     """Wall time without waiting for a parent that feeds items one by one: what a stage's model is fitted to.
 
-    Such a stage's measured wall lasts as long as its parent's; what it needs by itself is its busy time, stretched to
-    the busiest worker's share of the items.
+    Such a stage's measured wall lasts as long as its parent's; what it needs by itself is the start of its workers and
+    their busy time, stretched to the busiest worker's share of the items.
     """
     if all(edge.kind == "all" for edge in stage.after):
         return rows["wall_s"]
     points = Points.of(rows["workers"], rows["vcpus"], items=_items(rows), batch=rows["batch"])
     own = rows["busy_s"] * np.where(points.items > 0, points.load / np.maximum(points.share, 1e-12), 1.0)
-    return np.clip(own, rows["busy_s"], rows["wall_s"])
+    return np.clip(own + np.nan_to_num(rows["start_s"]), rows["busy_s"], rows["wall_s"])
 
 
 def _items(rows: Columns) -> Floats:

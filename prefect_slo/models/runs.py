@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from prefect_slo.errors import InvalidValue
 from prefect_slo.models.design import Floats
-from prefect_slo.models.drawing import Samples32, Shared, cost_of, draw_options, requests_of, waves_of
+from prefect_slo.models.drawing import Samples32, Shared, beyond_wall_of, cost_of, draw_options, requests_of, waves_of
 from prefect_slo.models.driver import Driver
 from prefect_slo.models.learning import Learned
 from prefect_slo.models.luck import SEEDS, StageLuck, luck_of
@@ -112,7 +112,7 @@ class RunSampler:
         ranks, chill = rng.random(n_samples), rng.random(n_samples)
         certain = np.zeros(n_samples)
         uniforms = {name: rng.random(n_samples) if self.chances[name] < 1 else certain for name in self.workflow.order}
-        return Shared(ranks, chill < float(cold), stages_run(self.workflow, self.chances, uniforms))
+        return Shared(ranks, chill, float(cold), stages_run(self.workflow, self.chances, uniforms))
 
     def streams(self, rng: np.random.Generator) -> tuple[np.random.Generator, dict[str, np.random.Generator]]:
         """A stream for what stages share, and one for each stage: by position, so that names don't matter."""
@@ -126,7 +126,8 @@ class RunSampler:
         """Latency and cost, shape ``(len(sums), len(options), n_samples)``; 0 in runs that skip the stage."""
         wall, busy = draw_options(self.known[name], options, sums, shared, stream, luck=luck)
         requests = requests_of(self.known[name], self.workflow[name], options, wall, shared, planned)
-        cost = cost_of(self.workflow[name].menu, options, wall, busy, requests)
+        beyond = beyond_wall_of(self.known[name], options, shared)
+        cost = cost_of(self.workflow[name].menu, options, wall, busy, requests, beyond)
         ran = shared.ran[name]
         return (wall, cost) if ran.all() else (wall * ran, cost * ran)
 
@@ -176,7 +177,7 @@ class Luck:
     def _stage(self, name: str, option: Option, upstream: int, planned: StagePlan | None) -> _StageRuns:
         key = name, option, upstream, planned
         if key not in self._drawn:
-            stream, sampler, kind = np.random.default_rng(self._seeds[name]), self._sampler, option.size.hardware
+            stream, sampler, kind = np.random.default_rng(self._seeds[name]), self._sampler, option.size.kind
             if (name, kind) not in self._luck:
                 model = sampler.known[name][kind].model
                 self._luck[name, kind] = luck_of(

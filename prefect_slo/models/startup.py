@@ -1,12 +1,32 @@
-"""What a cold start adds to a stage: seconds of wall and of busy time, beyond a warm run at the same setting."""
+"""What a cold start adds to a stage: seconds of wall and of busy time, beyond a warm run at the same setting.
+
+Where workers are leased elsewhere, starts are part of ordinary runs: a work pool's job is asked for, waits for the
+pool's next poll and boots, unless one is still warm from the run before. Whether it is depends on how far apart runs
+come, which no plan decides, so the share of runs that start cold is taken as the rows show it.
+
+What is paid for a lease there is not its stage's wall time either: it includes the job's boot and what it idled before,
+not the time until the pool's poll. Rows say how long was paid for.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Self
 
 import numpy as np
 
-from prefect_slo.models.design import Floats
+from prefect_slo.models.design import Bools, Floats
+
+_PRIOR_RUNS = 2.0
+"""The share of a setting starts from that of all settings, as if so many runs had shown it."""
+
+
+class Seen(NamedTuple):
+    """How often workers had to start."""
+
+    cold: int = 0
+    runs: int = 0
 
 
 @dataclass(frozen=True)
@@ -16,13 +36,17 @@ class Startup:
     Attributes:
         wall_s: Extra wall time, shape ``(n_rows,)``.
         busy_s: Extra busy time of the same rows.
+        seen: Cold runs by workers and vCPUs, where starts are part of ordinary runs; else empty.
+        held_s: Mean seconds that a worker is paid for beyond its stage's wall time, in warm and in cold runs.
     """
 
-    wall_s: Floats
-    busy_s: Floats
+    wall_s: Floats = field(default_factory=lambda: np.zeros(0))
+    busy_s: Floats = field(default_factory=lambda: np.zeros(0))
+    seen: Mapping[tuple[float, float], Seen] = field(default_factory=dict)
+    held_s: tuple[float, float] = (0.0, 0.0)
 
     @classmethod
-    def of(cls, cold_wall_s: Floats, cold_busy_s: Floats, warm_wall_s: Floats, warm_busy_s: Floats) -> Startup:
+    def of(cls, cold_wall_s: Floats, cold_busy_s: Floats, warm_wall_s: Floats, warm_busy_s: Floats) -> Self:
         """From cold rows and what a warm run is expected to take at their settings; never below 0."""
         wall = np.maximum(cold_wall_s - warm_wall_s, 0.0)
         return cls(wall, np.clip(cold_busy_s - warm_busy_s, 0.0, wall))
@@ -33,3 +57,40 @@ class Startup:
             return np.zeros(n_samples), np.zeros(n_samples)
         rows = rng.integers(len(self.wall_s), size=n_samples)
         return self.wall_s[rows], self.busy_s[rows]
+
+    def share(self, workers: float, vcpus: float) -> float:
+        """Share of ordinary runs in which a stage of this setting waits for workers to start."""
+        if not self.seen:
+            return 0.0
+        everywhere = sum(seen.cold for seen in self.seen.values()) / sum(seen.runs for seen in self.seen.values())
+        own = self.seen.get((workers, vcpus), Seen())
+        return (own.cold + _PRIOR_RUNS * everywhere) / (own.runs + _PRIOR_RUNS)
+
+    def beyond_wall_s(self, cold: Bools) -> Floats:
+        """Seconds that each worker is paid for beyond its stage's wall time, in runs that start cold or don't."""
+        warm_s, cold_s = self.held_s
+        return np.where(cold, cold_s, warm_s)
+
+
+def seen_by_setting(workers: Floats, vcpus: Floats, cold: Bools) -> dict[tuple[float, float], Seen]:
+    """How often each setting's rows were cold; arrays of shape ``(n_rows,)``."""
+    counts: dict[tuple[float, float], Seen] = {}
+    for setting, chilled in zip(zip(workers.tolist(), vcpus.tolist(), strict=True), cold.tolist(), strict=True):
+        known = counts.get(setting, Seen())
+        counts[setting] = Seen(known.cold + bool(chilled), known.runs + 1)
+    return counts
+
+
+def mean_beyond(paid_s: Sequence[float] | Floats, wall_s: Floats, cold: Bools) -> tuple[float, float]:
+    """Means of what is paid for beyond wall time, over warm and over cold rows; rows that don't say it count for none.
+
+    Args:
+        paid_s: Seconds paid for each worker, shape ``(n_rows,)``, ``nan`` where unknown.
+        wall_s: Wall time of the stage in the same rows.
+        cold: Whether workers had to start.
+    """
+    beyond = np.asarray(paid_s) - wall_s
+    known = np.isfinite(beyond)
+    warm, chilled = (beyond[known & mask] for mask in (~cold, cold))
+    means = [float(rows.mean()) if len(rows) else 0.0 for rows in (warm, chilled)]
+    return means[0], means[1]

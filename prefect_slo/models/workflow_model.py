@@ -225,7 +225,7 @@ class WorkflowModel:
             raise InvalidValue("n_samples", n_samples, f"a multiple of blocks={blocks}")
         chosen = self._chosen(plan)
         for name, option in chosen.items():
-            self._learned(name, option.size.hardware)
+            self._learned(name, option.size.kind)
         planned = plan.stages if isinstance(plan, Plan) else {}
         return self._sampler.plan(chosen, n_samples, rng, cold, blocks, planned)
 
@@ -283,7 +283,14 @@ class WorkflowModel:
             return self._record.weights(rows, self.half_life_runs)
 
         self._known = {
-            name: by_hardware(self.workflow[name], history, kind=self.kind, features=self.features, weigh=weigh)
+            name: by_hardware(
+                self.workflow[name],
+                history,
+                kind=self.kind,
+                features=self.features,
+                weigh=weigh,
+                capacity=self.workflow.capacity,
+            )
             for name, history in self._record.histories.items()
         }
         return self
@@ -301,8 +308,8 @@ class WorkflowModel:
         known = tuple(
             option
             for option in menu.options()
-            if option.size.hardware in learned
-            and (not menu.knobs or knob_label(option.knobs) in learned[option.size.hardware].knobs)
+            if option.size.kind in learned
+            and (not menu.knobs or knob_label(option.knobs) in learned[option.size.kind].knobs)
         )
         if not known:
             self._refuse(name)

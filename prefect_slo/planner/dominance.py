@@ -44,13 +44,12 @@ class Reduced:
         if not all(len(index) for index in kept):  # nothing is allowed somewhere: nothing to leave out
             return cls(problem, tuple(np.arange(len(stage.options)) for stage in problem.stages))
         rules = {(a, b): matrix[np.ix_(kept[a], kept[b])] for (a, b), matrix in problem.rules.items()}
-        needs = tuple(need[index] for need, index in zip(problem.antichains.needs, kept, strict=True))
         stages: list[CompiledStage] = []
         for stage, index in zip(problem.stages, kept, strict=True):
             sums = {sum(c) for c in product(*(stages[p].classes.tolist() for p, _ in stage.parents))}
             stages.append(_restricted(stage, index, sums))
         left = replace(
-            problem, stages=tuple(stages), rules=rules, antichains=replace(problem.antichains, needs=needs),
+            problem, stages=tuple(stages), rules=rules, antichains=problem.antichains.restricted(kept),
             allowed=tuple(np.ones(len(index), dtype=bool) for index in kept),
         )  # fmt: skip
         return cls(left, kept)
@@ -81,8 +80,7 @@ def undominated(problem: Problem, goal: Goal) -> tuple[Bools, ...]:
 
 def _placeable(problem: Problem, i: int) -> Bools:
     """``[a, b]``: *a* fits wherever *b* does, by constraints and capacity."""
-    needs = problem.antichains.needs[i]
-    fits = (needs[:, None, :] <= needs[None, :, :]).all(axis=2)
+    fits = problem.antichains.easier(i)
     for (earlier, later), matrix in problem.rules.items():
         if i in (earlier, later):
             own = matrix if i == earlier else matrix.T

@@ -198,7 +198,7 @@ def _product(rate: Term, time: Term) -> Term:
 
 def _comparable(stage: CompiledStage) -> list[int]:
     """Options that share the most common pool, hardware, batch and knobs: the others are other formulas."""
-    kinds = [(o.pool, o.size.hardware, o.batch, o.knobs) for o in stage.options]
+    kinds = [(o.pool, o.size.kind, o.batch, o.knobs) for o in stage.options]
     common = max(dict.fromkeys(kinds), key=kinds.count)
     return [at for at, kind in enumerate(kinds) if kind == common]
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefect_slo.errors import InvalidPlan
+from prefect_slo.errors import GpuShareTooLarge, InvalidPlan
 from prefect_slo.models.makespan import Progress, advance
 from prefect_slo.models.tables import SampleTables
 from prefect_slo.planner.capacity import Antichains
@@ -140,6 +140,7 @@ class Problem:
         Raises:
             InvalidPlan: A pin that no option of its stage satisfies.
             UnknownStage: A pin of a stage that the workflow does not have.
+            GpuShareTooLarge: A stage whose options all ask for more of GPUs than the devices hold.
         """
         workflow = tables.workflow
         position = {name: i for i, name in enumerate(workflow.order)}
@@ -168,9 +169,13 @@ class Problem:
                 ]
             )
             rules[pair] = rules.get(pair, np.True_) & matrix
+        antichains = Antichains.of(workflow, [stage.options for stage in stages])
+        for at, alone in enumerate(antichains.alone):
+            if allowed[at].any() and not (allowed[at] & alone).any():
+                raise _unplaceable(workflow, stages[at], allowed[at])
+            allowed[at] &= alone
         return cls(
-            workflow, stages, np.asarray(tables.driver_s, dtype=np.float32), rules, tuple(allowed),
-            Antichains.of(workflow, [stage.options for stage in stages]),
+            workflow, stages, np.asarray(tables.driver_s, dtype=np.float32), rules, tuple(allowed), antichains,
         )  # fmt: skip
 
     @property
@@ -288,6 +293,15 @@ def percentile(samples: NDArray[np.floating], allowed: int) -> float:
     """The least bound that all but ``allowed`` of the samples keep."""
     rank = samples.shape[-1] - 1 - allowed
     return float(np.partition(samples, rank)[rank])
+
+
+def _unplaceable(workflow: Workflow, stage: CompiledStage, allowed: NDArray[np.bool_]) -> GpuShareTooLarge:
+    """What to say of a stage none of whose options can be placed: about the one that asks for least."""
+    offered = [option for option, there in zip(stage.options, allowed, strict=True) if there]
+    least = min(offered, key=lambda option: (option.workers * option.size.gpu, option.size.gpu_memory_mb))
+    devices = workflow.capacity.devices_of(least) or ()
+    asked = f"{least.workers} × {least.size.share}"
+    return GpuShareTooLarge(asked, tuple(str(device) for device in devices), f"stage {stage.name!r}")
 
 
 def _compile(tables: SampleTables, name: str, position: Mapping[str, int]) -> CompiledStage:

@@ -165,13 +165,13 @@ class LambdaPool:
             read_s=self.timeout_s + GRACE_S,
             connections=self.concurrency,
         )
-        prices, limit = price_list(self._prices), self._limit()
+        prices, limit = price_list(self._prices), _limit(self.max_spend_usd)
         longest_ms = 1000 * (self.timeout_s + limits.INIT_S)
         functions = Exchange(
             _capped(
                 Invoker(lambdas, prices, self.patience_s, self.storage_mb),
                 limit,
-                lambda name: bill(prices, int(name.rpartition("-")[2]), longest_ms, storage_mb=self.storage_mb),
+                lambda name: bill(prices, _memory_mb(name), longest_ms, storage_mb=self.storage_mb),
             ),
             self._store,
             self.once,
@@ -180,22 +180,15 @@ class LambdaPool:
         if self.batch is None:
             return functions
         assert self._store is not None
-        rate = prices.rate(0.0, float(min(self.memory_mb)))
-        longest_usd = Decimal(repr(self.batch.usd_s)) * self.batch.timeout_s * self.batch.attempts
-        jobs = _capped(BatchInvoker(self.batch, self._store), limit, lambda name: longest_usd)
         return Delegating(
             functions,
-            Exchange(jobs, self._store, self.once, limit),
+            _jobs(self.batch, self._store, self.once, limit),
             "lambda-batch",
             self.needs,
             Limits(float(max(self.memory_mb)), float(self.storage_mb), float(self.timeout_s)),
-            Terms(float(self.timeout_s), self.batch.launch_s, rate, self.batch.usd_s, batch_least_s=self.batch.least_s),
+            self._terms,
             self.by,
         )
-
-    def _limit(self) -> SpendLimit | None:
-        """The cap that one run's calls share, where there is one."""
-        return SpendLimit(Decimal(repr(self.max_spend_usd))) if self.max_spend_usd is not None else None
 
     @property
     def functions(self) -> WorkerFunctions:
@@ -240,6 +233,14 @@ class LambdaPool:
         """The least that callers, functions and deployers may do, as IAM policy documents."""
         return policy(self.functions, self._store, self.batch.policy() if self.batch is not None else None)
 
+    def _terms(self, function: str) -> Terms:
+        """What a function and a job cost, in time and money."""
+        assert self.batch is not None
+        rate = price_list(self._prices).rate(0.0, _memory_mb(function))
+        return Terms(
+            float(self.timeout_s), self.batch.launch_s, rate, self.batch.usd_s, batch_least_s=self.batch.least_s
+        )
+
     @property
     def _store(self) -> S3Prefix | None:
         store: S3Prefix | None = self.bucket
@@ -261,6 +262,8 @@ class BatchPool:
         concurrency: Jobs that a flow run may have under way at once.
         hardware: Name that its measurements are kept under, e.g. ``l4``: the price list may have a price of its own.
         name: What tasks, menus and plans call the pool.
+        once: Claim every job on S3 before its work begins, so that a job that Batch starts again never runs it twice.
+        max_spend_usd: What jobs of one flow run may cost together; what could go beyond it is not started.
 
     Raises:
         InvalidValue: A setting that can't be.
@@ -272,8 +275,12 @@ class BatchPool:
     concurrency: int = 64
     hardware: str = "batch"
     name: str = "batch"
+    once: bool = False
+    max_spend_usd: float | None = None
 
     def __post_init__(self) -> None:
+        if self.max_spend_usd is not None:
+            positive(self.max_spend_usd, "batch.max_spend_usd")
         object.__setattr__(self, "bucket", S3Prefix.of(self.bucket))
         object.__setattr__(self, "workers", worker_counts(self.workers, self.concurrency, "batch"))
         self.pool  # noqa: B018 (checks its size)
@@ -294,7 +301,7 @@ class BatchPool:
         """A backend for one flow run."""
         definition = self.jobs.definition
         return LambdaBackend(
-            Exchange(BatchInvoker(self.jobs, self.bucket), self.bucket),
+            _jobs(self.jobs, self.bucket, self.once, _limit(self.max_spend_usd)),
             lambda memory_mb: definition,
             concurrency=self.concurrency,
             memory_mb=self.jobs.memory_mb,
@@ -324,9 +331,25 @@ class BatchPool:
         return documents({who: [*self.jobs.policy().get(who, []), *statements] for who, statements in needs.items()})
 
 
+def _jobs(jobs: BatchJobs, store: S3Prefix, once: bool, limit: SpendLimit | None) -> Exchange:
+    """Sends work to jobs; the most that one can cost is what all of its attempts do that run into their time limit."""
+    most_usd = Decimal(repr(jobs.usd_s)) * Decimal(repr(max(jobs.timeout_s, jobs.least_s))) * jobs.attempts
+    return Exchange(_capped(BatchInvoker(jobs, store), limit, lambda name: most_usd), store, once, limit)
+
+
+def _limit(max_spend_usd: float | None) -> SpendLimit | None:
+    """The cap that the calls of one run share, where there is one."""
+    return SpendLimit(Decimal(repr(max_spend_usd))) if max_spend_usd is not None else None
+
+
 def _capped(caller: Caller, limit: SpendLimit | None, worst_usd: Callable[[str], Decimal]) -> Caller:
     """A caller under a cap, where there is one; ``worst_usd`` is what a call of a function can cost at most."""
     return caller if limit is None else CappedCaller(caller, limit, worst_usd)
+
+
+def _memory_mb(function: str) -> int:
+    """Memory of a worker function, which its name ends with."""
+    return int(function.rpartition("-")[2])
 
 
 def _run_key() -> str:

@@ -24,7 +24,7 @@ from prefect_slo.granularity import record_level
 from prefect_slo.plan import Record
 from prefect_slo.pricing import price_list
 from prefect_slo.resources import Capacity, Size
-from prefect_slo.runner.backends.local import FlowBackends, usable_memory_mb, usable_vcpus
+from prefect_slo.runner.backends.local import FlowBackends, usable_gpus, usable_memory_mb, usable_vcpus
 from prefect_slo.runner.calls import Call
 from prefect_slo.runner.futures import CallFuture
 from prefect_slo.runner.graph import StageGraph
@@ -112,7 +112,7 @@ class Run:
             notice=self._notice,
             level=self._level,
             capacity={
-                PROCESS: Capacity(usable_vcpus()),
+                PROCESS: self._here(),
                 **{name: definition.capacity for name, definition in self._elsewhere.items()},
             },
             shelf_bytes=MEMORY_SHARE * usable_memory_mb() * 2**20,
@@ -215,6 +215,12 @@ class Run:
             self._notice(f"No plan for this run ({type(error).__name__}: {error}); it runs by the default.")
             return None
 
+    def _here(self) -> Capacity:
+        """What worker processes of this run may hold together; of GPUs, where the plan gives it some here."""
+        stages = self.recipe.plan.stages.values() if self.recipe.plan is not None else ()
+        devices = usable_gpus() if any(s.size.gpu and s.pool not in self._elsewhere for s in stages) else ()
+        return Capacity(usable_vcpus(), gpu_devices=devices or None)
+
     def _mapped_into(self, stage: str, inputs: Mapping[str, set[RunInput]]) -> frozenset[UUID]:
         """Upstream task runs whose results the plan passes to a stage through shared memory."""
         ids = run_ids(inputs, None)
@@ -237,7 +243,14 @@ class Run:
             processes=self.backends.processes_available(),
             pools=self._elsewhere,
             priority=self._graph.depth_first().get(stage, 0.0),
+            gpus=lambda: bool(usable_gpus()),
         )
+        planned = self.recipe.plan.stages.get(stage) if self.recipe.plan is not None else None
+        if planned is not None and planned.size.gpu and rule.pool == PROCESS and not rule.size.gpu:
+            self._notice(
+                f"Stage {stage!r} was planned with {planned.size.share}, and there is no GPU here: it runs on the CPU, "
+                "and the plan's prediction does not hold for it."
+            )
         free = THREAD not in (self.recipe.isolation, declaration.isolation)
         if free and get_transaction() is not None and TaskRunContext.get() is None:  # a task run has one of its own
             self._notice(f"Stage {stage!r} runs on threads: it is submitted inside a transaction.")

@@ -33,6 +33,7 @@ class _Lease:
     up: float | None = None
     billed_at: float = 0.0
     start_s: float = 0.0
+    held_s: float = 0.0
     cold: bool = False
     bundles: int = 0
     dispatched: float = 0.0
@@ -59,6 +60,8 @@ class _Stage:
     compute_s: float = 0.0
     write_s: float = 0.0
     queued_s: float = 0.0
+    starts_s: float = 0.0
+    held_s: float = 0.0
     cost_usd: float = 0.0
     bytes_in: int = 0
     bytes_out: int = 0
@@ -128,11 +131,14 @@ class Measure:
         if lease is None:
             return
         lease.up, lease.cold, lease.start_s = time.monotonic(), report.cold, report.start_s
+        lease.held_s = report.held_s
         if lease.pool in LOCAL and not lease.metered:
             lease.billed_at = self._meter.begin(lease.size.vcpus, lease.up)
         seen = self._stages[lease.stage]
         if seen.first_ready is not None:
-            seen.queued_s += max(lease.asked + report.wait_s - max(lease.asked, seen.first_ready), 0.0)
+            ready, admitted = max(lease.asked, seen.first_ready), lease.asked + report.wait_s
+            seen.queued_s += max(admitted - ready, 0.0)
+            seen.starts_s += max(admitted + report.start_s - max(admitted, ready), 0.0)
         seen.cold |= report.cold
         seen.now_leased += 1
         seen.most_leased = max(seen.most_leased, seen.now_leased)
@@ -219,7 +225,11 @@ class Measure:
         if held.metered:
             return
         size = held.size
-        billed_s = self._meter.end(size.vcpus, now) - held.billed_at if held.pool in LOCAL else now - held.up
+        if held.pool in LOCAL:
+            billed_s = self._meter.end(size.vcpus, now) - held.billed_at
+        else:
+            billed_s = now - held.up + held.held_s
+            seen.held_s += billed_s
         prices = self._prices_of.get(held.pool, self._prices)
         seen.cost_usd += billed_s * prices.rate(size.vcpus, size.memory_mb, size.gpu, size.hardware)
 
@@ -285,11 +295,11 @@ class Measure:
             seen.requests += report.requests
 
     def _billed_s(self, seen: _Stage) -> float:
-        """Seconds that were billed at the stage's size; ``nan`` unless all of it was metered."""
+        """Seconds that were billed at the stage's size; ``nan`` unless all of it was metered, or leased elsewhere."""
         prices, size = self._prices_of.get(seen.pool, self._prices), seen.size
         rate = prices.rate(size.vcpus, size.memory_mb, size.gpu, size.hardware)
         if not (seen.metered and seen.requests and rate > 0):
-            return NAN
+            return seen.held_s if seen.held_s and not seen.requests else NAN
         time_usd = seen.billed_usd - seen.storage_usd - seen.requests * Decimal(repr(prices.request))
         return max(float(time_usd) / rate, 0.0)
 
@@ -318,12 +328,13 @@ class Measure:
             cold=seen.cold,
             cost_usd=_cost(seen),
             peak_memory_mb=seen.peak_mb or NAN,
-            hardware=seen.size.hardware,
+            hardware=seen.size.kind,
             started_at=unix + seen.first_ready - monotonic,
             queue_s=queue_s,
-            requests=NAN if math.isnan(billed_s) else float(seen.requests),
+            requests=float(seen.requests) if seen.requests and not math.isnan(billed_s) else NAN,
             billed_s=billed_s,
-            storage_usd=NAN if math.isnan(billed_s) else float(seen.storage_usd),
+            storage_usd=float(seen.storage_usd) if seen.requests and not math.isnan(billed_s) else NAN,
+            start_s=seen.starts_s / workers,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -30,6 +30,7 @@ def stage_rule(
     processes: bool,
     pools: Pools = MappingProxyType({}),
     priority: float = 0.0,
+    gpus: Callable[[], bool] = lambda: True,
 ) -> StageRule:
     """The rule of a stage at its first call.
 
@@ -41,6 +42,8 @@ def stage_rule(
         processes: Whether this machine has the process backend.
         pools: The flow's pools beyond this machine's.
         priority: Served before stages with a lower one.
+        gpus: Whether this machine has a GPU; asked where the plan gives the stage one here. Without, it is run on the
+            CPU, with what else the plan gives it.
 
     Raises:
         UnknownPool: A pool that there isn't.
@@ -69,8 +72,11 @@ def stage_rule(
         size = _least(pools[pool].pool.sizes, declaration.memory_mb or 0)
     else:
         size = Size(min(1.0, machine_vcpus()), int(machine_memory_mb()))
+    ladder = recipe.ladders.get(stage, ())
+    if size.gpu and pool == PROCESS and not gpus():
+        size, ladder = size.without_gpu, tuple(larger.without_gpu for larger in ladder)
     if pool == THREAD:  # threads share the interpreter: their times are no measure of a worker process
-        size = replace(size, hardware=THREAD)
+        size = replace(size.without_gpu, hardware=THREAD)
     workers = planned.workers if planned is not None else recipe.workers
     if workers is None and pool == PROCESS:
         workers = max(int(machine_vcpus()), 1)
@@ -86,8 +92,9 @@ def stage_rule(
         batch=planned.batch if planned is not None and batched_names(task) else 1,
         priority=priority,
         loss_retries=loss_retries(task, declaration),
-        ladder=recipe.ladders.get(stage, ()),
-        fallback=THREAD if pool != THREAD and not pinned else None,
+        ladder=ladder,
+        # threads of the flow's process would use a device that nobody has accounted for
+        fallback=THREAD if pool != THREAD and not pinned and not (size.gpu and pool == PROCESS) else None,
         rerun_unpicklable=declaration.idempotent is not False,
         task=task.task_key,
         together=declaration.concurrency,

@@ -277,7 +277,7 @@ def _setting(stage: StageRecord) -> Setting:
 
 FLOATS = (
     "wall_s", "overhead_s", "read_s", "compute_s", "write_s", "bytes_in", "bytes_out", "cost_usd", "peak_memory_mb",
-    "queue_s", "requests", "billed_s", "storage_usd",
+    "queue_s", "requests", "billed_s", "storage_usd", "start_s",
 )  # fmt: skip
 """Columns of a row that are stored to five significant digits, far below run-to-run noise (2 % and more)."""
 

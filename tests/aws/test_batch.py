@@ -20,7 +20,7 @@ from botocore.exceptions import EndpointConnectionError
 
 from prefect_slo import BatchJobs, BatchPool, BatchQueue
 from prefect_slo.aws.arrays import Submitter
-from prefect_slo.aws.exchange import Exchange, Returned
+from prefect_slo.aws.exchange import Exchange, Order, Returned
 from prefect_slo.aws.invoke import Failed
 from prefect_slo.aws.jobs import BatchInvoker, Watch
 from prefect_slo.aws.s3 import S3Prefix
@@ -53,7 +53,7 @@ def sent(exchange: Exchange, function: Callable[..., Any], *args: Any, key: str)
     with by_value():
         code = cloudpickle.dumps(function)
     call = [(1, cloudpickle.dumps((args, {})))]
-    return exchange.run("", "function", code, call, key=("runs", key), limit_s=None, cancelled=threading.Event())
+    return exchange.run("", Order("function", code, call, ("runs", key)))
 
 
 def value(returned: Returned) -> Any:
@@ -165,6 +165,32 @@ def test_a_machine_taken_back_is_another_attempt_and_a_failure_none(
     ]  # fmt: skip
     [described] = boto3.client("batch").describe_jobs(jobs=[failed["jobId"]])["jobs"]
     assert len(described["attempts"]) == 1
+
+
+def test_a_claimed_run_whose_machine_was_taken_back_is_given_up_at_once(
+    account: LocalAws, jobs: BatchJobs, store: S3Prefix, tmp_path: Path
+) -> None:
+    patient = replace(jobs, attempts=3, only_lost=True)
+    patient.deploy()
+    begun = tmp_path / "begun"
+
+    def runs(path: str) -> None:
+        with Path(path).open("a") as file:
+            file.write("x")
+        time.sleep(300)
+
+    def reclaim() -> None:
+        while not begun.exists():
+            time.sleep(0.02)
+        account.batch.reclaim()
+
+    thief = threading.Thread(target=reclaim)
+    thief.start()
+    with pytest.raises(Failed, match="claimed this work and left no result") as caught:
+        sent(Exchange(BatchInvoker(patient, store), store, once=True), runs, str(begun), key="claimed")
+    thief.join()
+    assert caught.value.why == "unknown"
+    assert begun.read_text() == "x"
 
 
 def test_an_attempt_that_never_started_costs_nothing(jobs: BatchJobs, store: S3Prefix) -> None:

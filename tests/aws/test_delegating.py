@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import pickle
-import threading
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import pytest
 
 from prefect_slo.aws.delegating import Delegating
-from prefect_slo.aws.exchange import Item, Returned, TooLarge
+from prefect_slo.aws.exchange import Item, Order, Returned, TooLarge
 from prefect_slo.aws.invoke import Answer, Failed, Why
 from prefect_slo.control.delegation import LEAST_SEEN, Limits, Needs, Terms
 from prefect_slo.errors import SpendLimitReached
@@ -32,7 +30,7 @@ class Service:
     tried: int = 0
     store: Any = field(default=None)
 
-    def run(self, function: str, kind: str, code: bytes, items: Sequence[tuple[int, bytes]], **_: object) -> Returned:
+    def run(self, function: str, order: Order) -> Returned:
         self.tried += 1
         self.now[0] += self.took_s
         if self.end is not None:
@@ -40,7 +38,7 @@ class Service:
         disk = pickle.dumps((OSError(errno.ENOSPC, "full"), None))
         done = [
             Item(n, disk if n in self.full else pickle.dumps((n, None)), n in self.full, "", 0.0, 0.0, 0.0, 1.0)
-            for n, _ in items
+            for n in order.ids
         ]
         answer = Answer({}, 0.0, 1.0, 0.0, None, USD)
         return Returned(tuple(done), (), None, {"handler_s": self.took_s}, answer, STORAGE_USD)
@@ -62,7 +60,7 @@ def delegating(*, on_batch_s: float = 900.0) -> tuple[Delegating, Any, Any]:
         "lambda-batch",
         Needs(),
         Limits(1024, 512, 900),
-        terms,
+        lambda function: terms,
         clock=lambda: now[0],  # type: ignore[arg-type]
     )
     return both, lambdas, batch
@@ -70,7 +68,7 @@ def delegating(*, on_batch_s: float = 900.0) -> tuple[Delegating, Any, Any]:
 
 def run(both: Delegating, items: int = 1) -> Returned:
     calls = [(n, b"") for n in range(items)]
-    return both.run("f", "function", b"code", calls, key=("k",), limit_s=None, cancelled=threading.Event())
+    return both.run("f", Order("function", b"code", calls, ("k",)))
 
 
 def test_what_lambda_wrote_and_read_is_paid_for_beside_what_batch_does() -> None:

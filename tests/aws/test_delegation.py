@@ -20,7 +20,7 @@ from prefect import flow, task
 
 from prefect_slo import BatchJobs, BatchPool, LambdaPool, SLOTaskRunner, slo_task
 from prefect_slo.aws.delegating import Ends
-from prefect_slo.aws.exchange import Returned
+from prefect_slo.aws.exchange import Order, Returned
 from prefect_slo.aws.invoke import Failed
 from prefect_slo.aws.report import bill
 from prefect_slo.control.delegation import LEAST_SEEN, Needs
@@ -58,7 +58,7 @@ def sent(pool: LambdaPool, function: Callable[..., Any], *args: Any) -> Returned
         code = cloudpickle.dumps(function)
     name, call = pool.functions.name(256), [(1, cloudpickle.dumps((args, {})))]
     key = ("runs", "r", str(time.monotonic_ns()))
-    return pool.exchange().run(name, "function", code, call, key=key, limit_s=None, cancelled=threading.Event())
+    return pool.exchange().run(name, Order("function", code, call, key))
 
 
 def value(returned: Returned) -> Any:
@@ -125,10 +125,7 @@ def test_what_finds_the_disk_full_goes_to_batch_and_nothing_else(pool: LambdaPoo
     with by_value():
         code = cloudpickle.dumps(fills_the_disk_there)
     calls = [(n, cloudpickle.dumps(((n, str(tmp_path)), {}))) for n in range(1, 4)]
-    returned = pool.exchange().run(
-        pool.functions.name(256), "function", code, calls, key=("runs", "full"), limit_s=None,
-        cancelled=threading.Event(),
-    )  # fmt: skip
+    returned = pool.exchange().run(pool.functions.name(256), Order("function", code, calls, ("runs", "full")))
     assert [cloudpickle.loads(one.payload)[0] for one in returned.items] == [(1, "lambda"), (2, "batch"), (3, "lambda")]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1-lambda", "2-batch", "2-lambda", "3-lambda"]
     assert returned.answer.billed > 60 * Decimal(repr(pool.batch.usd_s)), "both are paid for"
@@ -224,10 +221,7 @@ def test_what_keeps_overrunning_is_not_tried_on_lambda_for_ever(account: LocalAw
     exchange._ends[hashlib.sha256(code).hexdigest()] = Ends(deque([(1.0, False)] * (LEAST_SEEN - 1)))
     for n in range(2):
         call = [(1, cloudpickle.dumps(((n,), {})))]
-        returned = exchange.run(
-            pool.functions.name(256), "function", code, call, key=("runs", "k", str(n)), limit_s=None,
-            cancelled=threading.Event(),
-        )  # fmt: skip
+        returned = exchange.run(pool.functions.name(256), Order("function", code, call, ("runs", "k", str(n))))
         assert value(returned) == (n, "batch")
     assert len(account.lambdas.invocations) - before == 1
 
@@ -276,7 +270,7 @@ def test_a_cancelled_job_is_terminated(pool: LambdaPool, account: LocalAws) -> N
     exchange = replace(pool, needs=Needs(gpu=1)).exchange()
     threading.Timer(1.0, gone.set).start()
     with pytest.raises(Failed, match="cancelled"):
-        exchange.run("f", "function", code, call, key=("runs", "gone"), limit_s=None, cancelled=gone)
+        exchange.run(pool.functions.name(256), Order("function", code, call, ("runs", "gone"), cancelled=gone))
     deadline = time.monotonic() + 30
     while not account.batch.states["FAILED"] and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -335,3 +329,17 @@ def test_a_flow_runs_a_stage_on_batch(prefect_server: str, account: LocalAws, jo
         return place_of.map(range(4)).result()
 
     assert places() == [(x, "batch") for x in range(4)]
+
+
+def test_a_pool_of_jobs_spends_no_more_than_it_may(prefect_server: str, account: LocalAws, jobs: BatchJobs) -> None:
+    minute_usd = 60 * jobs.usd_s
+    pool = BatchPool(jobs, account.bucket, concurrency=1, once=True, max_spend_usd=1.5 * minute_usd)
+    pool.deploy()
+
+    @flow(task_runner=SLOTaskRunner(pools=[pool], record="bare", bundle=1))
+    def places() -> Any:
+        return [future.state for future in place_of.map(range(4)) if future.wait() is None]
+
+    states = places(return_state=True).result(raise_on_failure=False)
+    assert sorted(state.name for state in states) == ["Completed", "Completed", "Failed", "Failed"]
+    assert all("max_spend_usd" in str(state.message) for state in states if state.name == "Failed")

@@ -18,7 +18,7 @@ import pytest
 
 from prefect_slo.aws import exchange as exchanges
 from prefect_slo.aws import worker
-from prefect_slo.aws.exchange import Exchange
+from prefect_slo.aws.exchange import Exchange, Order
 from prefect_slo.aws.invoke import Answer, Failed
 from prefect_slo.aws.s3 import S3Prefix
 from prefect_slo.resources import Size
@@ -71,7 +71,7 @@ def died(event: dict[str, Any]) -> dict[str, Any]:
 def test_a_result_that_fits_into_no_reply_has_run_and_is_billed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "INLINE_RESULT", 1000)
     code, items = cloudpickle.dumps(lambda: bytes(5000)), [(7, CALL), (8, CALL)]
-    returned = Exchange(Here()).run("f", "function", code, items, key=("k",), limit_s=None, cancelled=threading.Event())
+    returned = Exchange(Here()).run("f", Order("function", code, items, ("k",)))
     assert [(one.item, one.failed) for one in returned.items] == [(7, False), (8, False)]
     assert all("give the pool a bucket" in one.unpicklable for one in returned.items)
     assert returned.answer.billed == BILLED
@@ -81,9 +81,7 @@ def test_what_cannot_be_stored_has_not_run(account: LocalAws, monkeypatch: pytes
     monkeypatch.setattr(exchanges, "INLINE_BYTES", 10)
     caller = Here()
     with pytest.raises(Failed, match="NoSuchBucket") as caught:
-        Exchange(caller, S3Prefix("nobodys-bucket")).run(
-            "f", "function", b"", [(1, bytes(100))], key=("k",), limit_s=None, cancelled=threading.Event()
-        )
+        Exchange(caller, S3Prefix("nobodys-bucket")).run("f", Order("function", b"", [(1, bytes(100))], ("k",)))
     assert (caught.value.why, caller.calls) == ("start", 0)
 
 

@@ -9,32 +9,100 @@ from pathlib import Path
 import pytest
 from prefect.client.orchestration import get_client
 
-from prefect_slo.blocks import MenuBlock, PriceListBlock, SLOProfile
+from prefect_slo import LambdaPool
+from prefect_slo.blocks import MenuBlock, PlanBlock, PoolBlock, PriceListBlock, S3PrefixBlock, SLOProfile, fold_in
+from prefect_slo.blocks.registering import register
+from prefect_slo.cli import main
+from prefect_slo.errors import SloError
+from prefect_slo.loop.reporting import objective_of
+from prefect_slo.objective import Budget, Latency, Slo
+from prefect_slo.plan import Plan, StagePlan
 from prefect_slo.pricing import price_list
+from prefect_slo.resources import Size
 from prefect_slo.telemetry.store import publish
 
 ROOT = Path(__file__).parents[2]
 
 
-def stored_documents() -> dict[str, dict[str, object]]:
+TYPES = ("slo-menu", "slo-price-list", "slo-s3-prefix", "slo-pool", "slo-plan", "slo-profile")
+PLACES = {"SLO_BUCKET": "our-bucket", "SLO_KUBERNETES_POOL": "cluster", "SLO_MAILBOXES": "/shared/mailboxes"}
+PLAN = Plan("letters", None, {"letter": StagePlan(2, Size(1, 512))})
+
+
+def stored_documents() -> dict[str, tuple[object, dict[str, object]]]:
     with get_client(sync_client=True) as client:
-        documents = [
-            *client.read_block_documents_by_type("slo-menu"),
-            *client.read_block_documents_by_type("slo-price-list"),
-        ]
-    return {f"{d.block_type_name}/{d.name}": d.data for d in documents}
+        documents = [d for slug in TYPES for d in client.read_block_documents_by_type(slug)]
+    return {f"{d.block_type_name}/{d.name}": (d.id, d.data) for d in documents}
 
 
 def test_registering_twice_stores_every_document_once(prefect_server):
-    environment = {**os.environ, "PREFECT_API_URL": prefect_server}
+    environment = {**os.environ, **PLACES, "PREFECT_API_URL": prefect_server}
     command = [sys.executable, str(ROOT / "blocks" / "register.py")]
     first = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    assert "slo-menu/local" in first.stdout
+    for name in ("slo-menu/local", "slo-pool/process", "slo-pool/kubernetes", "slo-s3-prefix/exchange"):
+        assert name in first.stdout
     before = stored_documents()
-    runpy.run_path(command[1])["register"]()
+    again = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert again.stdout == first.stdout
     assert stored_documents() == before
     assert MenuBlock.load("local").menu.workers == (1, 2, 3, 4)
     assert PriceListBlock.load("aws-lambda-x86").prices == price_list("aws-lambda-x86")
+    assert S3PrefixBlock.load("exchange").store.bucket == "our-bucket"
+    pool = PoolBlock.load("kubernetes").pool
+    assert (pool.name, pool.storage.prefix.bucket) == ("cluster", "our-bucket")
+    assert objective_of(SLOProfile.of_flow("ml-pipeline")) == Slo(Latency(60.0))
+
+
+def test_documents_whose_variables_are_not_set_are_left_out_and_named(prefect_server, monkeypatch):
+    for name in PLACES:
+        monkeypatch.delenv(name, raising=False)
+    found = runpy.run_path(str(ROOT / "blocks" / "register.py"))["register"]()
+    assert found.left_out["s3/exchange.toml"] == ("SLO_BUCKET",)
+    assert found.left_out["pools/kubernetes.toml"] == ("SLO_KUBERNETES_POOL",)
+    assert "slo-menu/local" in found.stored
+
+
+def test_a_folder_of_ones_own_is_registered_by_the_command_line(prefect_server, tmp_path, capsys):
+    for name, text in {
+        "menus/tiny.toml": "workers = [1]\n",
+        "plans/nightly.json": PLAN.to_json(),
+        "pools/ours.toml": 'kind = "lambda"\nmemory_mb = [512]\nconcurrency = 4\n',
+        "profiles/letters.toml": 'flow = "letters to register"\nlatency = "30s"\nbudget_usd = 0.5\n',
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert main(["register", str(tmp_path), "--json"]) == 0
+    assert "slo-plan/nightly" in capsys.readouterr().out
+    assert PlanBlock.load("nightly").plan == PLAN
+    assert PoolBlock.load("ours").pool == LambdaPool(memory_mb=(512,), concurrency=4)
+    assert objective_of(SLOProfile.of_flow("letters to register")) == Slo(Latency(30.0), Budget(0.5))
+    (tmp_path / "menus" / "bad.toml").write_text("colour = 1\n")
+    assert main(["register", str(tmp_path)]) == 1
+    assert "menus/bad.toml" in capsys.readouterr().err
+
+
+def test_what_a_flow_has_learned_is_never_touched(prefect_server, tmp_path, make_run, fit_sums):
+    publish("learned before", [make_run("learned before", 1)])
+    fold_in("learned before", objective={"latency_s": 9.0}, fit=fit_sums)
+    known = SLOProfile.of_flow("learned before")
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "it.toml").write_text('flow = "learned before"\nlatency = "1s"\n')
+    register(tmp_path)
+    assert SLOProfile.of_flow("learned before") == known
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"kind": "submarine", "name": "x"},
+        {"name": "x", "storage": "/tmp/x", "colour": "red"},
+        {"name": "x", "storage": "/tmp/x", "sizes": [{"cores": 1}]},
+        {"name": "", "storage": "/tmp/x"},
+    ],
+)
+def test_a_pool_that_cannot_be_is_refused(document):
+    with pytest.raises((SloError, ValueError)):
+        PoolBlock(document=document)
 
 
 @pytest.mark.parametrize("rebuild", [False, True])

@@ -8,6 +8,7 @@ from pathlib import Path
 import boto3
 import pytest
 
+from prefect_slo.aws.packaging import worker_zip
 from prefect_slo.testing.aws import LocalAws, local_aws
 
 
@@ -42,6 +43,9 @@ def test_functions_are_deployed_compared_and_removed(run, pool, account) -> None
     changed = run("aws", "status", pool, "--json")
     assert changed.code == 1
     assert [row["state"] for row in changed.document["functions"]].count("changed") == 1
+    boto3.client("lambda").update_function_code(FunctionName=deployed[1], ZipFile=worker_zip() + b"x")
+    changed = run("aws", "status", pool, "--json")
+    assert [row["state"] for row in changed.document["functions"]].count("changed") == 2, "other code, too"
 
     assert run("aws", "destroy", pool, "--json").document["deleted"] == deployed
     assert {row["state"] for row in run("aws", "status", pool, "--json").document["functions"]} == {"missing"}

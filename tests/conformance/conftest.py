@@ -6,8 +6,10 @@ import asyncio
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -26,23 +28,23 @@ from prefect.settings import (
 )
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from prefect_slo import slo
+from prefect_slo import BatchJobs, BatchPool, WorkPool, slo
 from prefect_slo.loop.director import Following, following
 from prefect_slo.plan import Plan, StagePlan
 from prefect_slo.resources import Size
 from prefect_slo.runner.cluster_pools import DaskPool, RayPool
 from prefect_slo.runner.recipe import ObservedRun, Recipe
 from prefect_slo.runner.task_runner import SLOTaskRunner
+from prefect_slo.testing.aws import LocalAws, local_aws
 
 RUNNERS: dict[str, Callable[[], Any]] = {
     "stock": ThreadPoolTaskRunner,
     "thread": lambda: SLOTaskRunner(isolation="thread", record="full"),
     "process": lambda: SLOTaskRunner(isolation="process", record="full"),
     "auto": lambda: SLOTaskRunner(record="full"),
-    "dask": lambda: SLOTaskRunner(record="full", pools=[DaskPool(concurrency=4)], pool="dask"),
-    "ray": lambda: SLOTaskRunner(record="full", pools=[RayPool(concurrency=4)], pool="ray"),
 }
 SETTLE_S = 180.0
+AT_ONCE = 3  # flows wait for the server most of the time
 UNCOMPARED = ("View at", "running in a worker thread", "is submitted inside a transaction")
 """Logs that differ rightly: where to look at a run, that a thread's timeout interrupts nothing, where a stage runs."""
 
@@ -65,11 +67,17 @@ class Seen:
     logs: list[tuple[int, str, bool]] = field(default_factory=list)
 
 
-def run(flow: Flow[..., Any], way: str) -> Seen:
-    """Run a flow to its end, whatever that end is: with a task runner, ``decorated``, or ``planned`` as well."""
+def run(flow: Flow[..., Any], way: str, pools: Mapping[str, Any]) -> Seen:
+    """Run a flow to its end, whatever that is: with a task runner, ``decorated``, ``planned`` as well, or on a pool."""
     if way == "planned":
         return _run(_decorated(flow), following(Following(plan=_plan(flow))))
-    return _run(_decorated(flow) if way == "decorated" else flow.with_options(task_runner=RUNNERS[way]()))
+    if way == "decorated":
+        return _run(_decorated(flow))
+    if way in pools:
+        return _run(
+            flow.with_options(task_runner=SLOTaskRunner(record="full", pools=[pools[way]], pool=pools[way].name))
+        )
+    return _run(flow.with_options(task_runner=RUNNERS[way]()))
 
 
 def _run(flow: Flow[..., Any], within: AbstractContextManager[None] | None = None) -> Seen:
@@ -200,13 +208,44 @@ def logging_server(prefect_server: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def run_everywhere(logging_server: str) -> Callable[[dict[str, Flow[..., Any]], tuple[str, ...]], dict[Any, Seen]]:
-    """Runs each of some flows with each of some runners; what was seen, by flow and runner."""
+def run_all(
+    logging_server: str, pools: dict[str, Any]
+) -> Callable[[Iterable[tuple[Flow[..., Any], str]]], dict[tuple[str, str], Seen]]:
+    """Runs flows, each in a way, a few at a time; what was seen, by the name of the flow and the way."""
 
-    def everywhere(flows: dict[str, Flow[..., Any]], runners: tuple[str, ...]) -> dict[Any, Seen]:
-        return read_all({(name, runner): run(flow, runner) for name, flow in flows.items() for runner in runners})
+    def everything(pairs: Iterable[tuple[Flow[..., Any], str]]) -> dict[tuple[str, str], Seen]:
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            started = {
+                (flow.fn.__name__, way): threads.submit(copy_context().run, run, flow, way, pools)
+                for flow, way in pairs
+            }
+        return read_all({key: future.result() for key, future in started.items()})
 
-    return everywhere
+    return everything
+
+
+@pytest.fixture(scope="session")
+def pools(ray: None, account: LocalAws, process_pool: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A pool of every kind beyond this machine, by its name."""
+    process_pool("work pool", PREFECT_LOGGING_LEVEL="INFO", PREFECT_LOGGING_TO_API_ENABLED="true")
+    jobs = BatchJobs(account.batch.queue(), "image", poll_s=(0.02, 0.1), gather_s=0.02, region="us-east-1")
+    jobs.deploy()
+    mailboxes = tmp_path_factory.mktemp("mailboxes of flows")
+    made = (
+        DaskPool(concurrency=4),
+        RayPool(concurrency=4),
+        account.pool(memory_mb=(512,), concurrency=4),
+        BatchPool(jobs, account.bucket, concurrency=4),
+        WorkPool("work pool", sizes=(Size(1, 512),), storage=mailboxes, concurrency=2),
+    )
+    return {pool.name: pool for pool in made}
+
+
+@pytest.fixture(scope="session")
+def account() -> Iterator[LocalAws]:
+    """Functions that really run and see what is installed here: the programs of these tests are of this package."""
+    with local_aws(packages=None) as account:
+        yield account
 
 
 @pytest.fixture(scope="session")

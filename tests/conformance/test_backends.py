@@ -8,12 +8,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import pytest
 
+from prefect_slo import BatchJobs, BatchPool
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.processes import ProcessBackend
 from prefect_slo.runner.backends.protocol import (
@@ -33,17 +35,19 @@ from prefect_slo.runner.backends.work_pool import WorkPoolBackend
 from prefect_slo.runner.cluster_pools import DaskPool, RayPool
 from prefect_slo.runner.local.ledger import FileBook, Ledger
 from prefect_slo.runner.work_pools import WorkPool
-from prefect_slo.testing.aws import LocalAws, local_aws
+from prefect_slo.testing.aws import LocalAws
 
 BACKENDS: dict[str, Callable[[pytest.FixtureRequest, Path], Backend]] = {
     "thread": lambda request, folder: ThreadBackend(),
     "process": lambda request, folder: ProcessBackend(ledger=Ledger(FileBook(folder / "vcpus.json"), vcpus=4)),
     "work pool": lambda request, folder: request.getfixturevalue("pilots")(),
     "lambda": lambda request, folder: request.getfixturevalue("account").pool(memory_mb=(512,)).backend(None),
+    "batch": lambda request, folder: BatchPool(*request.getfixturevalue("jobs")).backend(None),
     "dask": lambda request, folder: DaskPool(concurrency=4).backend(None),
     "ray": lambda request, folder: (request.getfixturevalue("ray"), RayPool(concurrency=4))[1].backend(None),
 }
-SIZE = Size(1, 512)
+NEVER_WARM = ("batch",)  # every bundle is a job of its own
+SIZE, EDGE = Size(1, 512), "edge"
 PATIENCE_S = 60.0
 
 
@@ -78,8 +82,9 @@ class Unopenable:
 class Desk:
     """Uses a backend as the runner does."""
 
-    def __init__(self, backend: Backend) -> None:
-        self.backend, self.can = backend, backend.capabilities()
+    def __init__(self, backend: Backend, kind: str) -> None:
+        self.backend, self.kind, self.can = backend, kind, backend.capabilities()
+        self.size = replace(SIZE, hardware=self.can.hardware[0])
         self.reports: list[Report] = []
         self._news = threading.Condition()
         self._ids = itertools.count(1)
@@ -104,7 +109,7 @@ class Desk:
 
     def open(self) -> int:
         lease = next(self._ids)
-        self.backend.open(lease, SIZE, self.sink)
+        self.backend.open(lease, self.size, self.sink)
         self.wait(Opened, lease=lease)
         return lease
 
@@ -135,27 +140,31 @@ class Desk:
 
 
 @pytest.fixture(scope="module")
-def account() -> Iterator[LocalAws]:
-    """Functions that really run and see what is installed here: the programs of these tests are of this package."""
-    with local_aws(packages=None) as account:
-        yield account
+def jobs(account: LocalAws) -> tuple[BatchJobs, str]:
+    """Jobs that really run, and where they find their work."""
+    jobs = BatchJobs(account.batch.queue(), "image", poll_s=(0.02, 0.1), gather_s=0.02, region="us-east-1")
+    jobs.deploy()
+    return jobs, account.bucket
 
 
 @pytest.fixture(scope="module")
 def pilots(process_pool: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Backend]]:
-    """Backends on the pilots of a real work pool, which stay warm from test to test: each takes seconds to start."""
+    """Backends on the pilots of a real work pool, which stay warm from test to test: each takes seconds to start.
+
+    Its machines are of a kind that nothing else knows: kinds are names, and no code goes by them.
+    """
     process_pool("conformance")
     storage = tmp_path_factory.mktemp("mailboxes")
-    pool = WorkPool("conformance", sizes=(SIZE,), storage=storage, concurrency=2, idle_s=600)
+    pool = WorkPool("conformance", sizes=(SIZE,), storage=storage, concurrency=2, idle_s=600, hardware=EDGE)
     office = pool.new_office()
-    yield lambda: WorkPoolBackend(office, hardware=("cpu",), memory_mb=512, notice=print)
+    yield lambda: WorkPoolBackend(office, hardware=(EDGE,), memory_mb=512, notice=print)
     office.shut()
 
 
 @pytest.fixture(params=BACKENDS)
 def desk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Desk]:
     backend = BACKENDS[request.param](request, tmp_path)
-    yield Desk(backend)
+    yield Desk(backend, request.param)
     backend.shutdown()
 
 
@@ -245,7 +254,8 @@ def test_a_worker_that_was_given_back_serves_the_next_lease_warm(desk):
     desk.backend.close(lease)
     again = desk.open()
     assert not desk.wait(Opened, lease=again).cold
-    assert desk.run(again, lambda _: (os.getpid(), threading.get_ident()), [0]) == [who]
+    [then] = desk.run(again, lambda _: (os.getpid(), threading.get_ident()), [0])
+    assert (then == who) == (desk.kind not in NEVER_WARM)
 
 
 def test_isolated_items_leave_the_flows_process_alone(desk):
@@ -335,5 +345,5 @@ def test_shutting_down_twice_is_shutting_down_once(desk):
 
 def test_a_backend_that_is_shut_down_opens_nothing(desk):
     desk.backend.shutdown()
-    desk.backend.open(77, SIZE, desk.sink)
+    desk.backend.open(77, desk.size, desk.sink)
     assert desk.wait(Lost, lease=77).reason == "start"

@@ -530,20 +530,20 @@ KINDS = (
     "etl", "mapped_and_unmapped", "asynchronous", "parent_of_subflow", "failing_task", "retried", "cached", "waits",
     "generator", "conditional", "tagged",
 )  # fmt: skip
-DASK_KINDS = ("mapped_and_unmapped", "asynchronous", "failing_task", "retried", "waits", "tagged")
-RAY_KINDS = ("mapped_and_unmapped", "asynchronous", "retried")
+ELSEWHERE = ("dask", "ray", "lambda", "batch", "work pool")
+KINDS_ELSEWHERE = ("mapped_and_unmapped", "asynchronous", "retried")
+KINDS_ON_DASK = ("failing_task", "waits", "tagged")  # others take seconds a flow
 
 
 @pytest.fixture(scope="module")
-def seen(run_everywhere, ray):
+def seen(run_all):
     """Every flow, run everywhere; pinned to processes except where that is refused."""
-    runs = run_everywhere(FLOWS, ("stock", "thread", "process"))
-    runs.update(run_everywhere({name: FLOWS[name] for name in REFUSED_WHEN_PINNED}, ("auto",)))
-    runs.update({(name, "process"): runs[name, "auto"] for name in REFUSED_WHEN_PINNED})
-    runs.update(run_everywhere({name: FLOWS[name] for name in KINDS}, ("decorated", "planned")))
-    runs.update(run_everywhere({name: FLOWS[name] for name in DASK_KINDS}, ("dask",)))
-    runs.update(run_everywhere({name: FLOWS[name] for name in RAY_KINDS}, ("ray",)))
-    return runs
+    ways = {name: ["stock", "thread", "auto" if name in REFUSED_WHEN_PINNED else "process"] for name in FLOWS}
+    for names, more in ((KINDS, ("decorated", "planned")), (KINDS_ELSEWHERE, ELSEWHERE), (KINDS_ON_DASK, ("dask",))):
+        for name in names:
+            ways[name] += more
+    runs = run_all((FLOWS[name], way) for name in FLOWS for way in ways[name])
+    return runs | {(name, "process"): runs[name, "auto"] for name in REFUSED_WHEN_PINNED}
 
 
 @pytest.mark.parametrize("runner", ["thread", "process"])
@@ -558,12 +558,12 @@ def test_a_flow_ends_as_with_the_stock_runner(seen, name, runner):
 
 @pytest.mark.parametrize("runner", ["thread", "process"])
 @pytest.mark.parametrize("name", FLOWS)
-def test_a_flow_logs_what_it_logs_with_the_stock_runner(seen, run_everywhere, name, runner):
+def test_a_flow_logs_what_it_logs_with_the_stock_runner(seen, run_all, name, runner):
     """A server that is busy drops logs, the stock runner's as well as ours: a pair that differs is run once more."""
     pair = (seen[name, runner].logs, seen[name, "stock"].logs)
     if pair[0] != pair[1]:
         ours = "auto" if runner == "process" and name in REFUSED_WHEN_PINNED else runner
-        again = run_everywhere({name: FLOWS[name]}, ("stock", ours))
+        again = run_all([(FLOWS[name], "stock"), (FLOWS[name], ours)])
         pair = (again[name, ours].logs, again[name, "stock"].logs)
     assert pair[0] == pair[1]
 
@@ -579,10 +579,11 @@ def test_a_decorated_flow_ends_as_before(seen, name, way):
 
 
 @pytest.mark.parametrize(
-    ("name", "cluster"), [*((name, "dask") for name in DASK_KINDS), *((name, "ray") for name in RAY_KINDS)]
+    ("name", "pool"),
+    [*((name, pool) for pool in ELSEWHERE for name in KINDS_ELSEWHERE), *((name, "dask") for name in KINDS_ON_DASK)],
 )
-def test_a_flow_on_a_cluster_ends_as_with_the_stock_runner(seen, name, cluster):
-    stock, ours = seen[name, "stock"], seen[name, cluster]
+def test_a_flow_elsewhere_ends_as_with_the_stock_runner(seen, name, pool):
+    stock, ours = seen[name, "stock"], seen[name, pool]
     assert ours.outcome == stock.outcome
     assert ours.flow_state == stock.flow_state
     assert ours.tasks == stock.tasks

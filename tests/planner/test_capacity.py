@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 import pytest
 
+from prefect_slo.errors import GpuShareTooLarge
+from prefect_slo.placement import Device
 from prefect_slo.planner.capacity import Antichains, max_weight_antichain
 from prefect_slo.planner.problem import Goal, Problem
 from prefect_slo.planner.search import search
@@ -85,3 +88,65 @@ def test_relations_between_stages_hold_in_every_plan_found(model_of):
     for goal in (Goal(), Goal(cost_weight=0.0, latency_weight=1.0)):
         best = min(problem.score(choice, goal) for choice in choices)
         assert search(problem, goal, node_limit=10_000).score == pytest.approx(best, rel=3e-6)
+
+
+ONE, TWO = (Device("0", 16_384),), (Device("0", 16_384), Device("1", 16_384))
+SHARES = Menu("local", (1, 2, 4), tuple(Size(1, 1024, gpu, "gpu") for gpu in (0.25, 0.5, 0.75)))
+
+
+def with_gpus(edges: dict[str, list[tuple[str, str]]], devices: tuple[Device, ...]) -> tuple[Antichains, dict]:
+    stages = tuple(Stage(n, tuple(Edge(p, k) for p, k in after), SHARES) for n, after in edges.items())
+    held = Workflow("w", stages, capacity=Capacity(gpu_devices=devices))
+    at = {(option.workers, option.size.gpu): i for i, option in enumerate(SHARES.options())}
+    return Antichains.of(held, [SHARES.options()] * len(stages)), at
+
+
+def test_stages_one_after_another_take_the_peak_of_a_gpu_and_not_the_sum():
+    chain, at = with_gpus({"a": [], "b": [("a", "all")], "c": [("b", "all")]}, ONE)
+    assert chain.admit([at[4, 0.25], at[2, 0.5], at[1, 0.75]])
+    fork, at = with_gpus({"a": [], "b": [], "c": [("b", "all")]}, ONE)
+    assert fork.admit([at[2, 0.25], at[1, 0.5], at[2, 0.25]])
+    assert not fork.admit([at[2, 0.25], at[1, 0.75], at[1, 0.25]])
+
+
+def test_shares_that_fit_in_sum_and_on_no_device_are_not_admitted():
+    side_by_side, at = with_gpus({"a": [], "b": []}, TWO)
+    assert side_by_side.admit([at[2, 0.75], at[2, 0.25]])
+    assert not side_by_side.admit([at[2, 0.75], at[1, 0.5]]), "0.75, 0.75 and 0.5 add up to two devices and fit none"
+
+
+def test_an_option_that_could_not_be_placed_alone_is_not_tried():
+    stage, at = with_gpus({"a": []}, ONE)
+    (alone,) = stage.alone
+    assert alone[at[4, 0.25]]
+    assert alone[at[1, 0.75]]
+    assert not alone[at[2, 0.75]]
+    assert not alone[at[4, 0.5]]
+
+
+def test_fewer_workers_with_larger_shares_are_not_taken_to_be_as_easily_placed():
+    stage, at = with_gpus({"a": []}, TWO)
+    easier = stage.easier(0)
+    assert easier[at[2, 0.25], at[4, 0.25]]
+    assert easier[at[2, 0.25], at[2, 0.5]]
+    assert not easier[at[1, 0.75], at[4, 0.25]], "less in sum, and it needs one device with three quarters free"
+
+
+def test_where_there_is_no_gpu_none_is_taken():
+    nothing, at = with_gpus({"a": []}, ())
+    assert not nothing.admit([at[1, 0.25]])
+    unknown, at = with_gpus({"a": []}, None)
+    assert unknown.admit([at[4, 0.75]])
+
+
+@pytest.mark.parametrize("devices", [(), ONE])
+def test_a_stage_that_asks_for_more_than_there_is_is_refused_by_name(model_of, devices):
+    model = model_of("chain", 2)
+    menu = Menu("local", (2,), (Size(1, 1024, 0.75, "gpu"),))
+    stages = tuple(replace(stage, menu=menu) for stage in model.workflow.stages)
+    asking = type(model)(
+        Workflow("w", stages, capacity=Capacity(gpu_devices=devices)),
+        model.fixed, model.work, model.power, model.upstream,
+    )  # fmt: skip
+    with pytest.raises(GpuShareTooLarge, match=r"stage 's0' asks for 2 × 0.75 GPU"):
+        Problem.of(asking.tables(50, np.random.default_rng(0)))

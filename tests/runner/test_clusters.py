@@ -93,6 +93,35 @@ def test_a_size_that_no_ray_node_can_take_is_refused():
     assert "no Ray node has CPU=99 (the most: " in lost.detail
 
 
+def test_on_ray_shares_of_a_gpu_are_fractions_of_one_and_the_device_is_rays():
+    """A GPU by name alone: Ray counts it, and shows it to whoever has a part of it."""
+
+    def look(item: int) -> tuple[Any, ...]:
+        begun = time.monotonic()
+        time.sleep(1.0)
+        told = (os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "PREFECT_SLO_GPU_MEMORY_FRACTION"))
+        return (*told, begun, time.monotonic())
+
+    backend = RayPool(options={"num_cpus": 4, "num_gpus": 1}).backend(None)
+    reports: SimpleQueue[Any] = SimpleQueue()
+    for lease in (1, 2, 3):
+        backend.open(lease, Size(0.5, 512, 0.5, "gpu"), reports.put)
+    seen: list[Any] = []
+    ended = 0
+    while ended < 3:
+        report = reports.get(timeout=4 * PATIENCE_S)
+        assert not isinstance(report, Lost), report
+        if isinstance(report, Opened):
+            backend.submit(report.lease, bundle(report.lease, look, 0))
+        seen += [cloudpickle.loads(item.outcome.payload) for item in getattr(report, "items", ())]
+        ended += isinstance(report, Finished)
+    backend.open(4, Size(0.5, 512, 2, "gpu"), reports.put)
+    assert "no Ray node has" in until(reports, Lost).detail
+    backend.shutdown()
+    assert [told[:2] for told in seen] == [("0", "0.5000")] * 3
+    assert max(sum(a <= at < b for _, _, a, b in seen) for _, _, at, _ in seen) <= 2
+
+
 def test_a_cluster_that_cannot_be_reached_is_said_to_be_so():
     backend = DaskPool("tcp://127.0.0.1:9", options={"timeout": 1}).backend(None)
     reports: SimpleQueue[Any] = SimpleQueue()

@@ -274,12 +274,14 @@ def test_a_defect_of_the_runner_ends_the_flow_instead_of_hanging_it(prefect_serv
         raise AssertionError("a defect")
 
     monkeypatch.setattr(session.Scheduler, "handle", broken)
+    before = set(threading.enumerate())
     state = sums.with_options(task_runner=SLOTaskRunner(isolation="thread"))(3, return_state=True)
     assert not state.is_completed()
     assert "a defect" in str(state.message)
     recorded = task_runs(state.state_details.flow_run_id, 4)
     assert [run.state_name for run in recorded] == ["Crashed"] * 4
-    assert not {thread.name for thread in threading.enumerate()} & {"prefect-slo-session", "prefect-slo-records"}
+    left = {thread.name for thread in set(threading.enumerate()) - before}
+    assert not left & {"prefect-slo-session", "prefect-slo-records"}
 
 
 def test_an_ending_that_cannot_be_told_crashes_one_call_and_no_other(prefect_server, monkeypatch, task_runs):

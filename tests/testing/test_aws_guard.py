@@ -65,7 +65,7 @@ def test_with_real_looking_credentials_all_that_the_fixtures_do_stays_on_this_ma
         import os, socket, threading, urllib.request
         import cloudpickle
         from prefect_slo import BatchJobs
-        from prefect_slo.aws.exchange import Exchange
+        from prefect_slo.aws.exchange import Exchange, Order
         from prefect_slo.aws.jobs import BatchInvoker
         from prefect_slo.runner.payloads import by_value
 
@@ -95,8 +95,7 @@ def test_with_real_looking_credentials_all_that_the_fixtures_do_stays_on_this_ma
             assert len(slo_s3.get("large", 9_000_000)) == 9_000_000
             for exchange in (pool.exchange(), Exchange(BatchInvoker(jobs, slo_s3), slo_s3)):
                 key = ("runs", "k", type(exchange.invoker).__name__)
-                told = {"key": key, "limit_s": None, "cancelled": threading.Event()}
-                returned = exchange.run(pool.functions.name(256), "function", code, call, **told)
+                returned = exchange.run(pool.functions.name(256), Order("function", code, call, key))
                 environment, key, profile = cloudpickle.loads(returned.items[0].payload)[0]
                 assert key == "testing" and profile == "default"
                 assert environment["AWS_CONFIG_FILE"] == environment["AWS_SHARED_CREDENTIALS_FILE"] == os.devnull

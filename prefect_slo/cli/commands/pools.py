@@ -24,7 +24,8 @@ def show(
     *,
     vcpus: Annotated[list[float], Parameter(help="vCPUs of sizes to show.")] = [0.5, 1.0, 2.0, 4.0],  # noqa: B006
     memory_mb: Annotated[int, Parameter(help="Memory for each vCPU, in MB.")] = 2048,
-    gpu: Annotated[float, Parameter(help="GPUs of each.")] = 0.0,
+    gpu: Annotated[float, Parameter(help="GPUs of each, or a share of one.")] = 0.0,
+    gpu_memory_mb: Annotated[int, Parameter(help="Memory on its GPU of each, in MB.")] = 0,
     json: AsJson = False,
 ) -> None:
     """Job variables that sizes become on a pool; refused where the pool does not know them."""
@@ -33,7 +34,7 @@ def show(
     from prefect_slo.runner.workpool.sizing import checked, job_variables
 
     found = Jobs(name, None).work_pool()
-    sizes = [Size(v, max(int(v * memory_mb), 1), gpu) for v in vcpus]
+    sizes = [Size(v, max(int(v * memory_mb), 1), gpu, gpu_memory_mb=gpu_memory_mb) for v in vcpus]
     sizing = checked(found, None, sizes, {})
     rows = [{"size": str(size), "job_variables": job_variables(sizing, size)} for size in sizes]
     if json:
@@ -49,6 +50,7 @@ def extend(
     *,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"], help="File to write the template to.")] = None,
     gpu_resource: Annotated[str, Parameter(help="Kubernetes' name of a GPU, or of a share of one.")] = "nvidia.com/gpu",
+    turns: Annotated[int, Parameter(help="Of nvidia.com/gpu.shared: turns that its plugin makes of a device.")] = 0,
 ) -> None:
     """The pool's base job template with what sizes with a GPU need; the pool itself is left as it is."""
     import json
@@ -56,7 +58,7 @@ def extend(
     from prefect_slo.runner.workpool.jobs import Jobs
     from prefect_slo.runner.workpool.sizing import extended
 
-    template = extended(Jobs(name, None).work_pool(), gpu_resource=gpu_resource)
+    template = extended(Jobs(name, None).work_pool(), gpu_resource=gpu_resource, turns=turns)
     if output is None:
         print_json(template)
         return

@@ -132,14 +132,24 @@ def import_history(
 
 
 @app.command
-def refit(flow_name: str | None = None, *, rebuild: bool = False, json: AsJson = False) -> None:
+def refit(
+    flow_name: str | None = None,
+    *,
+    rebuild: bool = False,
+    min_change: float | None = None,
+    max_change: float | None = None,
+    json: AsJson = False,
+) -> None:
     """Fold in what runs have left in the API, fit the models again, and plan again where that pays.
 
     Args:
         flow_name: Name of the flow; all that were observed by default.
         rebuild: Learn everything anew from the API, instead of adding what is new.
+        min_change: A plan that is better by less than this share doesn't replace the one in force.
+        max_change: A plan that changes latency, cost or vCPUs by more than this share is proposed, and not adopted.
     """
     from prefect_slo.errors import NotEnoughObservations
+    from prefect_slo.loop.guard import Guard
     from prefect_slo.loop.learning import refit as learn_again
     from prefect_slo.loop.reporting import report
     from prefect_slo.telemetry.store import observed_flows
@@ -151,7 +161,8 @@ def refit(flow_name: str | None = None, *, rebuild: bool = False, json: AsJson =
             hint = "Run it once with @slo(...), or import its history."
             raise NotEnoughObservations(f"any of flow {flow_name}", 0, 1, hint)
         names = (flow_name,) if flow_name is not None else observed
-        reasons = {name: learn_again(name, rebuild=rebuild) for name in names}
+        guard = Guard.of(min_change, max_change)
+        reasons = {name: learn_again(name, rebuild=rebuild, guard=guard) for name in names}
         known = [report(name) for name in names]
     if json:
         print_json(

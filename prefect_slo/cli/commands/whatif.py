@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from prefect_slo.simulate import Simulation
     from prefect_slo.workflow import Workflow
 
-_SIZE = ("vcpus", "memory_mb", "gpu", "hardware")
+_SIZE = ("vcpus", "memory_mb", "gpu", "hardware", "gpu_memory_mb")
 _REST = ("workers", "pool", "batch")
 _LEVELS = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 

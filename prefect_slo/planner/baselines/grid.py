@@ -38,4 +38,4 @@ def nearest_size(stage: CompiledStage, options: list[int], vcpus: float) -> int:
 
 def _kind(stage: CompiledStage, o: int) -> tuple[object, ...]:
     option = stage.options[o]
-    return option.pool, option.size.hardware, option.batch, option.knobs
+    return option.pool, option.size.kind, option.batch, option.knobs

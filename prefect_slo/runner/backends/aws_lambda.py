@@ -23,7 +23,7 @@ from typing import Any
 from prefect.logging import get_logger
 
 from prefect_slo.aws.delegating import Delegating
-from prefect_slo.aws.exchange import Exchange, Kind, Returned, TooLarge
+from prefect_slo.aws.exchange import Exchange, Kind, Order, Returned, TooLarge
 from prefect_slo.aws.invoke import Failed
 from prefect_slo.control.events import LossReason
 from prefect_slo.resources import Size
@@ -312,7 +312,8 @@ class _Slot:
             sent, before = {item for item, _ in arguments}, self._untouched
             self._untouched = tuple(item for item in before if item not in sent)
             try:
-                returned = self._invoke(bundle, "function", function, arguments, next(numbers), limit_s, totals)
+                order = self._order(bundle, "function", function, arguments, next(numbers), limit_s)
+                returned = self._invoke(order, totals)
             except TooLarge as error:
                 self._untouched = before
                 raise NotSent(str(error)) from None
@@ -330,7 +331,8 @@ class _Slot:
         """A pickled program and its items, in one invocation."""
         self._untouched = ()
         try:
-            returned = self._invoke(bundle, "program", bundle.program, bundle.items, 1, bundle.timeout_s, totals)
+            order = self._order(bundle, "program", bundle.program, bundle.items, 1, bundle.timeout_s)
+            returned = self._invoke(order, totals)
         except TooLarge as error:
             stuck = tuple(ItemReport(i, Outcome(b"", True, str(error)), 0.0, 0.0) for i, _ in bundle.items)
             self._sink(Progress(self._lease, bundle.id, stuck))
@@ -350,25 +352,20 @@ class _Slot:
             after = tuple(ids[ids.index(returned.overran) + 1 :])
             raise _Gone(Failed("timeout", f"an item ran longer than {bundle.timeout_s:g} s"), after, returned.overran)
 
-    def _invoke(
-        self,
-        bundle: Bundle,
-        kind: Kind,
-        code: bytes,
-        items: Sequence[tuple[int, bytes]],
-        number: int,
-        limit_s: float | None,
-        totals: _Totals,
-    ) -> Returned:
-        key, ids = ("runs", self._run_key, str(bundle.id), str(number)), tuple(item for item, _ in items)
+    def _order(
+        self, bundle: Bundle, kind: Kind, code: bytes, items: Sequence[tuple[int, bytes]], n: int, limit_s: float | None
+    ) -> Order:
+        """The n-th call of a bundle."""
+        return Order(kind, code, items, ("runs", self._run_key, str(bundle.id), str(n)), limit_s, self._cancelled)
+
+    def _invoke(self, order: Order, totals: _Totals) -> Returned:
+        key, ids = order.key, order.ids
         names = {key, (*key, "batch")} if isinstance(self._exchange, Delegating) else {key}
         if self._cancelled.is_set():
             raise _Gone(Failed("cancelled", "cancelled before it was sent"), (*ids, *self._untouched))
         self._stored |= names  # before anything is: whatever becomes of the call, it is deleted
         try:
-            returned = self._exchange.run(
-                self._function, kind, code, items, key=key, limit_s=limit_s, cancelled=self._cancelled
-            )
+            returned = self._exchange.run(self._function, order)
             _checked(returned, ids)
         except Failed as failed:
             totals.bill(failed.billed, failed.storage_usd)

@@ -11,8 +11,10 @@ from typing import Any
 
 from prefect.settings import get_current_settings
 
+from prefect_slo.placement import Device
 from prefect_slo.runner.backends.protocol import Backend
 from prefect_slo.runner.backends.threads import ThreadBackend
+from prefect_slo.runner.local.gpus import devices
 from prefect_slo.runner.local.keeping import PATIENCE_S
 from prefect_slo.runner.local.limits import machine_memory_mb, machine_vcpus
 from prefect_slo.runner.pools import PROCESS, THREAD, Pools
@@ -73,7 +75,8 @@ class FlowBackends(Mapping[str, Backend]):
             env = self._context.run(worker_environment, self._client)
             settings = self._context.run(valid_settings)
             patience_s = settings.ledger_patience_s if settings is not None else PATIENCE_S
-            return ProcessBackend.shared(env=env, preload=PRELOAD, patience_s=patience_s)
+            named = settings.named_gpus if settings is not None else ()
+            return ProcessBackend.shared(env=env, preload=PRELOAD, patience_s=patience_s, gpu_devices=named)
         return self._context.copy().run(self._pools[pool].backend, self._client)
 
 
@@ -91,6 +94,12 @@ def usable_vcpus() -> float:
     """vCPUs that runs of this process may use: the machine's, its control group's, or what the settings allow."""
     settings = valid_settings()
     return min(machine_vcpus(), (settings.capacity_vcpus if settings is not None else None) or math.inf)
+
+
+def usable_gpus() -> tuple[Device, ...]:
+    """GPUs that they may use: those that the settings name, else those that the machine shows; looked for once."""
+    settings = valid_settings()
+    return devices(settings.named_gpus if settings is not None else ())
 
 
 def usable_memory_mb() -> int:

@@ -3,7 +3,8 @@
 A worker has ⌈vCPUs⌉ cores of its own (where the system has affinity), native thread pools held to as many threads, and
 a cap on resident memory. A fraction of a vCPU is accounted for by the ledger but not enforced: a worker alone on its
 core may use all of it (a quota would take a control group that the system lets us write, and that its own process had
-to leave). It is ended when an item overruns, outgrows its memory or is cancelled, and with its parent.
+to leave). It is ended when an item overruns, outgrows its memory or is cancelled, and with its parent. One with a share
+of a GPU sees that device alone, is started for its lease and ends with it, as a process keeps what it has taken there.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from prefect_slo.errors import InvalidValue
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.protocol import Bundle, Capabilities, Sink
+from prefect_slo.runner.local.gpu_ledger import GpuLedger
 from prefect_slo.runner.local.keeping import PATIENCE_S, PoolConfig
 from prefect_slo.runner.local.launch import StartMethod
 from prefect_slo.runner.local.ledger import Ledger
@@ -46,6 +48,8 @@ class ProcessBackend:
         start: How workers start; see ``PoolConfig``.
         patience_s: How long a lease waits for its share of the machine before it goes without one.
         ledger: The machine's vCPUs; by default the user's ledger of this machine.
+        gpu_devices: GPUs by name and memory (``"0:16384"``), in place of those that ``nvidia-smi`` lists.
+        gpus: The machine's GPUs; by default the user's ledger of these.
 
     ``ProcessBackend.shared(...)`` takes the same arguments and shares workers with every other backend of this process
     that was made with them; lease ids and program keys stay apart.
@@ -62,11 +66,14 @@ class ProcessBackend:
         start: StartMethod = "auto",
         patience_s: float = PATIENCE_S,
         ledger: Ledger | None = None,
+        gpu_devices: Sequence[str] = (),
+        gpus: GpuLedger | None = None,
         _pool: WorkerPool | None = None,
     ) -> None:
         if _pool is None:
             ledger = ledger or Ledger()
-            _pool = _new_pool(_config(env, preload, idle_s, max_idle, grace_s, start, patience_s, ledger), ledger)
+            config = _config(env, preload, idle_s, max_idle, grace_s, start, patience_s, ledger, gpu_devices)
+            _pool = _new_pool(config, ledger, gpus)
             self._private = True
         else:
             self._private = False
@@ -85,11 +92,12 @@ class ProcessBackend:
         grace_s: float = 5.0,
         start: StartMethod = "auto",
         patience_s: float = PATIENCE_S,
+        gpu_devices: Sequence[str] = (),
     ) -> ProcessBackend:
         """A backend on the process' own workers: they stay warm after its ``shutdown``, for ``idle_s``."""
         with _pools_lock:
             ledger = Ledger()
-            config = _config(env, preload, idle_s, max_idle, grace_s, start, patience_s, ledger)
+            config = _config(env, preload, idle_s, max_idle, grace_s, start, patience_s, ledger, gpu_devices)
             pool = _shared.get(config)
             if pool is None:
                 pool = _shared[config] = WorkerPool(config, ledger)
@@ -180,6 +188,7 @@ def _config(
     start: StartMethod,
     patience_s: float,
     ledger: Ledger,
+    gpu_devices: Sequence[str],
 ) -> PoolConfig:
     if max_idle is None:
         max_idle = max(4, int(2 * ledger.capacity))
@@ -191,11 +200,12 @@ def _config(
         max_idle=max_idle,
         grace_s=grace_s,
         patience_s=patience_s,
+        gpu_devices=tuple(gpu_devices),
     )
 
 
-def _new_pool(config: PoolConfig, ledger: Ledger) -> WorkerPool:
-    pool = WorkerPool(config, ledger)
+def _new_pool(config: PoolConfig, ledger: Ledger, gpus: GpuLedger | None) -> WorkerPool:
+    pool = WorkerPool(config, ledger, gpus)
     with _pools_lock:
         _pools[:] = [known for known in _pools if not known.stopped]
         _pools.append(pool)

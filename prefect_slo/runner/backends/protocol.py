@@ -167,6 +167,7 @@ class Opened:
         start_s: How long that took (0 when warm), from asking for the process to its first report.
         wait_s: How long the lease waited for capacity of the machine.
         pid: The worker's process.
+        held_s: How long its machine was paid for before, for nobody: while it started, and while it idled.
     """
 
     lease: int
@@ -174,6 +175,7 @@ class Opened:
     start_s: float
     wait_s: float
     pid: int
+    held_s: float = 0.0
 
 
 @dataclass(frozen=True)

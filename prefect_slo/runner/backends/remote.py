@@ -31,6 +31,7 @@ from prefect_slo.runner.backends.protocol import (
     Progress,
     Report,
 )
+from prefect_slo.runner.local.gpus import limits, mps_runs
 from prefect_slo.runner.local.ledger import Claim, Ledger, MemoryBook
 from prefect_slo.runner.local.limits import machine_memory_mb
 
@@ -103,7 +104,9 @@ def run_here(work: Work, parts: Sequence[bytes] = (), refused: Callable[[], str]
     try:
         if why := refused():
             return why
-        return Reply(_run(_backend(work.env), work, news), machine(), time.monotonic())
+        share = work.size.share  # which device it is, the cluster's scheduler has said in the environment
+        held = tuple(sorted(limits(share, mps=mps_runs()).items())) if share is not None else ()
+        return Reply(_run(_backend((*work.env, *held)), work, news), machine(), time.monotonic())
     finally:
         with _LOCK:
             del _RUNNING[work.token]

@@ -27,6 +27,8 @@ class PoolConfig:
         grace_s: How long workers may take to end when told to.
         start_timeout_s: How long they may take to start.
         patience_s: How long the first lease in line waits for its share of the machine before it goes without one.
+            There is no going without a share of a GPU: a lease waits, and says so.
+        gpu_devices: GPUs by name and memory, in place of those that ``nvidia-smi`` lists.
     """
 
     env: tuple[tuple[str, str], ...] = ()
@@ -37,6 +39,7 @@ class PoolConfig:
     grace_s: float = 5.0
     start_timeout_s: float = 60.0
     patience_s: float = PATIENCE_S
+    gpu_devices: tuple[str, ...] = ()
 
     @property
     def overrides(self) -> dict[str, str]:

@@ -23,6 +23,7 @@ from prefect_slo.runner.backends.protocol import (
     Sink,
 )
 from prefect_slo.runner.local.cgroup import MemoryGroup
+from prefect_slo.runner.local.gpu_ledger import GpuClaim
 from prefect_slo.runner.local.ledger import Claim
 from prefect_slo.runner.local.page import Page, Reading
 from prefect_slo.runner.local.setup import Surroundings
@@ -43,6 +44,8 @@ class Lease:
         surroundings: Where it asked from.
         asked: When (monotonic).
         claim: Share of the machine, from the moment it is asked for.
+        gpus: Share of its GPUs, likewise; ``None`` for a size without.
+        seated: When it had its share of GPUs and got in line for its share of the machine (monotonic).
         granted: When the share was granted (monotonic).
         worker: Its worker, from the moment one is chosen or started.
         done: It is closed or lost.
@@ -55,6 +58,8 @@ class Lease:
     surroundings: Surroundings
     asked: float
     claim: Claim | None = None
+    gpus: GpuClaim | None = None
+    seated: float = 0.0
     granted: float = 0.0
     worker: Worker | None = None
     done: bool = False
@@ -93,6 +98,7 @@ class Worker:
         limit_mb: Memory it may hold.
         group: Has the kernel hold it to that, where it can be had.
         lease: Who has it.
+        gpus: Share of GPUs that is its own until it has ended: it holds memory there as long as it lives.
         bundle: What it runs.
         serial: Number of its bundle.
         before: Number of the last bundle of the lease before this one.
@@ -116,6 +122,7 @@ class Worker:
     limit_mb: float = 0.0
     group: MemoryGroup | None = None
     lease: Lease | None = None
+    gpus: GpuClaim | None = None
     bundle: Bundle | None = None
     serial: int = 0
     before: int = 0

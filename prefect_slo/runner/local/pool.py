@@ -14,14 +14,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from prefect_slo.control.events import LossReason
-from prefect_slo.errors import InvalidValue
+from prefect_slo.errors import GpuShareTooLarge, InvalidValue
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.protocol import Bundle, Lost, Opened, Report, Sink
 from prefect_slo.runner.local import keeping
 from prefect_slo.runner.local.cgroup import MemoryGroup
+from prefect_slo.runner.local.gpu_ledger import GpuClaim, GpuLedger
+from prefect_slo.runner.local.gpus import devices, environment, mps_runs
 from prefect_slo.runner.local.keeping import PoolConfig
 from prefect_slo.runner.local.launch import Ended, Notice, Unstarted
 from prefect_slo.runner.local.ledger import Claim, Ledger
@@ -66,20 +69,23 @@ class WorkerPool:
     Args:
         config: How it keeps them.
         ledger: The machine's vCPUs.
+        gpus: Its GPUs; by default those that there are, looked for when a size first asks for one.
     """
 
-    def __init__(self, config: PoolConfig, ledger: Ledger) -> None:
-        self.config, self.ledger = config, ledger
-        self._patience = Patience(config.patience_s)
+    def __init__(self, config: PoolConfig, ledger: Ledger, gpus: GpuLedger | None = None) -> None:
+        self.config, self.ledger, self._gpus = config, ledger, gpus
+        self._patience, self._gpu_patience = Patience(config.patience_s), Patience(config.patience_s)
         self._lock = threading.RLock()
         self._settled = threading.Condition(self._lock)
         self._session: Session | None = None
         self._awake = self._stopping = False
         self._opening: deque[Lease] = deque()
+        self._seating: list[Lease] = []  # they wait for a share of a GPU before they wait for one of the machine
         self._leases: set[Lease] = set()
         self._workers: dict[int, Worker] = {}
         self._tokens = 0
         self._freed: list[Claim] = []
+        self._freed_gpus: list[GpuClaim] = []
         self._kills: list[int] = []
         self._unsent: set[int] = set()
         self._reports: deque[tuple[Sink, Report]] = deque()
@@ -101,7 +107,7 @@ class WorkerPool:
                 return
             self._active = time.monotonic()
             self._leases.add(lease)
-            self._opening.append(lease)
+            (self._seating if lease.size.gpu else self._opening).append(lease)
             self._wake()
 
     def submit(self, lease: Lease, bundle: Bundle) -> None:
@@ -159,6 +165,13 @@ class WorkerPool:
     @property
     def stopped(self) -> bool:
         return self._stopping
+
+    @property
+    def gpus(self) -> GpuLedger:
+        """The GPUs of its workers."""
+        if self._gpus is None:
+            self._gpus = GpuLedger(devices(self.config.gpu_devices))
+        return self._gpus
 
     def pids(self) -> tuple[int, ...]:
         """Processes of its workers."""
@@ -221,10 +234,10 @@ class WorkerPool:
         for token in kills:
             self._kill(session, token)
         self._give_back()
-        due = min(self._admit(session), self._keep_time())
+        due = min(self._seat(), self._admit(session), self._keep_time())
         self._deliver()
         with self._lock:
-            if self._kills or self._freed or self._reports or self._unsent:
+            if self._kills or self._freed or self._freed_gpus or self._reports or self._unsent:
                 return 0.0
         return None if due == math.inf else max(0.0, due - time.monotonic())
 
@@ -240,6 +253,63 @@ class WorkerPool:
             if readable:
                 self._read(session, owner)
         self._deliver()
+
+    def _seat(self) -> float:
+        """Give leases their share of a GPU, in the order of the machine's line; when to look again.
+
+        Always before a share of the machine: whoever holds that never waits for a GPU, so that no two wait for each
+        other.
+        """
+        with self._lock:
+            seating = list(self._seating)
+        for lease in seating:
+            try:
+                self._check(lease.size)
+                claim = self._gpu_claim(lease)
+            except (InvalidValue, GpuShareTooLarge, OSError) as error:
+                with self._lock:
+                    self._lose(lease, "start", str(error))
+                continue
+            with self._lock:
+                if lease.done:  # cancelled meanwhile; giving a share back twice is harmless
+                    self._freed_gpus.append(claim)
+                    continue
+                if claim.granted:
+                    self._seating.remove(lease)
+                    self._opening.append(lease)
+                    lease.seated = time.monotonic()
+                    self._gpu_patience.served(lease.seated)
+                    continue
+            self._say_waiting(lease)
+        with self._lock:
+            return time.monotonic() + _POLL_S if self._seating else math.inf
+
+    def _gpu_claim(self, lease: Lease) -> GpuClaim:
+        """The lease's share of a GPU, asked for or asked again."""
+        if lease.gpus is None:
+            assert lease.size.share is not None  # only those that ask for one are seated
+            claim = self.gpus.claim(lease.size.share)
+            with self._lock:
+                lease.gpus = claim
+        else:
+            self.gpus.retry(lease.gpus)
+        return lease.gpus
+
+    def _say_waiting(self, lease: Lease) -> None:
+        """A device is never overfilled, so a lease waits for as long as it takes; that is said now and again."""
+        now = time.monotonic()
+        if self._gpu_patience.look(lease.asked, now) == "wait":
+            return
+        if now - lease.asked >= self.config.patience_s:
+            self._gpu_patience.served(now)
+        held = ", ".join(f"{cores:g} of {name}" for name, (cores, _) in self.gpus.used().items())
+        logger.warning(
+            "A worker has waited for %s for %.0f s (held: %s). It goes on waiting: other runs hold them, or more "
+            "workers were asked for than fit.",
+            lease.size.share,
+            now - lease.asked,
+            held,
+        )
 
     def _admit(self, session: Session) -> float:
         """Give leases their share of the machine, in turn; when to look again."""
@@ -302,8 +372,8 @@ class WorkerPool:
     # Workers, from start to end.
 
     def _check(self, size: Size) -> None:
-        if size.gpu or size.hardware != "cpu":
-            raise InvalidValue("size", str(size), "hardware 'cpu' without a GPU share on local worker processes")
+        if size.hardware != "cpu" and not size.gpu:
+            raise InvalidValue("size", str(size), "hardware 'cpu', or a share of a GPU, on local worker processes")
         if size.memory_mb > self._memory_mb:
             raise InvalidValue("size.memory_mb", size.memory_mb, f"at most {self._memory_mb:.0f} MB, this machine's")
 
@@ -323,7 +393,7 @@ class WorkerPool:
 
     def _go_without(self, lease: Lease, claim: Claim) -> bool:
         """Whether a lease has waited for its share for so long that it goes without one."""
-        verdict = self._patience.look(lease.asked, time.monotonic())
+        verdict = self._patience.look(max(lease.asked, lease.seated), time.monotonic())
         if verdict == "wait":
             return False
         waits = (
@@ -343,7 +413,9 @@ class WorkerPool:
     def _place(self, session: Session, lease: Lease) -> None:
         """Give a lease a warm worker, one of its size if there is one, or start one."""
         cores = lease.claim.cores if lease.claim is not None else ()
-        worker = keeping.fitting(self._workers.values(), lease.size, _HEADROOM_MB)
+        worker = None
+        if lease.gpus is None:  # what a process sees of GPUs is settled when it first uses one
+            worker = keeping.fitting(self._workers.values(), lease.size, _HEADROOM_MB)
         if worker is None:
             for idle in keeping.in_the_way(self._workers.values(), lease.size, self._memory_mb):
                 self._dismiss(idle)
@@ -363,7 +435,10 @@ class WorkerPool:
 
     def _start(self, session: Session, lease: Lease, cores: tuple[int, ...]) -> None:
         self._tokens += 1
-        surroundings = lease.surroundings.for_worker(lease.size.vcpus, self.config.overrides)
+        told = self.config.overrides
+        if lease.gpus is not None:
+            told |= environment(lease.gpus.share, lease.gpus.devices, mps=mps_runs())
+        surroundings = lease.surroundings.for_worker(lease.size.vcpus, told)
         try:
             ours, theirs = socket.socketpair()
             with theirs:
@@ -380,6 +455,7 @@ class WorkerPool:
             self._lose(lease, "start", f"no process could be started: {error}")
             return
         lease.worker = self._workers[worker.token] = worker
+        worker.gpus = lease.gpus
         session.line.add(worker.sock, worker)
         if not worker.send(Birth(surroundings, lease.size.vcpus, cores, self.config.preload)):
             self._unsent.add(worker.token)
@@ -464,6 +540,8 @@ class WorkerPool:
                 else:
                     self._post(lease, worker.loss(lease, status))
                     self._release(lease)
+            if worker.gpus is not None and (lease is None or lease.done):
+                self._freed_gpus.append(worker.gpus)
             worker.close()
             self._settled.notify_all()
 
@@ -502,13 +580,16 @@ class WorkerPool:
         """A lease is over: its share and, unless it is ending, its worker are free."""
         lease.done = True
         self._leases.discard(lease)
-        if lease in self._opening:
-            self._opening.remove(lease)
+        for line in (self._opening, self._seating):
+            if lease in line:
+                line.remove(lease)
         if lease.claim is not None:
             self._freed.append(lease.claim)
+        if lease.gpus is not None and lease.worker is None:
+            self._freed_gpus.append(lease.gpus)
         if (worker := lease.worker) is not None:
             worker.lease, worker.idle_since = None, time.monotonic()
-            if worker.idle and worker.bloated:
+            if worker.idle and (worker.bloated or worker.gpus is not None):
                 self._dismiss(worker)
         self._settled.notify_all()
 
@@ -516,11 +597,14 @@ class WorkerPool:
         """Release the shares of leases that are over."""
         with self._lock:
             freed, self._freed = self._freed, []
-        for claim in freed:
+            freed_gpus, self._freed_gpus = self._freed_gpus, []
+        givers = [partial(self.ledger.release, claim) for claim in freed]
+        givers += [partial(self.gpus.release, gpus) for gpus in freed_gpus]
+        for give in givers:
             try:
-                self.ledger.release(claim)
+                give()
             except OSError as error:
-                logger.warning("A share of the vCPU ledger could not be given back (%s).", error)
+                logger.warning("A share of this machine could not be given back (%s).", error)
 
     def _unsettled(self, lease: Lease) -> bool:
         worker = lease.worker
@@ -540,6 +624,8 @@ class WorkerPool:
                 self._lose(lease, "died", "the worker pool failed; see the log")
             for worker in self._workers.values():
                 worker.close()
+                if worker.gpus is not None:
+                    self._freed_gpus.append(worker.gpus)
             self._workers.clear()
             self._settled.notify_all()
 

@@ -45,6 +45,7 @@ class Lease:
         sink: Hears of it.
         notice: Tells the user something.
         asked: When.
+        starting: Whether a pilot was asked for to serve it.
     """
 
     id: int
@@ -52,6 +53,7 @@ class Lease:
     sink: Sink
     notice: Notice
     asked: float
+    starting: bool = False
 
 
 class Contact:
@@ -61,6 +63,7 @@ class Contact:
         size: Of its worker.
         box: Its mailbox.
         born: When it was asked for.
+        blocked_s: How long its pool could not start a job meanwhile.
         flow_run: Its job, once that has been asked for.
         lease: Who it serves.
         bundle: What it runs.
@@ -71,8 +74,10 @@ class Contact:
 
     def __init__(self, office: Office, size: Size) -> None:
         self._office, self.size = office, size
-        self.box = f"{office.box}/{uuid.uuid4().hex}"
+        self.box = f"pilot-{uuid.uuid4().hex}"  # beside its office's, which is gone before the last letter is read
         self.born = self.idle_since = time.monotonic()
+        self.blocked_s = 0.0
+        self._unpaid_s = 0.0
         self.flow_run: UUID | None = None
         self.lease: Lease | None = None
         self.bundle: Bundle | None = None
@@ -113,10 +118,13 @@ class Contact:
 
     def serve(self, lease: Lease) -> None:
         """Belong to a lease from now on."""
+        idle_s = time.monotonic() - self.idle_since if self.ready else 0.0
         self.lease, self._cancelled = lease, None
         if self.ready:
-            wait_s = time.monotonic() - lease.asked
-            lease.sink(Opened(lease.id, cold=False, start_s=0.0, wait_s=wait_s, pid=self._pid))
+            waited_s = time.monotonic() - lease.asked
+            start_s = waited_s if lease.starting else 0.0  # in vain for another one's start
+            self._unpaid_s += idle_s
+            lease.sink(Opened(lease.id, lease.starting, start_s, waited_s - start_s, self._pid, self._paid_s()))
 
     def submit(self, bundle: Bundle) -> None:
         """Send a bundle on its way."""
@@ -152,6 +160,7 @@ class Contact:
             self.gone.set()
             lease, bundle = self.lease, self.bundle
             self.lease = self.bundle = None
+            self._leave_debts(lease)
             office.left(self)
         if lease is not None:
             lost = Lost(lease.id, reason, detail, bundle=bundle.id if bundle is not None else None)
@@ -233,6 +242,7 @@ class Contact:
             self._leaving = True
             lease, bundle = self.lease, self.bundle
             self.lease = self.bundle = None
+            self._leave_debts(lease)
         if lease is not None:
             lease.sink(Lost(lease.id, "cancelled", "cancelled", bundle=bundle.id if bundle is not None else None))
         with contextlib.suppress(Exception):
@@ -245,6 +255,8 @@ class Contact:
     # ---- letters ----------------------------------------------------------------------------------------------------
 
     def _read(self, letter: Letter, now: float) -> None:
+        if not self.heard_of:
+            self._unpaid_s += letter.age_s
         self.heard_of = True
         self._offset.received(now, letter.sent)
         for bundle, received in letter.received.items():
@@ -278,10 +290,11 @@ class Contact:
             self.ready, self.idle_since = True, now
             lease = self.lease
         if first:
-            office.started(now - self.born)
+            office.started(now - self.born - self.blocked_s)
         if lease is not None:
-            begun = max(lease.asked, self.born) if first else lease.asked
-            lease.sink(Opened(lease.id, True, max(now - begun, 0.0), max(begun - lease.asked, 0.0), pid))
+            begun = min(max(lease.asked, self.born) + self.blocked_s, now) if first else lease.asked
+            held_s = self._paid_s()
+            lease.sink(Opened(lease.id, True, now - begun, begun - lease.asked, pid, held_s))
 
     def _worker_lost(self, report: Lost) -> None:
         office = self._office
@@ -294,6 +307,18 @@ class Contact:
                 report = replace(report, reason="start", bundle=None)
             self._tell(report)
             office.release(self)
+
+    def _paid_s(self) -> float:
+        """What nobody has paid for of its time, and of that of pilots of its size which idled in vain: paid for now."""
+        unpaid_s, self._unpaid_s = self._unpaid_s + self._office.debts(self.size), 0.0
+        return unpaid_s
+
+    def _leave_debts(self, lease: Lease | None) -> None:
+        """Leave to the next lease of its size what it cost while it served nobody."""
+        if lease is None and self.heard_of:
+            idle_s = time.monotonic() - self.idle_since if self.ready else 0.0
+            self._office.owe(self.size, self._unpaid_s + idle_s)
+            self._unpaid_s = 0.0
 
     def _retire(self) -> None:
         """Take nothing new: whoever holds it has to ask for another."""

@@ -124,6 +124,18 @@ class Jobs:
             return f"runs {found.concurrency_limit} jobs at once at most. Raise its limit or wait"
         return ""
 
+    def blocked(self) -> bool:
+        """Whether the pool can start no job now: it is paused, has no worker, or runs all that it may."""
+        found = self.work_pool()
+        if found.is_paused or (found.status == WorkPoolStatus.NOT_READY and not found.is_push_pool):
+            return True
+        if found.concurrency_limit is None:
+            return False
+        taken = {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}
+        asked = {"work_pools": {"name": {"any_": [self._pool]}}, "flow_runs": {"state": taken}}
+        with self._api() as client:
+            return int(client.request("POST", "/flow_runs/count", json=asked).json()) >= found.concurrency_limit
+
     def close(self) -> None:
         """Let go of the connection."""
         if self._client is not None:

@@ -12,6 +12,7 @@ import statistics
 import threading
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextvars import Context
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 from uuid import UUID
 
+from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_logger
 
@@ -84,9 +86,11 @@ class Office:
         self._pilots: list[Contact] = []
         self._waiting: list[Lease] = []
         self._starts_s: list[float] = []
+        self._owed_s: defaultdict[Size, float] = defaultdict(float)
         self._errands: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._over = threading.Event()
         self._noticed = False
+        self._looked = time.monotonic()
         self._heart = threading.Thread(target=self._beat, name="prefect-slo-heart", daemon=True)
         self._watch = threading.Thread(
             target=context.run, args=(self._look_after,), name="prefect-slo-watch", daemon=True
@@ -157,7 +161,31 @@ class Office:
         with self.lock:
             pilot.lease, pilot.idle_since = None, time.monotonic()
             self._admit()
+            if pilot.lease is None:
+                self._relieve(pilot)
         pilot.wake()
+
+    def _relieve(self, pilot: Contact) -> None:
+        """Have a warm pilot that is free serve a lease whose own is still starting; that one is a spare then."""
+        if not pilot.ready:
+            return
+        for other in self._pilots:
+            if (lease := other.lease) is not None and not other.ready and not other.heard_of:
+                if not pilot.usable(lease.size):
+                    continue
+                other.lease, other.idle_since = None, time.monotonic()
+                pilot.serve(lease)
+                return
+
+    def owe(self, size: Size, seconds: float) -> None:
+        """A pilot of that size has been paid for so long without serving anybody."""
+        with self.lock:
+            self._owed_s[size] += seconds
+
+    def debts(self, size: Size) -> float:
+        """What pilots of a size have been paid for in vain and no lease has paid back: it does so now."""
+        with self.lock:
+            return self._owed_s.pop(size, 0.0)
 
     def started(self, took_s: float) -> None:
         """A pilot took so long to start."""
@@ -187,6 +215,7 @@ class Office:
                 idle[0].leave()  # comes back here once it is out
                 return
             self._waiting.pop(0)
+            lease.starting = True
             pilot = Contact(self, lease.size)
             self._pilots.append(pilot)
             pilot.serve(lease)
@@ -250,6 +279,12 @@ class Office:
         if not pilots:
             return
         states = self._jobs.states([flow_run for flow_run in pilots if flow_run is not None])
+        looked, self._looked = self._looked, time.monotonic()
+        scheduled = [run for run, state in states.items() if state is not None and state.type == StateType.SCHEDULED]
+        if scheduled and self._jobs.blocked():
+            for flow_run in scheduled:
+                pilot = pilots[flow_run]
+                pilot.blocked_s += self._looked - max(looked, pilot.born)
         for flow_run, pilot in pilots.items():
             state = states.get(flow_run) if flow_run is not None else None
             if flow_run not in states:

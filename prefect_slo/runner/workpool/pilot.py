@@ -9,14 +9,18 @@ those of the flow that sent the work.
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
+from itertools import count
 from queue import Empty, SimpleQueue
 from typing import Any
 
+import psutil
 from prefect import flow
 from prefect.logging import get_logger
 
@@ -80,12 +84,14 @@ class Letter:
         received: By bundle, when its message was received, on that clock.
         reports: Reports of its worker, in order.
         over: Why it ends, in words, in its last letter.
+        age_s: How long its job's process has lived.
     """
 
     sent: float
     received: dict[int, float]
     reports: tuple[Report, ...]
     over: str = ""
+    age_s: float = 0.0
 
 
 @flow(name="slo-pilot", persist_result=False)
@@ -131,6 +137,8 @@ class Pilot:
             self._sender.end(ended)
         if ended in (CLOSED, ALONE):
             self._store.clear(self._order.box)
+        if ended == ALONE:
+            self._store.clear(self._order.office)
         return ended
 
     def _loop(self, backend: ProcessBackend) -> str:
@@ -141,6 +149,8 @@ class Pilot:
             self._forward(backend, self._pause_s(now - heard))
             if self._failures >= START_ATTEMPTS:
                 return "its worker does not start"
+            if self._sender.stuck_s(now) > self._order.silent_s:
+                return "its mailbox cannot be written"
             try:
                 message = self._inbox.receive()
                 if now - looked >= self._order.silent_s / 10:
@@ -233,11 +243,13 @@ CLOSED, ALONE = "it is not needed any more", "its flow gives no sign of life"
 class Sender:
     """Sends what is posted in letters, from a thread of its own: at once when it was quiet, else gathered a little."""
 
-    def __init__(self, store: Store, box: str) -> None:
-        self._store, self._box = store, box
+    def __init__(self, store: Store, box: str, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._store, self._box, self._sleep = store, box, sleep
         self._out = Outgoing(store, box, FROM_JOB)
         self._posted: SimpleQueue[Report | str] = SimpleQueue()
         self._received: dict[int, float] = {}
+        self._stuck_since: float | None = None
+        self._give_up = math.inf
         self._thread = threading.Thread(target=self._run, name="prefect-slo-pilot-sender", daemon=True)
         self._thread.start()
 
@@ -251,8 +263,14 @@ class Sender:
 
     def end(self, why: str) -> None:
         """Send what is left and why there will be no more; waits for that, within reason."""
+        self._give_up = time.monotonic() + SETTLE_S
         self._posted.put(why)
         self._thread.join(SETTLE_S)
+
+    def stuck_s(self, now: float) -> float:
+        """For how long nothing could be written."""
+        since = self._stuck_since
+        return now - since if since is not None else 0.0
 
     def _run(self) -> None:
         wait_s = max(GATHER_S, self._store.poll_s)
@@ -266,16 +284,28 @@ class Sender:
             over = next((one for one in posted if isinstance(one, str)), "")
             reports = tuple(one for one in posted if not isinstance(one, str))
             received, self._received = self._received, {}
-            self._deliver(Letter(time.monotonic(), received, reports, over))
+            self._deliver(Letter(time.monotonic(), received, reports, over, _age_s()))
             if over:
                 return
 
     def _deliver(self, letter: Letter) -> None:
-        for attempt in range(10):
+        """Try until it is written or the job is over: a letter that is left out would be waited for, for ever."""
+        for attempt in count():
             try:
                 self._out.send(letter)
+                self._stuck_since = None
                 return
             except Exception as error:
-                get_logger("slo").warning("The mailbox cannot be written: %r", error)
-                time.sleep(min(0.1 * 2**attempt, 5.0))
-        get_logger("slo").error("A letter of %s reports could not be delivered.", len(letter.reports))
+                now = time.monotonic()
+                self._stuck_since = self._stuck_since or now
+                if now > self._give_up:
+                    get_logger("slo").error("%s reports could not be delivered: %r", len(letter.reports), error)
+                    return
+                if attempt == 0:
+                    get_logger("slo").warning("The mailbox cannot be written, and is tried again: %r", error)
+                self._sleep(min(0.1 * 2**attempt, 2.0))
+
+
+def _age_s() -> float:
+    """How long this process has lived: what its machine has been paid for, at least."""
+    return max(time.time() - float(psutil.Process().create_time()), 0.0)

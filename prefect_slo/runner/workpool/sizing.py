@@ -19,6 +19,8 @@ from prefect.client.schemas.objects import WorkPool
 
 from prefect_slo.errors import InvalidValue, WorkPoolUnusable
 from prefect_slo.resources import Size
+from prefect_slo.runner.workpool.gpu_resources import TURNS, GpuResource, told
+from prefect_slo.units import whole
 
 GPU_VARIABLE = "gpu_limit"
 
@@ -68,6 +70,8 @@ class Rule:
             InvalidValue: There is no step as large.
         """
         number = amount * self.scale
+        if self.of == "gpu" and amount != math.floor(amount) and not self.real:
+            raise InvalidValue("size.gpu", amount, "whole GPUs, as jobs here are given no share of one")
         if self.steps:
             larger = [step for step in self.steps if step >= number * (1 - 1e-9)]
             if not larger:
@@ -93,12 +97,16 @@ class Sizing:
         machines: By name, vCPUs and MB of machines to choose from.
         gpu_machines: Those that take a GPU.
         machine_variable: Variable that names the machine.
+        gpus: Resources for GPUs that there may be, where the template says which there are.
+        properties: Variables of the template, once they are known.
     """
 
     rules: tuple[Rule, ...] = ()
     machines: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     gpu_machines: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     machine_variable: str = ""
+    gpus: tuple[GpuResource, ...] = ()
+    properties: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of_type(cls, kind: str) -> Sizing | None:
@@ -114,7 +122,8 @@ class Sizing:
             for name in ("machines", "gpu_machines")
         }
         rules = tuple(Rule(**rule) for rule in document.get("rules", ()))
-        return cls(rules, tables["machines"], tables["gpu_machines"], document.get("machine_variable", ""))
+        gpus = tuple(GpuResource(**resource) for resource in document.get("gpus", ()))
+        return cls(rules, tables["machines"], tables["gpu_machines"], document.get("machine_variable", ""), gpus)
 
     def machine(self, size: Size) -> str:
         """The smallest machine that a size fits.
@@ -156,6 +165,8 @@ def job_variables(
         amount = float(getattr(whole, rule.of))
         if amount:
             _put(variables, rule.variable, rule.value(amount))
+    if sizing.gpus and size.share is not None:
+        variables |= told(sizing.gpus, sizing.properties, size.share)
     return _merged(variables, given or {})
 
 
@@ -171,7 +182,8 @@ def checked(pool: WorkPool, sizing: Sizing | None, sizes: Sequence[Size], given:
         raise WorkPoolUnusable(
             pool.name, f"is of type {pool.type!r}, whose sizes are not known ({known})", "Give sizing=."
         )
-    known_variables = set(pool.base_job_template.get("variables", {}).get("properties", {}))
+    properties = pool.base_job_template.get("variables", {}).get("properties", {})
+    known_variables = set(properties)
     for name in given:
         if name not in known_variables:
             raise WorkPoolUnusable(pool.name, f"has no job variable {name!r}", _fix(pool, name))
@@ -180,30 +192,56 @@ def checked(pool: WorkPool, sizing: Sizing | None, sizes: Sequence[Size], given:
     needed |= {rule.name for rule in rules if any(getattr(size, rule.of) for size in sizes)}
     for name in sorted(needed - known_variables):
         raise WorkPoolUnusable(pool.name, f"has no job variable {name!r}, by which jobs are sized", _fix(pool, name))
-    if pool.type != "process" and any(size.gpu for size in sizes) and not any(rule.of == "gpu" for rule in rules):
+    found = replace(chosen, rules=rules, properties=properties)
+    with_gpu = [size for size in sizes if size.gpu] if pool.type != "process" else []
+    if with_gpu and not chosen.gpus and not any(rule.of == "gpu" for rule in rules):
         raise WorkPoolUnusable(pool.name, "has no rule for GPUs", "Give sizing= with one, or sizes without.")
-    return replace(chosen, rules=rules)
+    if with_gpu and chosen.gpus and not any(resource.variable in known_variables for resource in chosen.gpus):
+        raise WorkPoolUnusable(
+            pool.name, f"has no job variable {GPU_VARIABLE!r}, by which jobs are sized", _fix(pool, GPU_VARIABLE)
+        )
+    for size in with_gpu:
+        try:
+            job_variables(found, size)
+        except InvalidValue as error:
+            if error.field != "size.gpu":
+                continue  # jobs that are too large in other ways are refused when they are asked for
+            raise WorkPoolUnusable(pool.name, f"cannot give {size}: {error}", _sharing(pool)) from None
+    return found
 
 
-def extended(pool: WorkPool, *, gpu_resource: str = "nvidia.com/gpu") -> dict[str, Any]:
+def extended(pool: WorkPool, *, gpu_resource: str = "nvidia.com/gpu", turns: int = 0) -> dict[str, Any]:
     """The base job template of a pool with what sizes with a GPU need; the pool itself is left as it is.
 
-    On Kubernetes a variable ``gpu_limit`` that becomes a limit of ``gpu_resource`` (another name for shared or virtual
-    GPUs: ``nvidia.com/gpu.shared``, ``nvidia.com/mig-1g.5gb``); on Docker ``container_create_kwargs``, for device
-    requests and CPUs; on ECS ``gpu_count``, a resource requirement of the container.
+    On Kubernetes variables that become limits of ``gpu_resource``: ``gpu_limit`` of whole devices, and for shares
+    those of vGPU plugins (``tencent.com/vcuda-core``, and its memory), of partitions (``nvidia.com/mig-1g.10gb``) or of
+    turns (``nvidia.com/gpu.shared``); a resource by another name is taken to be whole devices. On Docker
+    ``container_create_kwargs``, for device requests and CPUs; on ECS ``gpu_count``, a resource requirement of the
+    container.
+
+    Args:
+        pool: The pool.
+        gpu_resource: On Kubernetes, the resource.
+        turns: Of ``nvidia.com/gpu.shared``, how many its plugin makes of a device (``replicas`` of its settings).
 
     Raises:
         WorkPoolUnusable: A type of pool whose jobs take no GPU by their template.
+        InvalidValue: ``nvidia.com/gpu.shared`` without its number of turns.
     """
     template = copy.deepcopy(pool.base_job_template)
     properties = template.setdefault("variables", {}).setdefault("properties", {})
     job = template.setdefault("job_configuration", {})
     match pool.type:
         case "kubernetes":
-            properties[GPU_VARIABLE] = _variable("GPU Limit", "integer", f"How many {gpu_resource} the job has.")
             container = job["job_manifest"]["spec"]["template"]["spec"]["containers"][0]
             limits = container.setdefault("resources", {}).setdefault("limits", {})
-            limits[gpu_resource] = "{{ %s }}" % GPU_VARIABLE  # noqa: UP031 (braces)
+            found = _resource(gpu_resource)
+            for name, resource in found.names.items():
+                title = name.replace("_", " ").title().replace("Gpu", "GPU")
+                properties[name] = _variable(title, "integer", f"How many {resource} the job has.")
+                limits[resource] = "{{ %s }}" % name  # noqa: UP031 (braces)
+            if found.turns:
+                properties[found.variable][TURNS] = whole(turns, "turns")
         case "docker":
             words = "Arguments of the container's creation, such as nano_cpus and device_requests."
             properties.setdefault("container_create_kwargs", _variable("Container Create Kwargs", "object", words))
@@ -217,6 +255,24 @@ def extended(pool: WorkPool, *, gpu_resource: str = "nvidia.com/gpu") -> dict[st
                 pool.name, f"is of type {pool.type!r}, which is not extended for GPUs", "Name another."
             )
     return template
+
+
+def _resource(name: str) -> GpuResource:
+    """A resource of the sizing data; one that isn't there counts whole devices."""
+    sizing = Sizing.of_type("kubernetes")
+    assert sizing is not None
+    known = {resource.resource: resource for resource in sizing.gpus}
+    return known.get(name, GpuResource(name, GPU_VARIABLE, 1))
+
+
+def _sharing(pool: WorkPool) -> str:
+    """What to do where a pool gives no such share."""
+    if pool.type != "kubernetes":
+        return "Ask for whole GPUs, or for shares on worker processes of a machine with GPUs, or on Ray."
+    return (
+        "Where the cluster has a plugin for shares, extend the template: prefect-slo pools extend "
+        f"{pool.name} --gpu-resource nvidia.com/mig-1g.10gb (or tencent.com/vcuda-core, or nvidia.com/gpu.shared)."
+    )
 
 
 def _fix(pool: WorkPool, name: str) -> str:

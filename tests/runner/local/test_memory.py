@@ -66,7 +66,7 @@ def test_a_process_that_is_gone_holds_nothing():
 
 
 def test_the_watch_tells_of_excess_and_rests_when_nothing_is_busy():
-    told, looked = threading.Event(), []
+    told, looked, before = threading.Event(), [], set(threading.enumerate())
     workers = [(7, os.getpid(), 1.0, None)]
 
     def exceeded(token, used_mb):
@@ -83,4 +83,4 @@ def test_the_watch_tells_of_excess_and_rests_when_nothing_is_busy():
         assert used_mb > 1
     finally:
         watch.close()
-    assert not any(thread.name == "prefect-slo-memory" for thread in threading.enumerate())
+    assert not any(thread.name == "prefect-slo-memory" for thread in set(threading.enumerate()) - before)

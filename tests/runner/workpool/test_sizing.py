@@ -82,7 +82,7 @@ def test_each_type_of_pool_is_told_in_its_own_units(kind, variables):
     ],
 )
 def test_gpus_are_asked_for(kind, more, variables):
-    told = of(kind, Size(2, 4096, gpu=0.5), *more)
+    told = of(kind, Size(2, 4096, gpu=1), *more)
     assert {name: told[name] for name in variables} == variables
 
 
@@ -141,6 +141,99 @@ def test_a_template_is_extended_and_then_takes_gpus():
         assert "gpu" not in str(found.base_job_template), "the pool itself is left as it is"
     container = extended(pool("kubernetes"), gpu_resource="nvidia.com/mig-1g.5gb")["job_configuration"]["job_manifest"]
     limits = container["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]
-    assert limits == {"nvidia.com/mig-1g.5gb": "{{ gpu_limit }}"}
+    assert limits == {"nvidia.com/mig-1g.5gb": "{{ mig_1g_5gb_limit }}"}
     with pytest.raises(WorkPoolUnusable, match="not extended"):
         extended(pool("process"))
+
+
+# ---- shares of a GPU ------------------------------------------------------------------------------------------------
+
+TURNS = {"nvidia.com/gpu.shared": {"turns": 4}}
+
+
+def sharing(*resources: str) -> PrefectPool:
+    """A Kubernetes pool whose template was extended for each of these."""
+    found = pool("kubernetes")
+    for resource in resources:
+        template = extended(found, gpu_resource=resource, **TURNS.get(resource, {}))
+        found = found.model_copy(update={"base_job_template": template})
+    return found
+
+
+def shares(size: Size, *resources: str) -> dict[str, Any]:
+    found = sharing(*resources)
+    told = job_variables(checked(found, None, (size,), {}), size)
+    return {name: value for name, value in told.items() if "cpu" not in name and not name.startswith("memory")}
+
+
+def test_a_vgpu_plugin_takes_hundredths_of_cores_and_memory_in_its_units():
+    told = shares(Size(1, 1024, 0.25, gpu_memory_mb=4000), "tencent.com/vcuda-core")
+    assert told == {"vcuda_core_limit": 25, "vcuda_memory_limit": 16}
+    assert shares(Size(1, 1024, 2), "tencent.com/vcuda-core") == {"vcuda_core_limit": 200}
+    limits = sharing("tencent.com/vcuda-core").base_job_template["job_configuration"]["job_manifest"]
+    assert limits["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"] == {
+        "tencent.com/vcuda-core": "{{ vcuda_core_limit }}",
+        "tencent.com/vcuda-memory": "{{ vcuda_memory_limit }}",
+    }
+
+
+@pytest.mark.parametrize(
+    ("gpu", "memory_mb", "partition"),
+    [
+        (0.1, 0, "mig_1g_5gb_limit"),
+        (0.1, 6_000, "mig_1g_10gb_limit"),
+        (0.2, 0, "mig_3g_20gb_limit"),
+        (0.4, 20_000, None),
+        (0.5, 0, None),
+    ],
+)
+def test_a_size_gets_the_smallest_partition_that_holds_it(gpu, memory_mb, partition):
+    resources = [f"nvidia.com/mig-{profile}" for profile in ("3g.20gb", "1g.10gb", "1g.5gb")]
+    size = Size(1, 1024, gpu, gpu_memory_mb=memory_mb)
+    if partition is not None:
+        assert shares(size, *resources) == {partition: 1}
+        return
+    with pytest.raises(WorkPoolUnusable, match=r"mig-3g\.20gb \(at most 0\.43 of a GPU and 19,073 MB\)"):
+        shares(size, *resources)
+
+
+def test_one_turn_is_all_that_time_slicing_gives():
+    assert shares(Size(1, 1024, 0.25), "nvidia.com/gpu.shared") == {"gpu_shared_limit": 1}
+    for size in (Size(1, 1024, 0.5), Size(1, 1024, 0.25, gpu_memory_mb=1000)):
+        with pytest.raises(WorkPoolUnusable, match="at most 1/4 of a GPU, and no say in memory"):
+            shares(size, "nvidia.com/gpu.shared")
+    with pytest.raises(InvalidValue, match="turns"):
+        extended(pool("kubernetes"), gpu_resource="nvidia.com/gpu.shared")
+
+
+def test_whole_devices_and_shares_live_side_by_side():
+    both = ("nvidia.com/gpu", "nvidia.com/mig-1g.10gb")
+    assert shares(Size(1, 1024, 2), *both) == {"gpu_limit": 2}
+    assert shares(Size(1, 1024, 0.1), *both) == {"mig_1g_10gb_limit": 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "then"),
+    [
+        ("kubernetes", ("gpu_limit",), "pools extend pool --gpu-resource nvidia.com/mig"),
+        ("docker", ("container_create_kwargs",), "whole GPUs"),
+        ("ecs", ("gpu_count",), "on Ray"),
+        ("azure-container-instance", (), "worker processes of a machine with GPUs"),
+        ("vertex-ai", (), "whole GPUs"),
+    ],
+)
+def test_a_share_that_a_pool_cannot_give_is_refused_and_not_rounded_up(kind, more, then):
+    with pytest.raises(WorkPoolUnusable, match=then):
+        of(kind, Size(1, 1024, gpu=0.5), *more)
+
+
+def test_a_vgpu_needs_its_memory_to_be_said():
+    with pytest.raises(WorkPoolUnusable, match="shares with gpu_memory_mb, in steps of 256 MB"):
+        shares(Size(1, 1024, 0.25), "tencent.com/vcuda-core")
+
+
+@given(hundredths=st.integers(1, 99), memory_mb=st.integers(1, 80_000))
+def test_no_vgpu_is_smaller_than_its_share(hundredths, memory_mb):
+    told = shares(Size(1, 1024, hundredths / 100, gpu_memory_mb=memory_mb), "tencent.com/vcuda-core")
+    assert told["vcuda_core_limit"] == hundredths
+    assert 0 <= 256 * told["vcuda_memory_limit"] - memory_mb < 256

@@ -1,0 +1,143 @@
+"""What a deployment is told of a plan: which one its runs follow, and how large the flow's own process is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentUpdate
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.exceptions import ObjectNotFound
+
+from prefect_slo.blocks import PlanBlock, SLOProfile
+from prefect_slo.errors import InvalidPlan, InvalidValue
+from prefect_slo.loop.pinning import VARIABLE
+from prefect_slo.loop.planning import plan_digest
+from prefect_slo.plan import Plan
+from prefect_slo.planner.capacity import Antichains, max_weight_antichain
+from prefect_slo.resources import Capacity, Size
+from prefect_slo.runner.pools import LOCAL, THREAD
+from prefect_slo.runner.workpool.sizing import checked, job_variables
+from prefect_slo.telemetry.store import slug
+from prefect_slo.workflow import Workflow
+
+OWN = Size(1, 1024)
+"""What the flow's own process takes beside its workers: Prefect's engine, the runner, what the flow itself holds."""
+
+
+@dataclass(frozen=True)
+class Pinning:
+    """What a deployment is told.
+
+    Attributes:
+        deployment: Its name, ``flow/deployment``.
+        block: Name of the ``slo-plan`` block that holds the plan.
+        plan: The plan.
+        size: Of the flow's own process.
+        job_variables: Those of the deployment, with what is told.
+    """
+
+    deployment: str
+    block: str
+    plan: Plan
+    size: Size
+    job_variables: Mapping[str, Any]
+
+
+def pin(deployment: str, plan: Plan | None = None, *, apply: bool = True) -> Pinning:
+    """Have a deployment's runs follow a plan in jobs that hold what it takes of the flow's own machine.
+
+    Args:
+        deployment: Its name, ``flow/deployment``.
+        plan: The plan; by default the one in force.
+        apply: Whether the plan is stored and the deployment changed, or only told how.
+
+    Raises:
+        InvalidValue: There is no such deployment, or it has no work pool.
+        InvalidPlan: The flow has no plan in force.
+        WorkPoolUnusable: The pool of the deployment can't be told the size.
+    """
+    flow_name = deployment.partition("/")[0]
+    profile = SLOProfile.of_flow(flow_name)
+    plan = plan or (profile.plan_in_force() if profile is not None else None)
+    if plan is None:
+        raise InvalidPlan("plan", None, f"a plan file, or a plan in force of {flow_name!r}: profile it first")
+    plan = replace(plan, workflow=flow_name)
+    size = own_size(plan, profile.workflow() if profile is not None else None)
+    name = f"{slug(flow_name)}-{plan_digest(plan)[:8]}"
+    with get_client(sync_client=True) as client:
+        found = _deployment(client, deployment)
+        pool = client.read_work_pool(str(found.work_pool_name))
+        given = dict(found.job_variables or {})
+        given["env"] = {**(given.get("env") or {}), VARIABLE: name}
+        sized = job_variables(checked(pool, None, [size], {"env": given["env"]}), size)
+        told = Pinning(deployment, name, plan, size, {**given, **sized})
+        if apply:
+            PlanBlock(document=plan.to_document()).save(name, overwrite=True, _sync=True)  # type: ignore[call-arg]
+            client.update_deployment(found.id, DeploymentUpdate(job_variables=dict(told.job_variables)))
+    return told
+
+
+def unpin(deployment: str) -> bool:
+    """Leave a deployment's runs to the plan in force; its size stays. Whether it was pinned.
+
+    Raises:
+        InvalidValue: There is no such deployment, or it has no work pool.
+    """
+    with get_client(sync_client=True) as client:
+        found = _deployment(client, deployment)
+        given = dict(found.job_variables or {})
+        env = dict(given.get("env") or {})
+        if VARIABLE not in env:
+            return False
+        del env[VARIABLE]
+        client.update_deployment(found.id, DeploymentUpdate(job_variables={**given, "env": env}))
+    return True
+
+
+def own_size(plan: Plan, workflow: Workflow | None = None) -> Size:
+    """What the flow's own process and its workers hold at most: those of stages that can run at the same time.
+
+    Stages on other pools hold nothing here. Threads share one interpreter: a stage of them counts for one vCPU, and
+    for the memory of one worker.
+
+    Args:
+        plan: The plan.
+        workflow: The graph; without it every stage may run beside every other.
+    """
+    held = {name: _held(plan, name) for name in plan.stages}
+    vcpus, memory_mb = (_peak({name: h[i] for name, h in held.items()}, plan, workflow) for i in (0, 1))
+    return Size(OWN.vcpus + vcpus, OWN.memory_mb + int(memory_mb))
+
+
+def _held(plan: Plan, name: str) -> tuple[float, float]:
+    stage = plan[name]
+    if stage.pool not in LOCAL:
+        return 0.0, 0.0
+    workers = 1 if LOCAL[stage.pool] == THREAD or stage.size.hardware == THREAD else stage.workers
+    return workers * stage.size.vcpus, float(workers * stage.size.memory_mb)
+
+
+def _peak(held: Mapping[str, float], plan: Plan, workflow: Workflow | None) -> float:
+    """The heaviest set of stages that can run at once."""
+    if workflow is None or set(workflow.order) != set(held):
+        return sum(held.values())
+    limited = replace(workflow, capacity=Capacity(workers=1))  # any limit: only the order of stages is asked for
+    order = Antichains.of(limited, [[plan[name].option] for name in workflow.order]).order
+    weights = [held[name] for name in workflow.order]
+    return sum(weights[i] for i in max_weight_antichain(weights, order))
+
+
+def _deployment(client: SyncPrefectClient, name: str) -> DeploymentResponse:
+    try:
+        found = client.read_deployment_by_name(name)
+    except (ObjectNotFound, ValueError):
+        raise InvalidValue("deployment", name, "flow/deployment, as 'prefect deployment ls' shows it") from None
+    if found.work_pool_name is None:
+        hint = (
+            f"one in a work pool; flows that are served take {VARIABLE} from the environment of the process that serves"
+        )
+        raise InvalidValue("deployment", name, hint)
+    return found

@@ -1,0 +1,138 @@
+"""A guard over re-plans: an unusually different plan is proposed instead of adopted, for somebody to approve.
+
+A plan that is better by too little doesn't replace the one in force (``min_change``), and one that changes a run's
+latency, cost or reserved vCPUs by too much (``max_change``) doesn't either: it waits in the flow's profile, shown as
+the artifact ``slo-proposal-<flow>``, until it is approved or another plan comes into force. A flow can be rolled back
+to the plan before the one in force; choices that somebody rolled back from are never taken again unasked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Self
+
+from prefect_slo.blocks import SLOProfile, plan_from_history, put_in_force
+from prefect_slo.errors import InvalidPlan, NothingProposed
+from prefect_slo.loop import policy
+from prefect_slo.loop.knowledge import forget
+from prefect_slo.loop.planning import plan_digest
+from prefect_slo.plan import Plan
+from prefect_slo.settings import SLOSettings
+from prefect_slo.units import fraction, positive
+
+
+@dataclass(frozen=True)
+class Guard:
+    """How different a plan may be that replaces another.
+
+    Attributes:
+        min_change: Share by which it has to be better.
+        max_change: Share by which it may change latency, cost or vCPUs; 0.5 lets a run be half longer, or take two
+            thirds of the time.
+    """
+
+    min_change: float = policy.MARGIN
+    max_change: float = math.inf
+
+    def __post_init__(self) -> None:
+        if self.min_change != 0:
+            fraction(self.min_change, "min_change")
+        if math.isfinite(self.max_change):
+            positive(self.max_change, "max_change")
+
+    @classmethod
+    def of(cls, min_change: float | None = None, max_change: float | None = None) -> Self:
+        """A guard; what isn't given is as the settings say.
+
+        Raises:
+            InvalidValue: A share that can't be.
+        """
+        settings = SLOSettings()
+        most = settings.max_change if max_change is None else max_change
+        return cls(settings.min_change if min_change is None else min_change, math.inf if most is None else most)
+
+    def objection(self, before: Plan, after: Plan, declined: Collection[str] = ()) -> str:
+        """Why a plan is not adopted in place of another, in words; empty where it is.
+
+        Args:
+            before: The plan in force.
+            after: The other one.
+            declined: Names of choices that somebody rolled back from.
+        """
+        if plan_digest(after) in declined:
+            return "somebody rolled back from it"
+        found, what = change(before, after)
+        if found > self.max_change:
+            return f"it changes {what} by {found:.0%}, more than {self.max_change:.0%}"
+        return ""
+
+
+def change(before: Plan, after: Plan) -> tuple[float, str]:
+    """The largest relative change from one plan to another, and of what: latency, cost or reserved vCPUs.
+
+    With ``a`` and ``b`` the two values, a change is ``max(a / b, b / a) − 1``, the same in both directions.
+    """
+    pairs = {"vCPUs": (_vcpus(before), _vcpus(after))}
+    if before.predicted is not None and after.predicted is not None:
+        old, new = before.predicted, after.predicted
+        pairs["latency"] = (old.latency_at_percentile_s, new.latency_at_percentile_s)
+        pairs["cost"] = (old.cost_usd.mean, new.cost_usd.mean)
+    changes = [(max(a / b, b / a) - 1.0, what) for what, (a, b) in pairs.items() if a > 0 and b > 0]
+    return max(changes, default=(0.0, "nothing"))
+
+
+def approve(flow_name: str, *, timeout_s: float | None = None) -> Plan:
+    """Put the proposed plan in force, and return it.
+
+    Raises:
+        NothingProposed: No plan waits for approval.
+        TimeoutError: Another writer took too long.
+        httpx.HTTPError: The API cannot be reached.
+    """
+    profile = SLOProfile.of_flow(flow_name)
+    if profile is None or profile.proposal is None:
+        raise NothingProposed(flow_name, "no plan waits for approval", "Run refit or replan first.")
+    plan = Plan.from_document(profile.proposal["plan"])
+    reason = f"approved: {profile.proposal['reason']}"
+    put_in_force(flow_name, plan, reason, timeout_s=_patience_s(timeout_s), accept=[plan_digest(plan)])
+    forget(flow_name)
+    return plan
+
+
+def roll_back(flow_name: str, *, timeout_s: float | None = None) -> Plan:
+    """Put the plan back in force that was before the one that is, and return it.
+
+    Raises:
+        NothingProposed: There was no other plan before, or it is gone.
+        TimeoutError: Another writer took too long.
+        httpx.HTTPError: The API cannot be reached.
+    """
+    profile = SLOProfile.of_flow(flow_name)
+    current = profile.plan_in_force() if profile is not None else None
+    for entry in reversed(profile.plan_history[:-1] if profile is not None else ()):
+        try:
+            plan = plan_from_history(entry)
+        except InvalidPlan:
+            continue
+        if plan is None or (current is not None and plan_digest(plan) == plan_digest(current)):
+            continue
+        declined = [plan_digest(current)] if current is not None else []
+        why = f"rolled back by hand to the plan of revision {entry['revision']}"
+        put_in_force(
+            flow_name, plan, why, timeout_s=_patience_s(timeout_s), decline=declined, accept=[plan_digest(plan)]
+        )
+        forget(flow_name)
+        return plan
+    raise NothingProposed(
+        flow_name, "no other plan was in force before", "Only a plan that was in force can come back."
+    )
+
+
+def _patience_s(timeout_s: float | None) -> float:
+    return SLOSettings().fold_timeout_s if timeout_s is None else timeout_s
+
+
+def _vcpus(plan: Plan) -> float:
+    return sum(stage.workers * stage.size.vcpus for stage in plan.stages.values())

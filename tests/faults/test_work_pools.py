@@ -1,0 +1,132 @@
+"""Work pools whose API, worker or pilots go away in the middle: recovery or a typed error, and nothing left running."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import flow, task
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.exceptions import ObjectAlreadyExists
+
+from prefect_slo import SLOTaskRunner, WorkPool, slo_task
+from prefect_slo.errors import WorkerLost
+from prefect_slo.resources import Size
+from prefect_slo.runner.work_pools import shut_offices
+
+POOL = "faults"
+
+
+@pytest.fixture
+def worker_by(prefect_server: str) -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
+    """Starts the pool's worker on some address of the API; ended with the test."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(address: str) -> subprocess.Popen[bytes]:
+        with get_client(sync_client=True) as client, contextlib.suppress(ObjectAlreadyExists):
+            client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
+        told = {
+            "PREFECT_API_URL": address,
+            "PREFECT_WORKER_QUERY_SECONDS": "0.5",
+            "PREFECT_WORKER_HEARTBEAT_SECONDS": "2",
+            "PREFECT_LOGGING_LEVEL": "ERROR",
+            "PREFECT_LOGGING_TO_API_ENABLED": "false",
+        }
+        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL]
+        started.append(
+            subprocess.Popen(
+                command,
+                env=os.environ | told,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
+        )
+        return started[-1]
+
+    yield start
+    shut_offices()
+    for worker in started:
+        worker.send_signal(signal.SIGINT)
+    for worker in started:
+        worker.wait(60)
+
+
+def pool(folder: Path, **terms: Any) -> WorkPool:
+    return WorkPool(POOL, (Size(0.5, 512),), folder, concurrency=1, **{"idle_s": 600.0, **terms})
+
+
+@slo_task(pool=POOL)
+@task
+def nap(x: int) -> int:
+    time.sleep(0.3)
+    return x
+
+
+@slo_task(pool=POOL, isolation="process")
+@task
+def insist(x: int) -> int:
+    return x
+
+
+@flow
+def insists(n: int) -> list[int]:
+    return insist.map(range(n)).result()
+
+
+@flow
+def naps(n: int) -> list[int]:
+    return nap.map(range(n)).result()
+
+
+def test_an_outage_of_the_api_in_the_middle_loses_no_result_and_leaves_no_task_run_open(
+    wire: Any, worker_by: Any, recorded: Any, run_isolated: Any, tmp_path: Path
+) -> None:
+    worker_by(f"http://127.0.0.1:{wire.port}/api")
+    runner = SLOTaskRunner(pools=[pool(tmp_path)], record="full")
+    assert run_isolated(naps, 1, runner=runner).is_completed()  # the pilot is warm: the outage comes while items run
+    threading.Timer(0.5, wire.break_off).start()
+    threading.Timer(3.0, wire.mend).start()
+    state = run_isolated(naps, 10, runner=runner)
+    assert wire.severed > 0
+    assert state.result() == list(range(10))
+    assert recorded(state.state_details.flow_run_id, 10) == Counter({("nap", "Completed"): 10})
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_takes_no_pilot_with_it_that_runs(
+    prefect_server: str, worker_by: Any, recorded: Any, run_isolated: Any, tmp_path: Path
+) -> None:
+    worker = worker_by(prefect_server)
+    runner = SLOTaskRunner(pools=[pool(tmp_path)], record="full")
+    assert run_isolated(naps, 1, runner=runner).is_completed()
+    worker.kill()
+    worker.wait()
+    state = run_isolated(naps, 4, runner=runner)
+    assert state.result() == [0, 1, 2, 3]
+    assert recorded(state.state_details.flow_run_id, 4) == Counter({("nap", "Completed"): 4})
+
+
+def test_a_job_that_nobody_starts_any_more_is_a_typed_error_that_says_so(
+    prefect_server: str, recorded: Any, run_isolated: Any, tmp_path: Path
+) -> None:
+    with get_client(sync_client=True) as client, contextlib.suppress(ObjectAlreadyExists):
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
+    runner = SLOTaskRunner(pools=[pool(tmp_path, patience_s=0.1, give_up_s=1.0)], record="full")
+    state = run_isolated(insists, 2, runner=runner)
+    shut_offices()
+    with pytest.raises(WorkerLost, match="no worker started"):
+        state.result()
+    found = recorded(state.state_details.flow_run_id, 2)
+    assert set(found) == {("insist", "Crashed")}

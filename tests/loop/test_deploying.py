@@ -1,0 +1,111 @@
+"""Deployments that are pinned to a plan, and the size of the flow's own process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+
+from prefect_slo.blocks import PlanBlock
+from prefect_slo.cli import main
+from prefect_slo.errors import InvalidPlan, InvalidValue
+from prefect_slo.loop.deploying import OWN, own_size, pin, unpin
+from prefect_slo.loop.pinning import VARIABLE
+from prefect_slo.plan import Plan, StagePlan
+from prefect_slo.resources import Menu, Size
+from prefect_slo.workflow import Edge, Stage, Workflow
+
+STAGES = {
+    "read": StagePlan(4, Size(1, 512)),
+    "left": StagePlan(2, Size(2, 1024)),
+    "right": StagePlan(3, Size(1, 2048)),
+    "wait": StagePlan(8, Size(1, 128, hardware="thread"), "thread"),
+    "render": StagePlan(16, Size(8, 8192, hardware="gpu"), "gpu"),
+}
+PLAN = Plan("told", None, STAGES)
+MENU = Menu(workers=(1,), sizes=(Size(1, 512),))
+TEMPLATE = {
+    "job_configuration": {"env": "{{ env }}"},
+    "variables": {
+        "properties": {
+            name: {"title": name}
+            for name in ("env", "image", "cpu_request", "cpu_limit", "memory_request", "memory_limit")
+        }
+    },
+}
+
+
+@flow(name="told")
+def told() -> None: ...
+
+
+@pytest.fixture
+def deployed(prefect_server: str) -> str:
+    with get_client(sync_client=True) as client:
+        for name, kind in (("told-process", "process"), ("told-kubernetes", "kubernetes")):
+            if name not in {found.name for found in client.read_work_pools()}:
+                template = TEMPLATE if kind == "kubernetes" else {}
+                client.create_work_pool(WorkPoolCreate(name=name, type=kind, base_job_template=template))
+        given = {"env": {"OURS": "1"}, "image": "ours:1"}
+        flow_id = client.create_flow(told)
+        client.create_deployment(flow_id, "sized", work_pool_name="told-kubernetes", job_variables=given)
+        client.create_deployment(flow_id, "served")
+    return "told/sized"
+
+
+def variables(name: str) -> dict[str, Any]:
+    with get_client(sync_client=True) as client:
+        return dict(client.read_deployment_by_name(name).job_variables or {})
+
+
+def test_the_own_process_holds_the_stages_that_can_run_at_once() -> None:
+    stages = (
+        Stage("read", (), MENU),
+        Stage("left", (Edge("read"),), MENU),
+        Stage("right", (Edge("read"),), MENU),
+        Stage("wait", (Edge("left"), Edge("right")), MENU),
+        Stage("render", (Edge("wait"),), MENU),
+    )
+    size = own_size(PLAN, Workflow("told", stages))
+    assert size == Size(OWN.vcpus + 4 + 3, OWN.memory_mb + 2 * 1024 + 3 * 2048), "left beside right; read is over"
+    assert own_size(PLAN) == Size(OWN.vcpus + 4 + 4 + 3 + 1, OWN.memory_mb + 2048 + 2048 + 6144 + 128)
+
+
+def test_a_pin_stores_the_plan_and_sizes_the_job_and_keeps_what_was_there(deployed: str) -> None:
+    shown = pin(deployed, PLAN, apply=False)
+    assert variables(deployed) == {"env": {"OURS": "1"}, "image": "ours:1"}
+    pinned = pin(deployed, PLAN)
+    assert pinned == shown
+    found = variables(deployed)
+    assert found["image"] == "ours:1"
+    assert found["env"] == {"OURS": "1", VARIABLE: pinned.block}
+    assert "cpu_request" in found
+    assert PlanBlock.load(pinned.block).plan == PLAN
+    assert pin(deployed, PLAN) == pinned, "once more changes nothing"
+    assert unpin(deployed)
+    assert not unpin(deployed)
+    assert variables(deployed)["env"] == {"OURS": "1"}
+
+
+def test_what_cannot_be_pinned_is_refused_with_what_to_do(deployed: str) -> None:
+    with pytest.raises(InvalidValue, match="prefect deployment ls"):
+        pin("told/missing", PLAN)
+    with pytest.raises(InvalidValue, match=VARIABLE):
+        pin("told/served", PLAN)
+    with pytest.raises(InvalidPlan, match="profile it first"):
+        pin(deployed)
+
+
+def test_the_command_line_pins(deployed: str, tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(PLAN.to_json())
+    assert main(["pin", deployed, "--plan", str(path), "--dry-run"]) == 0
+    assert '"applied": false' in capsys.readouterr().out
+    assert main(["pin", deployed, "--plan", str(path)]) == 0
+    assert VARIABLE in variables(deployed)["env"]
+    assert main(["unpin", deployed]) == 0
+    assert main(["approve", "told"]) == 1
+    assert "no plan waits" in capsys.readouterr().err

@@ -1,0 +1,141 @@
+"""Shares of this machine's GPUs on menus and in plans, and what it costs to have none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from prefect_slo.declaration import Declaration
+from prefect_slo.errors import InvalidValue
+from prefect_slo.loop import gpus, menus
+from prefect_slo.loop.knowledge import Fitted, Knowledge
+from prefect_slo.loop.menus import MenuSettings, stage_menu, with_menus
+from prefect_slo.loop.planning import decide, fits, ladders, replan
+from prefect_slo.loop.sweep import design, fallback_options
+from prefect_slo.models import WorkflowModel
+from prefect_slo.objective import Latency, Slo
+from prefect_slo.observation import StageRun, StageRuns
+from prefect_slo.placement import Device, Interference
+from prefect_slo.resources import Capacity, Menu, Pool, Size
+from prefect_slo.runner.pools import PROCESS
+from prefect_slo.workflow import Stage, Workflow
+
+DEVICE = Device("GPU-a", 16_384)
+CPU, HALF, WHOLE = Size(1, 1024), Size(1, 1024, 0.5, "gpu"), Size(1, 1024, 1, "gpu")
+NEUTRAL = Interference()
+SLO = Slo(Latency(60.0, 0.95, 0.9))
+
+
+def workflow(devices: tuple[Device, ...] | None, slowdown: Interference = NEUTRAL) -> Workflow:
+    menu = Menu(workers=(1, 2), sizes=(CPU, HALF, WHOLE), pools=(Pool(PROCESS),))
+    stage = Stage("detect", menu=menu, fanout="given", items=8)
+    return Workflow("video", (stage,), capacity=Capacity(vcpus=4, gpu_devices=devices, gpu_slowdown=slowdown))
+
+
+def known(devices: tuple[Device, ...] | None, kinds: dict[str, float], slowdown: Interference = NEUTRAL) -> Knowledge:
+    """Of a stage whose one worker takes so long on each kind of hardware, and two half of it."""
+    rng = np.random.default_rng(3)
+    rows = [
+        StageRun(
+            f"{kind}-{workers}-{k}", "detect", workers, 1024, 1, seconds / workers * float(rng.lognormal(0, 0.02)),
+            overhead_s=0.01, items=8, hardware=kind,
+        )
+        for kind, seconds in kinds.items() for workers in (1, 2) for k in range(6)
+    ]  # fmt: skip
+    flow = workflow(devices, slowdown)
+    return Knowledge("video", flow, Fitted.of(WorkflowModel(flow).fit(StageRuns.of(rows))))
+
+
+def test_shares_are_on_a_menu_where_they_are_asked_for(monkeypatch):
+    monkeypatch.setattr(menus, "usable_vcpus", lambda: 1.0)
+    monkeypatch.setattr(menus, "usable_memory_mb", lambda: 4_000)
+    menu = stage_menu(MenuSettings(), Declaration(menu={"gpu": (0, 0.25, 1)}))
+    assert menu.sizes == (Size(1, 4000), Size(1, 4000, 0.25, "gpu"), Size(1, 4000, 1, "gpu"))
+    settings = MenuSettings.of({"gpu": 0.5, "gpu_memory_mb": "2GB"})
+    assert stage_menu(settings).sizes == (Size(1, 4000, 0.5, "gpu", 2048),)
+    assert all(not size.gpu for size in stage_menu(MenuSettings()).sizes)
+
+
+def test_a_share_can_be_pinned(monkeypatch):
+    monkeypatch.setattr(menus, "usable_vcpus", lambda: 2.0)
+    pinned = stage_menu(MenuSettings(), Declaration(pins={"gpu": 0.5, "gpu_memory_mb": 3000}))
+    assert [(s.gpu, s.gpu_memory_mb, s.hardware) for s in pinned.sizes] == [(0.5, 3000, "gpu")]
+    none = stage_menu(MenuSettings(), Declaration(menu={"gpu": (0, 1)}, pins={"gpu": 0}))
+    assert {size.gpu for size in none.sizes} == {0.0}
+
+
+@pytest.mark.parametrize("gpu", [-1, 1.5, "half"])
+def test_a_share_that_cannot_be_is_refused(gpu):
+    with pytest.raises(InvalidValue):
+        Declaration(menu={"gpu": gpu})
+
+
+def test_devices_are_looked_for_only_where_a_menu_has_a_share(monkeypatch):
+    asked = []
+    monkeypatch.setattr(menus, "usable_gpus", lambda: asked.append(1) or (DEVICE,))
+    plain = with_menus(Workflow("w", (Stage("a"),)), MenuSettings(), {})
+    assert plain.capacity.gpu_devices is None
+    assert not asked
+    sharing = with_menus(Workflow("w", (Stage("a"),)), MenuSettings(gpu=(0.5,)), {})
+    assert sharing.capacity.gpu_devices == (DEVICE,)
+
+
+def test_the_plan_takes_a_gpu_that_is_here_and_that_pays():
+    plan, _ = replan(known((DEVICE,), {"cpu": 16.0, "gpu": 2.0, "gpu:0.5": 3.0}), Slo(Latency(4.0, 0.95, 0.9)), seed=0)
+    assert gpus.here(plan) == ("detect",)
+
+
+def test_without_one_the_plan_is_the_cpus_and_says_what_that_costs():
+    lacking = known((), {"cpu": 16.0, "gpu": 2.0})
+    decision = decide(
+        lacking, Slo(Latency(4.0, 0.95, 0.9)), mode="enforce", seed=0, explore=0, rng=np.random.default_rng(0)
+    )
+    assert gpus.here(decision.followed) == ()
+    assert "GPU wanted for 'detect', and none is here: it runs on the CPU, predicted" in decision.note
+    assert "s, " in decision.note
+    assert "$" in decision.note
+
+
+def test_nothing_is_said_where_a_gpu_would_not_pay_or_none_was_measured():
+    for kinds in ({"cpu": 1.0, "gpu": 40.0}, {"cpu": 16.0}):
+        lacking = known((), kinds)
+        decision = decide(lacking, SLO, mode="enforce", seed=0, explore=0, rng=np.random.default_rng(0))
+        assert "GPU wanted" not in decision.note
+
+
+def test_a_plan_in_force_that_needs_a_gpu_does_not_fit_a_machine_without():
+    rich = known((DEVICE,), {"cpu": 16.0, "gpu": 2.0, "gpu:0.5": 3.0})
+    slo = Slo(Latency(4.0, 0.95, 0.9))
+    plan, _ = replan(rich, slo, seed=0)
+    assert fits(plan, workflow((DEVICE,)), slo)
+    assert not fits(plan, workflow(()), slo)
+    assert not fits(plan, workflow((replace(DEVICE, cores=0.25),)), slo)
+
+
+def test_a_share_that_was_not_measured_is_predicted_from_one_that_was():
+    kinds = {"cpu": 16.0, "gpu": 2.0}
+    neutral = known((DEVICE,), kinds).model
+    slowed = known((DEVICE,), kinds, Interference({2: 2.4})).model
+    whole = neutral.stage_time("detect", vcpus=1, hardware=WHOLE.kind).mean
+    assert neutral.stage_time("detect", vcpus=1, hardware=HALF.kind).mean == pytest.approx(whole)
+    assert slowed.stage_time("detect", vcpus=1, hardware=HALF.kind).mean == pytest.approx(2.4 * whole, rel=1e-3)
+    measured = known((DEVICE,), {**kinds, "gpu:0.5": 3.0}, Interference({2: 2.4})).model
+    assert measured.stage_time("detect", vcpus=1, hardware=HALF.kind).mean == pytest.approx(3.0, rel=0.1)
+
+
+def test_out_of_memory_a_stage_grows_on_the_hardware_that_it_is_on():
+    flow = workflow((DEVICE,))
+    larger = (*flow["detect"].menu.sizes, Size(1, 2048), Size(1, 2048, 0.5, "gpu"), Size(1, 4096, 1, "gpu"))
+    flow = replace(flow, stages=(replace(flow["detect"], menu=replace(flow["detect"].menu, sizes=larger)),))
+    plan, _ = replan(known((DEVICE,), {"cpu": 16.0, "gpu": 2.0, "gpu:0.5": 3.0}), SLO, seed=0)
+    half = plan.with_stage("detect", size=HALF)
+    assert ladders(half, flow)["detect"] == (Size(1, 2048, 0.5, "gpu"),)
+
+
+def test_a_sweep_leaves_out_what_has_no_place_here():
+    todo = design(workflow((DEVICE,)), None, repeats=1, seed=0).todo["detect"]
+    assert {(o.workers, o.size.gpu) for o in todo} == {(1, 0), (2, 0), (1, 0.5), (2, 0.5), (1, 1)}
+    assert {o.size.gpu for o in design(workflow(()), None, repeats=1, seed=0).todo["detect"]} == {0}
+    assert fallback_options(workflow(()), {})["detect"].size.gpu == 0

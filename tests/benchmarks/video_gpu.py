@@ -2,13 +2,12 @@
 
 ``python tests/benchmarks/video_gpu.py --out DIR [--video FILM] [--gpu cupy|numpy|none]``. Prefect is not needed.
 
-Every setting (a size and a batch) has one stage run a round: all frames, in calls of ``batch`` frames, on cores that
-the process is bound to; in each round the settings take turns in another order. On CPU cores, where a call of many
-frames takes as long as many calls of one, most batches are a single call, which is no stage run of the table. Seconds
-are wall time with frames in host memory before and boxes in host memory after, so copies to and from the device count.
-The first calls on the device are reported apart: the very first of this machine, and that of a second process, which
-finds the kernels compiled. ``DIR/stage_runs.csv`` is a stage-run table of the whole flow, ``DIR/summary.json`` the
-medians, the first calls and how far the boxes of the two variants agree. No round begins that would end after
+Every setting (a size and a batch) is one stage run a round: all its frames, in calls of ``batch`` frames, on cores that
+the process is bound to; in each round the settings take turns in another order. Seconds are wall time with frames
+in host memory before and boxes in host memory after, so copies to and from the device count. The first calls on the
+device are reported apart: the very first of this process, and that of a second process, which finds the kernels
+compiled. ``DIR/stage_runs.csv`` is a stage-run table of the whole flow, ``DIR/summary.json`` the medians, the first
+calls and how far the boxes of the two variants agree. No round begins that would end after
 ``--limit`` seconds.
 """
 
@@ -35,8 +34,7 @@ sys.path.insert(0, str(EXAMPLE))
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 THREADS = (1, 2, 4, 8)
-WHOLE = (1, 64)  # batches for which all frames are looked at on CPU cores too
-BEFORE = (1, 4)  # vCPUs of the stages before
+LEAST = 8  # frames of a stage run
 COLUMNS = ("run_id", "stage", "hardware", "workers", "vcpus", "gpu", "memory_mb", "items", "batch", "wall_s", "cold")
 MEMORY_MB = 4096
 ALL_CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
@@ -150,26 +148,22 @@ def agreement(frames: list[Any], xp: ModuleType) -> dict[str, Any]:
     }
 
 
-def other_stages(table: Table, film: str, rounds: int, items: int) -> None:
+def other_stages(table: Table, film: str, rounds: int, sizes: list[int]) -> None:
     """Stage runs of what comes before the detector: it needs no GPU."""
     from film import prepared, shots, still
 
     for round_ in range(rounds):
-        for vcpus in (cores for cores in BEFORE if cores <= len(ALL_CORES)):
+        for vcpus in sizes:
             bound(vcpus)
             run, setting = f"before-{vcpus}-{round_}", Setting("cpu", vcpus, 1)
             wall_s, found = timed(lambda: shots(film))
             table.add(run, "split", setting, 1, wall_s)
-            moments = spread(found[-1].stop, items)
-            wall_s, stills = timed(lambda moments=moments: [still(film, number) for number in moments])
-            table.add(run, "extract", setting, items, wall_s)
+            last = found[-1].stop
+            numbers = [last * i // 8 for i in range(8)]
+            wall_s, stills = timed(lambda numbers=numbers: [still(film, number) for number in numbers])
+            table.add(run, "extract", setting, len(numbers), wall_s)
             wall_s, _ = timed(lambda stills=stills: [prepared(frame) for frame in stills])
-            table.add(run, "preprocess", setting, items, wall_s)
-
-
-def spread(frames: int, items: int) -> list[int]:
-    """Numbers of so many frames, evenly over a film."""
-    return [frames * i // items for i in range(items)]
+            table.add(run, "preprocess", setting, len(stills), wall_s)
 
 
 def measure(options: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
@@ -189,23 +183,25 @@ def measure(options: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
 
     xp = arrays(options.gpu)
     n = shots(options.video)[-1].stop
-    frames = [prepared(still(options.video, number)) for number in spread(n, max(options.batches))]
+    frames = [prepared(still(options.video, n * i // max(options.batches))) for i in range(max(options.batches))]
     sizes = [threads for threads in THREADS if threads <= len(ALL_CORES)]
     table = Table()
-    other_stages(table, options.video, min(options.repeats, 4), len(frames))
+    other_stages(table, options.video, min(options.repeats, 5), sizes)
     agree = agreement(frames, xp) if xp is not None else {}
     print("agreement", agree, file=sys.stderr)
 
     settings = [Setting("cpu", threads, batch) for threads in sizes for batch in options.batches]
     settings += [Setting(options.hardware, 1, batch, gpu=1) for batch in options.batches if xp is not None]
 
-    def stage(setting: Setting, items: int) -> float:
+    def stage(setting: Setting) -> float:
         bound(setting.vcpus)
+        some = frames[: max(setting.batch, LEAST)]
         find = (lambda batch: on_arrays(batch, xp)) if setting.gpu else on_cores
-        return timed(lambda: [find(batch) for batch in chunks(frames[:items], setting.batch)])[0]
+        return timed(lambda: [find(batch) for batch in chunks(some, setting.batch)])[0]
 
-    for setting in settings:  # warm: threads, caches, memory of the device for every shape
-        stage(setting, setting.batch if setting.gpu else 1)
+    for setting in settings:  # warm: threads, caches and kernels of every shape
+        if setting.gpu or setting.batch <= LEAST:
+            stage(setting)
     rng = random.Random(0)
     seconds: dict[Setting, list[float]] = {setting: [] for setting in settings}
     longest_s = 0.0
@@ -214,11 +210,10 @@ def measure(options: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
         if before - begun + longest_s > options.limit:
             break
         for setting in rng.sample(settings, len(settings)):
-            items = len(frames) if setting.gpu or setting.batch in WHOLE else setting.batch
-            wall_s = stage(setting, items)
+            wall_s = stage(setting)
+            items = max(setting.batch, LEAST)
             seconds[setting].append(wall_s * setting.batch / items)
-            if items == len(frames):
-                table.add(f"{setting.name}-{setting.batch}-{round_}", "detect", setting, items, wall_s)
+            table.add(f"{setting.name}-{setting.batch}-{round_}", "detect", setting, items, wall_s)
         longest_s = max(longest_s, time.perf_counter() - before)
         print(f"round {round_}: {time.perf_counter() - before:.1f} s", file=sys.stderr)
 
@@ -283,7 +278,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="frames in one call")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument(
-        "--limit", type=float, default=170.0, help="no round begins that would end after so many seconds"
+        "--limit", type=float, default=140.0, help="no round begins that would end after so many seconds"
     )
     parser.add_argument("--first-call", action="store_true", help="measure the first call alone, and print it")
     options = parser.parse_args()

@@ -11,7 +11,7 @@ from prefect import flow, get_run_logger
 
 from prefect_slo.loop.guard import Guard
 from prefect_slo.loop.learning import refit as learn_again
-from prefect_slo.telemetry.store import observed_flows
+from prefect_slo.loop.maintenance import for_each
 
 
 @flow(name="slo-refit")
@@ -32,10 +32,10 @@ def refit(
     Returns:
         What became of the plan, by flow name.
     """
-    reasons, guard = {}, Guard.of(min_change, max_change)
-    for name in (flow_name,) if flow_name else observed_flows():
-        reasons[name] = learn_again(name, rebuild=rebuild, guard=guard)
-        get_run_logger().info("%s: %s", name, reasons[name])
+    guard = Guard.of(min_change, max_change)
+    reasons = for_each(flow_name, lambda name: learn_again(name, rebuild=rebuild, guard=guard))
+    for name, reason in reasons.items():
+        get_run_logger().info("%s: %s", name, reason)
     return reasons
 
 

@@ -15,7 +15,7 @@ from prefect_slo.loop.guard import Guard
 from prefect_slo.loop.guard import approve as approve_plan
 from prefect_slo.loop.guard import roll_back as back
 from prefect_slo.loop.learning import replan_flow
-from prefect_slo.telemetry.store import observed_flows
+from prefect_slo.loop.maintenance import for_each
 
 
 @flow(name="slo-replan")
@@ -43,10 +43,10 @@ def replan(
             raise InvalidValue("flow_name", flow_name, "one flow, to approve its plan or to roll it back")
         (approve_plan if approve else back)(flow_name)
         return {flow_name: "approved" if approve else "rolled back"}
-    reasons, guard = {}, Guard.of(min_change, max_change)
-    for name in (flow_name,) if flow_name else observed_flows():
-        reasons[name] = replan_flow(name, guard=guard)
-        get_run_logger().info("%s: %s", name, reasons[name])
+    guard = Guard.of(min_change, max_change)
+    reasons = for_each(flow_name, lambda name: replan_flow(name, guard=guard))
+    for name, reason in reasons.items():
+        get_run_logger().info("%s: %s", name, reason)
     return reasons
 
 

@@ -9,8 +9,8 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from prefect_slo.artifacts.publishing import key
+from prefect_slo.loop.maintenance import for_each
 from prefect_slo.loop.reporting import report as report_of
-from prefect_slo.telemetry.store import observed_flows
 
 
 @flow(name="slo-report")
@@ -23,11 +23,13 @@ def report(flow_name: str | None = None) -> dict[str, str]:
     Returns:
         The report by flow name.
     """
-    found = {}
-    for name in (flow_name,) if flow_name else observed_flows():
-        found[name] = "\n\n".join(report_of(name).lines())
-        create_markdown_artifact(found[name], key=key("report", name), description=f"How {name} stands.")
-    return found
+
+    def publish(name: str) -> str:
+        text = "\n\n".join(report_of(name).lines())
+        create_markdown_artifact(text, key=key("report", name), description=f"How {name} stands.")
+        return text
+
+    return for_each(flow_name, publish)
 
 
 if __name__ == "__main__":

@@ -207,7 +207,7 @@ def logging_server(prefect_server: str) -> Iterator[str]:
         yield prefect_server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def run_all(
     logging_server: str, pools: dict[str, Any]
 ) -> Callable[[Iterable[tuple[Flow[..., Any], str]]], dict[tuple[str, str], Seen]]:
@@ -224,7 +224,7 @@ def run_all(
     return everything
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def pools(ray: None, account: LocalAws, process_pool: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A pool of every kind beyond this machine, by its name."""
     process_pool("work pool", PREFECT_LOGGING_LEVEL="INFO", PREFECT_LOGGING_TO_API_ENABLED="true")
@@ -241,14 +241,14 @@ def pools(ray: None, account: LocalAws, process_pool: Any, tmp_path_factory: pyt
     return {pool.name: pool for pool in made}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def account() -> Iterator[LocalAws]:
     """Functions that really run and see what is installed here: the programs of these tests are of this package."""
     with local_aws(packages=None) as account:
         yield account
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray() -> Iterator[None]:
     """A Ray cluster of four CPUs on this machine, which flows and backends find connected."""
     import ray

@@ -19,7 +19,7 @@ from prefect_slo.plan import Plan
 from prefect_slo.planner.capacity import Antichains, max_weight_antichain
 from prefect_slo.resources import Capacity, Size
 from prefect_slo.runner.pools import LOCAL, THREAD
-from prefect_slo.runner.workpool.sizing import checked, job_variables
+from prefect_slo.runner.workpool.sizing import checked, job_variables, merged
 from prefect_slo.telemetry.store import slug
 from prefect_slo.workflow import Workflow
 
@@ -73,7 +73,7 @@ def pin(deployment: str, plan: Plan | None = None, *, apply: bool = True) -> Pin
         given = dict(found.job_variables or {})
         given["env"] = {**(given.get("env") or {}), VARIABLE: name}
         sized = job_variables(checked(pool, None, [size], {"env": given["env"]}), size)
-        told = Pinning(deployment, name, plan, size, {**given, **sized})
+        told = Pinning(deployment, name, plan, size, merged(given, sized))
         if apply:
             PlanBlock(document=plan.to_document()).save(name, overwrite=True, _sync=True)  # type: ignore[call-arg]
             client.update_deployment(found.id, DeploymentUpdate(job_variables=dict(told.job_variables)))

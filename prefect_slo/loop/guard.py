@@ -79,8 +79,15 @@ def change(before: Plan, after: Plan) -> tuple[float, str]:
         old, new = before.predicted, after.predicted
         pairs["latency"] = (old.latency_at_percentile_s, new.latency_at_percentile_s)
         pairs["cost"] = (old.cost_usd.mean, new.cost_usd.mean)
-    changes = [(max(a / b, b / a) - 1.0, what) for what, (a, b) in pairs.items() if a > 0 and b > 0]
-    return max(changes, default=(0.0, "nothing"))
+    return max((_relative(a, b), what) for what, (a, b) in pairs.items())
+
+
+def _relative(before: float, after: float) -> float:
+    """A change from nothing, or to nothing, is without bound; an unknown value changes nothing."""
+    if math.isnan(before) or math.isnan(after) or before == after:
+        return 0.0
+    least, most = sorted((before, after))
+    return most / least - 1.0 if least > 0 else math.inf
 
 
 def approve(flow_name: str, *, timeout_s: float | None = None) -> Plan:

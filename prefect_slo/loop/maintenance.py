@@ -19,8 +19,8 @@ def for_each(flow_name: str | None, work: Callable[[str], str]) -> dict[str, str
         work: What is done, and in words what came of it.
 
     Raises:
-        SloError: The one flow that was named can't be worked on. Of many, it is logged and stands in the place of what
-            came of it.
+        Exception: Whatever keeps the one flow that was named from being worked on. Of many, it is logged and stands in
+            the place of what came of it.
     """
     if flow_name is not None:
         return {flow_name: work(flow_name)}
@@ -28,7 +28,7 @@ def for_each(flow_name: str | None, work: Callable[[str], str]) -> dict[str, str
     for name in observed_flows():
         try:
             told[name] = work(name)
-        except SloError as error:
-            logger.warning("%s was left out: %s", name, error)
+        except Exception as error:
+            logger.warning("%s was left out.", name, exc_info=not isinstance(error, SloError))
             told[name] = f"left out: {error}"
     return told

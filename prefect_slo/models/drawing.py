@@ -156,7 +156,7 @@ def requests_of(
 
 def beyond_wall_of(learned: Mapping[str, Learned], options: Sequence[Option], shared: Shared) -> list[Samples32]:
     """What each worker of each option is held beyond its stage's wall time, ``(n_samples,)``; empty where nothing."""
-    startups = [learned[option.size.hardware].startup for option in options]
+    startups = [learned[option.size.kind].startup for option in options]
     if not any(any(startup.held_s) for startup in startups):
         return []
     return [

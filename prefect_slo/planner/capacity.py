@@ -22,7 +22,8 @@ from prefect_slo.resources import Capacity, Option
 from prefect_slo.workflow import Workflow
 
 LISTED = 256
-"""Maximal antichains that are listed up front. Wide graphs have exponentially many; the rest are found when broken."""
+"""Maximal antichains that are listed up front. Wide graphs have exponentially many; the rest are found when broken, as
+far as sums go: whether shares of GPUs find their places is checked for those that are listed; others wait."""
 
 
 @dataclass(eq=False)

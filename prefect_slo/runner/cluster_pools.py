@@ -191,8 +191,12 @@ class DaskPool(_ClusterPool):
             here = {"n_workers": 1, "threads_per_worker": ceil(self.concurrency / workers), "resources": share}
             # bundles run in processes of their own
             cluster = LocalCluster(**{"processes": False, "dashboard_address": None, **here, **self.cluster_options})
-        at_least = _at_least(cluster.adapt(**self.adapt)) if self.adapt is not None else None
-        client = Client(cluster, **options)
+        try:
+            at_least = _at_least(cluster.adapt(**self.adapt)) if self.adapt is not None else None
+            client = Client(cluster, **options)
+        except BaseException:
+            cluster.close()
+            raise
 
         def close() -> None:
             client.close()
@@ -227,6 +231,8 @@ class RayPool(_ClusterPool):
         prices: Price list.
         name: What tasks, menus and plans call the pool.
         options: Further arguments of ``ray.init``.
+        capped: Whether items are held to the memory of their size.
+        keep_mb: Results of at least so many megabytes stay on the cluster until the flow reads them; ``None`` for none.
 
     Raises:
         SloError: Ray is not installed.

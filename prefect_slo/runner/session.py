@@ -117,6 +117,7 @@ class Session:
                 self._inbox.put(control.Closed(now=at_once))
                 self._drained.wait()
         except BaseException:  # Ctrl-C, once more
+            at_once = True
             self._inbox.put(control.Closed(now=True))
             raise
         finally:

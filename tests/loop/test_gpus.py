@@ -139,3 +139,13 @@ def test_a_sweep_leaves_out_what_has_no_place_here():
     assert {(o.workers, o.size.gpu) for o in todo} == {(1, 0), (2, 0), (1, 0.5), (2, 0.5), (1, 1)}
     assert {o.size.gpu for o in design(workflow(()), None, repeats=1, seed=0).todo["detect"]} == {0}
     assert fallback_options(workflow(()), {})["detect"].size.gpu == 0
+
+
+def test_a_stage_that_was_measured_on_a_share_alone_is_planned_there():
+    rich = known((DEVICE,), {"gpu:0.5": 2.0})
+    assert rich.workflow is not None
+    alone = Menu(workers=(1, 2), sizes=(HALF,), pools=(Pool(PROCESS),))
+    flow = Workflow("video", (replace(rich.workflow.stages[0], menu=alone),), capacity=rich.workflow.capacity)
+    plan, reason = replan(replace(rich, workflow=flow), SLO, seed=0)
+    assert plan is not None, reason
+    assert plan["detect"].size == HALF

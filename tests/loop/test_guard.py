@@ -82,6 +82,14 @@ def test_a_change_is_the_same_in_both_directions(plans: tuple[Plan, Plan]) -> No
     assert what in ("latency", "cost", "vCPUs")
 
 
+def test_a_cost_that_was_nothing_changes_without_bound(plans: tuple[Plan, Plan]) -> None:
+    largest, best = plans
+    assert largest.predicted is not None
+    free = replace(largest.predicted, cost_usd=replace(largest.predicted.cost_usd, mean=0.0))
+    assert change(replace(largest, predicted=free), best)[0] == math.inf
+    assert change(replace(largest, predicted=free), replace(largest, predicted=free))[0] == 0.0
+
+
 def test_a_guard_objects_to_what_changes_more_than_it_lets(plans: tuple[Plan, Plan]) -> None:
     largest, best = plans
     found, what = change(largest, best)

@@ -12,17 +12,20 @@ from prefect_slo.loop.maintenance import for_each
 def work(name: str) -> str:
     if name == "broken":
         raise InvalidValue("model.schema", None, "1")
+    if name == "locked":
+        raise TimeoutError("another writer took too long")
     return f"{name} is well"
 
 
 def test_a_flow_that_cannot_be_worked_on_keeps_nobody_waiting(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(maintenance, "observed_flows", lambda: ("first", "broken", "last"))
+    monkeypatch.setattr(maintenance, "observed_flows", lambda: ("first", "broken", "locked", "last"))
     told = for_each(None, work)
-    assert list(told) == ["first", "broken", "last"]
+    assert list(told) == ["first", "broken", "locked", "last"]
     assert told["last"] == "last is well"
     assert told["broken"].startswith("left out: model.schema is None")
+    assert told["locked"] == "left out: another writer took too long"
     assert "broken was left out" in caplog.text
 
 

@@ -108,10 +108,12 @@ class DaskCluster:
     def fetch(self, part: Future) -> bytes:
         """Gather it, unless no worker has it: Dask would wait for ever for one that has."""
         try:
+            patience_s = FETCH_S
             while any(self._client.who_has([part]).values()):
                 with suppress(TimeoutError):
-                    found: bytes = part.result(timeout=FETCH_S)
+                    found: bytes = part.result(timeout=patience_s)
                     return found
+                patience_s *= 2  # what has come until then is lost: a large part takes longer
         except Exception:
             if not self.gone(part):
                 raise

@@ -106,7 +106,9 @@ def run_here(work: Work, parts: Sequence[bytes] = (), refused: Callable[[], str]
             return why
         share = work.size.share  # which device it is, the cluster's scheduler has said in the environment
         held = tuple(sorted(limits(share, mps=mps_runs()).items())) if share is not None else ()
-        return Reply(_run(_backend((*work.env, *held)), work, news), machine(), time.monotonic())
+        # a process keeps what it has taken on a device as long as it lives: one with a share serves one bundle
+        backend = _backend((*work.env, *held), KEPT_WARM if share is None else 0)
+        return Reply(_run(backend, work, news), machine(), time.monotonic())
     finally:
         with _LOCK:
             del _RUNNING[work.token]
@@ -241,7 +243,7 @@ News = SimpleQueue[Report | None]
 
 _LOCK = threading.Lock()
 _RUNNING: dict[str, News] = {}
-_BACKENDS: dict[tuple[tuple[str, str], ...], ProcessBackend] = {}
+_BACKENDS: dict[tuple[tuple[tuple[str, str], ...], int], ProcessBackend] = {}
 _LEASES = count(1)
 
 
@@ -263,10 +265,10 @@ def _run(backend: ProcessBackend, work: Work, news: News) -> tuple[Report, ...]:
                 return tuple(reports)
 
 
-def _backend(env: tuple[tuple[str, str], ...]) -> ProcessBackend:
+def _backend(env: tuple[tuple[str, str], ...], kept: int) -> ProcessBackend:
     with _LOCK:
-        if env not in _BACKENDS:
-            _BACKENDS[env] = ProcessBackend(
-                env=dict(env), preload=PRELOAD, ledger=Unaccounted(), max_idle=KEPT_WARM, idle_s=IDLE_S
+        if (env, kept) not in _BACKENDS:
+            _BACKENDS[env, kept] = ProcessBackend(
+                env=dict(env), preload=PRELOAD, ledger=Unaccounted(), max_idle=kept, idle_s=IDLE_S
             )
-        return _BACKENDS[env]
+        return _BACKENDS[env, kept]

@@ -163,13 +163,15 @@ def limits(share: Share, fraction: float | None = None, *, mps: bool) -> dict[st
 
 
 def _probed() -> list[tuple[str, Device]]:
-    """What the machine has; asked once."""
+    """What the machine has; asked until there is an answer."""
     global _listed
     with _lock:
         if _listed is None:
-            query = _asked(("nvidia-smi", *_QUERY), _SMI_S) or ""
-            listing = (_asked(("nvidia-smi", "-L"), _SMI_S) or "") if "Enabled" in query else ""
-            _listed = parse(query, listing)
+            query = _asked(("nvidia-smi", *_QUERY), _SMI_S)
+            if query is None and shutil.which("nvidia-smi") is not None:
+                return []  # it failed, and may do better later
+            listing = (_asked(("nvidia-smi", "-L"), _SMI_S) or "") if query and "Enabled" in query else ""
+            _listed = parse(query or "", listing)
         return _listed
 
 

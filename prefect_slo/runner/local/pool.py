@@ -14,7 +14,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
-from functools import partial
 from typing import Any
 
 from prefect_slo.control.events import LossReason
@@ -40,6 +39,7 @@ from prefect_slo.runner.local.setup import Birth
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.02  # between two looks at the ledger while a lease waits
+_AGAIN_S = 5.0  # before a share of a GPU that could not be given back is given back again
 _HEADROOM_MB = 64  # above what an idle worker holds, whatever its size says
 _SHUT_DOWN = "the backend was shut down"
 
@@ -86,6 +86,8 @@ class WorkerPool:
         self._tokens = 0
         self._freed: list[Claim] = []
         self._freed_gpus: list[GpuClaim] = []
+        self._unreleased: list[GpuClaim] = []
+        self._asked_in_vain = False
         self._kills: list[int] = []
         self._unsent: set[int] = set()
         self._reports: deque[tuple[Sink, Report]] = deque()
@@ -239,6 +241,8 @@ class WorkerPool:
         with self._lock:
             if self._kills or self._freed or self._freed_gpus or self._reports or self._unsent:
                 return 0.0
+        if self._unreleased:
+            due = min(due, time.monotonic() + _AGAIN_S)
         return None if due == math.inf else max(0.0, due - time.monotonic())
 
     def _handle(self, session: Session, owner: Any, readable: bool, writable: bool) -> None:
@@ -266,10 +270,17 @@ class WorkerPool:
             try:
                 self._check(lease.size)
                 claim = self._gpu_claim(lease)
-            except (InvalidValue, GpuShareTooLarge, OSError) as error:
+                held = self._held_of_gpus(lease)
+            except (InvalidValue, GpuShareTooLarge) as error:
                 with self._lock:
                     self._lose(lease, "start", str(error))
                 continue
+            except OSError as error:  # nobody goes without a GPU: it is asked again
+                if not self._asked_in_vain:
+                    logger.warning("The account of GPUs could not be asked (%s); what wants one waits.", error)
+                self._asked_in_vain = True
+                continue
+            self._asked_in_vain = False
             with self._lock:
                 if lease.done:  # cancelled meanwhile; giving a share back twice is harmless
                     self._freed_gpus.append(claim)
@@ -280,7 +291,8 @@ class WorkerPool:
                     lease.seated = time.monotonic()
                     self._gpu_patience.served(lease.seated)
                     continue
-            self._say_waiting(lease)
+            if held:
+                self._say_waiting(lease, held)
         with self._lock:
             return time.monotonic() + _POLL_S if self._seating else math.inf
 
@@ -295,14 +307,18 @@ class WorkerPool:
             self.gpus.retry(lease.gpus)
         return lease.gpus
 
-    def _say_waiting(self, lease: Lease) -> None:
+    def _held_of_gpus(self, lease: Lease) -> str:
+        """What of the devices is held, where it is time to say that a lease waits for it; else nothing."""
+        assert lease.gpus is not None
+        if lease.gpus.granted or self._gpu_patience.look(lease.asked, time.monotonic()) == "wait":
+            return ""
+        return ", ".join(f"{cores:g} of {name}" for name, (cores, _) in self.gpus.used().items()) or "nothing"
+
+    def _say_waiting(self, lease: Lease, held: str) -> None:
         """A device is never overfilled, so a lease waits for as long as it takes; that is said now and again."""
         now = time.monotonic()
-        if self._gpu_patience.look(lease.asked, now) == "wait":
-            return
         if now - lease.asked >= self.config.patience_s:
             self._gpu_patience.served(now)
-        held = ", ".join(f"{cores:g} of {name}" for name, (cores, _) in self.gpus.used().items())
         logger.warning(
             "A worker has waited for %s for %.0f s (held: %s). It goes on waiting: other runs hold them, or more "
             "workers were asked for than fit.",
@@ -597,14 +613,19 @@ class WorkerPool:
         """Release the shares of leases that are over."""
         with self._lock:
             freed, self._freed = self._freed, []
-            freed_gpus, self._freed_gpus = self._freed_gpus, []
-        givers = [partial(self.ledger.release, claim) for claim in freed]
-        givers += [partial(self.gpus.release, gpus) for gpus in freed_gpus]
-        for give in givers:
+            freed_gpus, self._freed_gpus = [*self._unreleased, *self._freed_gpus], []
+            self._unreleased = []
+        for claim in freed:
             try:
-                give()
+                self.ledger.release(claim)
             except OSError as error:
-                logger.warning("A share of this machine could not be given back (%s).", error)
+                logger.warning("A share of the vCPU ledger could not be given back (%s).", error)
+        for gpus in freed_gpus:
+            try:
+                self.gpus.release(gpus)
+            except OSError as error:  # nobody goes without a GPU, so that this is tried again
+                logger.warning("A share of a GPU could not be given back yet (%s).", error)
+                self._unreleased.append(gpus)
 
     def _unsettled(self, lease: Lease) -> bool:
         worker = lease.worker

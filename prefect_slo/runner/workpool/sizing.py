@@ -167,7 +167,7 @@ def job_variables(
             _put(variables, rule.variable, rule.value(amount))
     if sizing.gpus and size.share is not None:
         variables |= told(sizing.gpus, sizing.properties, size.share)
-    return _merged(variables, given or {})
+    return merged(variables, given or {})
 
 
 def checked(pool: WorkPool, sizing: Sizing | None, sizes: Sequence[Size], given: Mapping[str, Any]) -> Sizing:
@@ -292,9 +292,10 @@ def _put(variables: dict[str, Any], dotted: str, value: Any) -> None:
     variables[last] = value
 
 
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Job variables with others laid over them, table by table."""
+    laid = dict(base)
     for name, value in over.items():
-        mine = merged.get(name)
-        merged[name] = _merged(mine, value) if isinstance(mine, Mapping) and isinstance(value, Mapping) else value
-    return merged
+        mine = laid.get(name)
+        laid[name] = merged(mine, value) if isinstance(mine, Mapping) and isinstance(value, Mapping) else value
+    return laid

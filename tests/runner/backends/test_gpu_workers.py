@@ -11,6 +11,7 @@ from prefect_slo.placement import Device
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.processes import ProcessBackend
 from prefect_slo.runner.backends.protocol import Lost, Opened
+from prefect_slo.runner.local import pool
 from prefect_slo.runner.local.book import FileBook
 from prefect_slo.runner.local.gpu_ledger import GpuLedger
 
@@ -130,3 +131,44 @@ def test_with_the_backend_everything_is_given_back(desk, gpus):
     desk.ask(Size(0.5, 300, 2, "gpu"))
     desk.backend.shutdown()
     assert gpus.used() == {"GPU-a": (0, 0), "GPU-b": (0, 0)}
+
+
+class Shaky(GpuLedger):
+    """An account whose file can't be opened now and then: every other time that it is asked."""
+
+    def __init__(self, devices, book):
+        super().__init__(devices, book)
+        self.refused = 0
+        self._fails = True
+
+    def _shake(self):
+        self._fails = not self._fails
+        if not self._fails:
+            self.refused += 1
+            raise OSError(24, "too many open files")
+
+    def claim(self, share):
+        self._shake()
+        return super().claim(share)
+
+    def retry(self, claim):
+        self._shake()
+        return super().retry(claim)
+
+    def release(self, claim):
+        self._shake()
+        super().release(claim)
+
+
+def test_an_account_that_cannot_be_asked_for_a_while_costs_waiting_alone(
+    desk_on, ledger, tmp_path, eventually, monkeypatch
+):
+    monkeypatch.setattr(pool, "_AGAIN_S", 0.05)
+    gpus = Shaky(TWO[:1], FileBook(tmp_path / "gpus.json"))
+    desk = desk_on(ProcessBackend(ledger=ledger, gpus=gpus))
+    leases = [desk.open(HALF) for _ in range(2)]
+    assert {desk.run(lease, seen)[0][0] for lease in leases} == {"GPU-a"}
+    for lease in leases:
+        desk.backend.close(lease)
+    eventually(lambda: gpus.used()["GPU-a"] == (0, 0))
+    assert gpus.refused >= 4

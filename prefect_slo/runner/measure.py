@@ -13,7 +13,6 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from types import MappingProxyType
-from typing import NamedTuple
 
 from prefect_slo.observation import Invocation, StageRun
 from prefect_slo.pricing import PriceList
@@ -46,22 +45,6 @@ class _Lease:
     write_s: float = 0.0
 
 
-class _Wait(NamedTuple):
-    """A lease until its worker was up: instants."""
-
-    asked: float
-    admitted: float
-    up: float
-
-    def queued_s(self, ready: float) -> float:
-        """How long something that was ready by then waited for room."""
-        return max(self.admitted - max(self.asked, ready), 0.0)
-
-    def start_s(self, ready: float) -> float:
-        """How long it waited for the worker to start."""
-        return max(self.up - max(self.admitted, ready), 0.0)
-
-
 @dataclass
 class _Stage:
     submitted: int = 0
@@ -76,7 +59,8 @@ class _Stage:
     read_s: float = 0.0
     compute_s: float = 0.0
     write_s: float = 0.0
-    waits: list[_Wait] = field(default_factory=list)
+    queued_s: float = 0.0
+    starts: list[tuple[float, float]] = field(default_factory=list)
     held_s: float = 0.0
     cost_usd: float = 0.0
     bytes_in: int = 0
@@ -152,7 +136,9 @@ class Measure:
             lease.billed_at = self._meter.begin(lease.size.vcpus, lease.up)
         seen = self._stages[lease.stage]
         admitted = lease.asked + report.wait_s
-        seen.waits.append(_Wait(lease.asked, admitted, admitted + report.start_s))
+        if seen.first_ready is not None:
+            seen.queued_s += max(admitted - max(lease.asked, seen.first_ready), 0.0)
+        seen.starts.append((admitted, admitted + report.start_s))
         seen.cold |= report.cold
         seen.now_leased += 1
         seen.most_leased = max(seen.most_leased, seen.now_leased)
@@ -320,9 +306,8 @@ class Measure:
     def _row(self, run_id: str, name: str, seen: _Stage, planned: int | None) -> StageRun:
         workers = planned or max(seen.most_leased, 1)
         assert seen.first_ready is not None
-        took_s, busy_s = seen.last_end - seen.first_ready, seen.busy_s / workers
-        queue_s = sum(wait.queued_s(seen.first_ready) for wait in seen.waits) / workers
-        start_s = sum(wait.start_s(seen.first_ready) for wait in seen.waits) / workers
+        took_s, queue_s, busy_s = seen.last_end - seen.first_ready, seen.queued_s / workers, seen.busy_s / workers
+        start_s = sum(max(up - max(begun, seen.first_ready), 0.0) for begun, up in seen.starts) / workers
         wall_s = max(took_s - queue_s, min(took_s, busy_s), 1e-6)
         unix, monotonic = self._started_at
         billed_s = self._billed_s(seen)

@@ -158,7 +158,7 @@ def measure(runs: int, calibrate: int, poll_s: float, pauses: float, seed: int) 
             wait_for(pool)
         pools = [
             WorkPool(
-                name, (Size(1, 512),), storage, workers=(1,), concurrency=2, idle_s=IDLE_S, hardware=f"made-up-{name}"
+                name, (Size(0.5, 512),), storage, workers=(1,), concurrency=2, idle_s=IDLE_S, hardware=f"made-up-{name}"
             )
             for name in ("cpu", "gpu")
         ]

@@ -97,9 +97,17 @@ def test_a_setting_leans_on_the_others_until_it_was_seen_often() -> None:
     seen = seen_by_setting(np.array([1.0] * 10 + [4.0] * 10), np.ones(20), np.array([True] * 10 + [False] * 10))
     startup = Startup(seen=seen)
     assert startup.share(2, 1.0) == pytest.approx(0.5)
-    assert startup.share(1, 1.0) == pytest.approx(11 / 12)
-    assert startup.share(4, 1.0) == pytest.approx(1 / 12)
+    assert startup.share(1, 1.0) == pytest.approx(10 / 11)
+    assert startup.share(4, 1.0) == pytest.approx(1 / 11)
     assert Startup().share(1, 1.0) == 0.0
+
+
+def test_a_sweep_that_met_every_setting_cold_once_says_nothing_of_ordinary_runs() -> None:
+    workers = np.repeat([1.0, 2.0, 4.0], 4)
+    swept = Startup(seen=seen_by_setting(workers, np.ones(12), np.tile([True, False, False, False], 3)))
+    assert swept.share(1, 1.0) == swept.share(8, 1.0) == 0.0
+    once = Startup(seen=seen_by_setting(np.array([1.0, 2.0]), np.ones(2), np.array([True, True])))
+    assert once.share(1, 1.0) == 0.0
 
 
 def test_rows_that_do_not_say_what_was_paid_count_for_none() -> None:

@@ -7,6 +7,7 @@ the caller has patience. A call whose reply is lost may have run.
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import threading
@@ -17,10 +18,10 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from prefect_slo.aws import limits
-from prefect_slo.aws.report import Report, bill, tail
+from prefect_slo.aws.report import NOTHING, Billed, Report, bill, tail
 from prefect_slo.pricing import PriceList
 
-Why = Literal["died", "memory", "timeout", "start", "throttled", "unknown", "cancelled"]
+Why = Literal["died", "memory", "disk", "timeout", "start", "throttled", "unknown", "cancelled"]
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 10.0
 _THROTTLED = {
     "TooManyRequestsException",
@@ -37,6 +38,8 @@ _NOT_DEPLOYED = {
 }
 _NEVER_STARTS = {"Runtime.ImportModuleError", "Runtime.HandlerNotFound", "Runtime.UserCodeSyntaxError"}
 LOST_REPLY_TRIES = 3
+NO_SPACE = f"[Errno {errno.ENOSPC}]"
+"""How the message of an error begins that a full temporary disk raises."""
 
 
 class Failed(Exception):
@@ -44,18 +47,18 @@ class Failed(Exception):
 
     Attributes:
         why: ``throttled``: it never ran, for as long as there was patience; ``start``: it can't run as it is deployed;
-            ``timeout``, ``memory``, ``died``: how it ended; ``unknown``: its reply was lost, it may have run;
+            ``timeout``, ``memory``, ``disk``, ``died``: how it ended; ``unknown``: its reply was lost, it may have run;
             ``cancelled``: nobody wants it any more.
         detail: In words.
         used_mb: Most memory that it was seen to use.
         memory_mb: What it was allowed.
-        billed: US dollars.
+        billed: What it is billed all the same.
         storage_usd: US dollars of objects that were written and read for it.
         lost: Tries whose replies were lost: what they are billed is not known, and not in ``billed``.
     """
 
     def __init__(
-        self, why: Why, detail: str, *, used_mb: float = 0.0, memory_mb: float = 0.0, billed: Decimal = Decimal()
+        self, why: Why, detail: str, *, used_mb: float = 0.0, memory_mb: float = 0.0, billed: Billed = NOTHING
     ):
         self.why, self.detail, self.used_mb, self.memory_mb, self.billed = why, detail, used_mb, memory_mb, billed
         self.storage_usd, self.lost = Decimal(), 0
@@ -72,7 +75,7 @@ class Answer:
         received: When its reply was there.
         waited_s: Seconds spent throttled before.
         report: What Lambda reports; ``None`` where its log came without.
-        billed: US dollars of the try that was answered.
+        billed: What the try that was answered is billed.
         stored: Whether it came over S3.
         lost: Tries before whose replies were lost: what they are billed is not known, and not in ``billed``.
     """
@@ -82,7 +85,7 @@ class Answer:
     received: float
     waited_s: float
     report: Report | None
-    billed: Decimal
+    billed: Billed
     stored: bool = False
     lost: int = 0
 
@@ -138,7 +141,7 @@ class Invoker:
             except Failed as failed:
                 raise _after(lost, failed) from None
             except Exception as error:
-                why, detail = _cause(error)
+                why, detail = cause(error)
                 lost += why == "unknown"
                 final = why == "start" or (why == "unknown" and (not again or lost >= LOST_REPLY_TRIES))
             if final or waited_s >= self.patience_s:
@@ -154,9 +157,10 @@ class Invoker:
         received = self.clock()
         log = tail(response.get("LogResult", ""))
         report = Report.of(log)
-        billed = Decimal()
+        billed = NOTHING
         if report is not None:
-            billed = bill(self.prices, report.memory_mb, report.billed_ms, storage_mb=self.storage_mb)
+            usd = bill(self.prices, report.memory_mb, report.billed_ms, storage_mb=self.storage_mb)
+            billed = Billed(usd, report.billed_ms, 1)
         if response.get("FunctionError"):
             raise _function_error(document or {}, report, billed)
         return Answer(document, sent, received, waited_s, report, billed)
@@ -168,8 +172,8 @@ def _after(lost: int, failed: Failed) -> Failed:
     return failed
 
 
-def _cause(error: Exception) -> tuple[Why, str]:
-    """What an exception of boto3 means."""
+def cause(error: Exception) -> tuple[Why, str]:
+    """What an exception of boto3 means: ``throttled``, ``start``, or ``unknown`` where the call may have been made."""
     from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
 
     if isinstance(error, ClientError):
@@ -178,7 +182,7 @@ def _cause(error: Exception) -> tuple[Why, str]:
         reason = error.response.get("Reason", "")
         detail = f"{code}{f' ({reason})' if reason else ''}: {told.get('Message', '')}".rstrip(": ")
         if code in _THROTTLED or status == 429:
-            return "throttled", f"throttled by Lambda, {detail}"
+            return "throttled", f"throttled, {detail}"
         if code in _NOT_DEPLOYED:
             return "start", f"{detail}. Deploy its functions with 'prefect-slo aws deploy'"
         if status >= 500:
@@ -191,7 +195,7 @@ def _cause(error: Exception) -> tuple[Why, str]:
     raise error
 
 
-def _function_error(document: dict[str, Any], report: Report | None, billed: Decimal) -> Failed:
+def _function_error(document: dict[str, Any], report: Report | None, billed: Billed) -> Failed:
     kind, message = str(document.get("errorType", "")), str(document.get("errorMessage", ""))
     used = float(report.used_mb) if report is not None else 0.0
     allowed = float(report.memory_mb) if report is not None else 0.0
@@ -200,6 +204,8 @@ def _function_error(document: dict[str, Any], report: Report | None, billed: Dec
         why: Why = "timeout"
     elif kind == "Runtime.OutOfMemory" or (killed and report is not None and used >= allowed):
         why = "memory"
+    elif kind == "OSError" and message.startswith(NO_SPACE):
+        why = "disk"
     elif kind in _NEVER_STARTS:
         why = "start"
     else:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from prefect_slo.testing.aws.batches import LocalBatch
 from prefect_slo.testing.aws.guard import fake_credentials, no_real_aws
-from prefect_slo.testing.aws.lambdas import LocalLambda, role_arn
+from prefect_slo.testing.aws.kept import role_arn
+from prefect_slo.testing.aws.lambdas import LocalLambda
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -2,7 +2,7 @@
 
 ``Invoke`` is called once per try: boto3's own retries would run a function again that is still running. A throttled
 call never ran, so it is tried again, after a random part of a wait that doubles (AWS's "full jitter"), for as long as
-the caller has patience. A call whose reply is lost may have run.
+the caller has patience; so is one that did not reach AWS, a few times. A call whose reply is lost may have run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from prefect_slo.aws import limits
 from prefect_slo.aws.report import NOTHING, Billed, Report, bill, tail
 from prefect_slo.pricing import PriceList
 
-Why = Literal["died", "memory", "disk", "timeout", "start", "throttled", "unknown", "cancelled"]
+Why = Literal["died", "memory", "disk", "timeout", "start", "throttled", "unreached", "unknown", "cancelled"]
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 10.0
 _THROTTLED = {
     "TooManyRequestsException",
@@ -37,7 +37,7 @@ _NOT_DEPLOYED = {
     "KMSAccessDeniedException",
 }
 _NEVER_STARTS = {"Runtime.ImportModuleError", "Runtime.HandlerNotFound", "Runtime.UserCodeSyntaxError"}
-LOST_REPLY_TRIES = 3
+LOST_REPLY_TRIES, UNREACHED_TRIES = 3, 6
 NO_SPACE = f"[Errno {errno.ENOSPC}]"
 """How the message of an error begins that a full temporary disk raises."""
 
@@ -46,7 +46,8 @@ class Failed(Exception):
     """An invocation that gave no result.
 
     Attributes:
-        why: ``throttled``: it never ran, for as long as there was patience; ``start``: it can't run as it is deployed;
+        why: ``throttled``: it never ran, for as long as there was patience; ``unreached``: nor did it, as AWS could not
+            be reached; ``start``: it can't run as it is deployed;
             ``timeout``, ``memory``, ``disk``, ``died``: how it ended; ``unknown``: its reply was lost, it may have run;
             ``cancelled``: nobody wants it any more.
         detail: In words.
@@ -132,7 +133,7 @@ class Invoker:
             raise Failed("start", f"a request of {len(payload)} bytes is over Lambda's {limits.PAYLOAD_BYTES}")
         if cancelled.is_set():
             raise Failed("cancelled", "cancelled before it was called")
-        waited_s, wait_s, lost = 0.0, FIRST_WAIT_S, 0
+        waited_s, wait_s, lost, unreached = 0.0, FIRST_WAIT_S, 0, 0
         while True:
             sent = self.clock()
             try:
@@ -142,9 +143,9 @@ class Invoker:
                 raise _after(lost, failed) from None
             except Exception as error:
                 why, detail = cause(error)
-                lost += why == "unknown"
+                lost, unreached = lost + (why == "unknown"), unreached + (why == "unreached")
                 final = why == "start" or (why == "unknown" and (not again or lost >= LOST_REPLY_TRIES))
-            if final or waited_s >= self.patience_s:
+            if final or unreached >= UNREACHED_TRIES or waited_s >= self.patience_s:
                 detail = detail if why != "throttled" else f"{detail}, for {waited_s:.0f} s"
                 raise _after(lost, Failed(why, detail))
             pause_s = self._rng.uniform(0.0, wait_s)
@@ -173,8 +174,16 @@ def _after(lost: int, failed: Failed) -> Failed:
 
 
 def cause(error: Exception) -> tuple[Why, str]:
-    """What an exception of boto3 means: ``throttled``, ``start``, or ``unknown`` where the call may have been made."""
-    from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
+    """What an exception of boto3 means: ``throttled``, ``unreached``, ``start``; ``unknown``: it may have been done."""
+    from botocore.exceptions import (
+        BotoCoreError,
+        ClientError,
+        ConnectionError,
+        ConnectTimeoutError,
+        EndpointConnectionError,
+        HTTPClientError,
+        ProxyConnectionError,
+    )
 
     if isinstance(error, ClientError):
         told = error.response.get("Error", {})
@@ -188,6 +197,8 @@ def cause(error: Exception) -> tuple[Why, str]:
         if status >= 500:
             return "unknown", detail
         return "start", detail
+    if isinstance(error, (EndpointConnectionError, ConnectTimeoutError, ProxyConnectionError)):
+        return "unreached", f"AWS cannot be reached ({type(error).__name__}: {error})"
     if isinstance(error, (ConnectionError, HTTPClientError)):
         return "unknown", f"its reply was lost ({type(error).__name__})"
     if isinstance(error, BotoCoreError):

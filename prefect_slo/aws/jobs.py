@@ -93,7 +93,8 @@ class BatchInvoker:
         """Submit a job, once.
 
         Raises:
-            Failed: It was refused or throttled for too long; or its reply was lost, and none of its name is there.
+            Failed: It was refused, throttled for too long, or did not get there; or its reply was lost, and none of its
+            name is there.
         """
         asked = {"jobName": name, "jobQueue": self.jobs.queue_name, "jobDefinition": self.jobs.definition}
         wait_s = SUBMIT_WAIT_S
@@ -104,7 +105,7 @@ class BatchInvoker:
                 why, detail = cause(error)
             if why == "unknown":
                 return self._found(name, detail)
-            if why != "throttled" or attempt == SUBMIT_TRIES - 1:
+            if why not in ("throttled", "unreached") or attempt == SUBMIT_TRIES - 1:
                 break
             self.sleep(random.uniform(0.0, wait_s))
             wait_s *= 2

@@ -7,6 +7,7 @@ loopback interface, prints its address and a role on one line each, and runs unt
 from __future__ import annotations
 
 import argparse
+import logging
 import signal
 import socket
 import threading
@@ -48,6 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     with ExitStack() as stack:
         stack.enter_context(fake_credentials())
         stack.enter_context(no_real_aws())
+        logging.getLogger("werkzeug").setLevel(logging.WARNING)
         server = ThreadedMotoServer(HOST, options.port, verbose=False)
         server.start()
         stack.callback(server.stop)

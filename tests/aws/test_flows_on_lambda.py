@@ -14,6 +14,7 @@ import pytest
 from prefect import flow, get_run_logger, task
 
 from prefect_slo import SLOTaskRunner, slo_task
+from prefect_slo.aws import invoke
 from prefect_slo.aws.report import bill
 from prefect_slo.declaration import undeclared
 from prefect_slo.plan import Plan, StagePlan
@@ -331,6 +332,17 @@ def test_throttled_calls_wait_and_nothing_is_lost(run: Callable[..., Any]) -> No
         found = run(lambda: shift.map(range(20)).result())
     assert found == [x + OFFSET for x in range(20)]
     assert faults.struck["lambda.Invoke", "throttle"] > 0
+
+
+def test_where_lambda_cannot_be_reached_a_task_runs_here_though_it_may_run_once_only(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing has run there: that is no lost reply."""
+    monkeypatch.setattr(invoke, "UNREACHED_TRIES", 2)
+    with Faults(Fault("lambda.Invoke", "unreachable")) as faults:
+        assert run(lambda: where_am_i.submit().result()) == os.getpid()
+    assert faults.calls["lambda.Invoke"] >= 2
+    assert "AWS cannot be reached" in caplog.text
 
 
 def test_concurrency_is_never_exceeded(run: Callable[..., Any], account: LocalAws) -> None:

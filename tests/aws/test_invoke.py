@@ -11,9 +11,9 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError, ReadTimeoutError
+from botocore.exceptions import ClientError, ConnectTimeoutError, EndpointConnectionError, ReadTimeoutError
 
-from prefect_slo.aws.invoke import LONGEST_WAIT_S, Failed, Invoker
+from prefect_slo.aws.invoke import LONGEST_WAIT_S, UNREACHED_TRIES, Failed, Invoker
 from prefect_slo.aws.report import NOTHING, Billed, Report, bill
 from prefect_slo.pricing import price_list
 
@@ -99,6 +99,18 @@ def test_a_call_whose_reply_is_lost_is_made_again_only_where_it_may(lost: Except
     assert call(lambdas)[0].why == "unknown"
     assert lambdas.calls == 1
     assert call(Lambdas(lost, reply({"ok": True})), again=True)[0].reply == {"ok": True}
+
+
+UNREACHED = EndpointConnectionError(endpoint_url="https://x", error="no route")
+
+
+@pytest.mark.parametrize("error", [UNREACHED, ConnectTimeoutError(endpoint_url="https://x")])
+def test_a_call_that_does_not_reach_aws_has_not_run_and_is_made_again_a_few_times(error: Exception) -> None:
+    lambdas = Lambdas(*[error] * 3, reply({"ok": True}))
+    answer, waits = call(lambdas)
+    assert (answer.reply, answer.lost, len(waits.seconds)) == ({"ok": True}, 0, 3)
+    failed, _ = call(never := Lambdas(error))
+    assert (failed.why, failed.lost, never.calls) == ("unreached", 0, UNREACHED_TRIES)
 
 
 @pytest.mark.parametrize("code", ["ResourceNotFoundException", "AccessDeniedException"])

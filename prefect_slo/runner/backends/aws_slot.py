@@ -35,7 +35,9 @@ from prefect_slo.runner.backends.protocol import (
     WorkerGone,
 )
 
-REASONS: dict[str, LossReason] = {"memory": "memory", "timeout": "timeout", "start": "start", "throttled": "start"}
+REASONS: dict[str, LossReason] = {
+    "memory": "memory", "timeout": "timeout", "start": "start", "throttled": "start", "unreached": "start",
+}  # fmt: skip
 """Losses that the scheduler knows by these names; every other is a worker that died."""
 
 
@@ -179,7 +181,7 @@ class Slot:
             _checked(returned, ids)
         except Failed as failed:
             totals.bill(failed.billed, failed.storage_usd)
-            if failed.why in ("start", "throttled"):
+            if REASONS.get(failed.why) == "start":  # nothing of it has run
                 raise _Gone(failed, (*ids, *self._untouched)) from None
             raise _Gone(failed, self._untouched, ids[0] if len(ids) == 1 else None) from None
         totals.add(returned)

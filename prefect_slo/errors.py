@@ -271,6 +271,23 @@ class SpendLimitReached(SloError):
         return type(self), (self.most_usd, self.spent_usd)
 
 
+class AwsRefused(SloError):
+    """AWS could not be asked, or did not do what it was asked to.
+
+    Args:
+        asked: The operation, such as ``CreateFunction``; empty where none was reached.
+        why: In AWS's words, or those of boto3.
+        then: What to do next.
+    """
+
+    def __init__(self, asked: str, why: str, then: str = "") -> None:
+        self.asked, self.why, self.then = asked, why, then
+        super().__init__(f"AWS{f', asked for {asked}' if asked else ''}: {why}. {then}".strip())
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.asked, self.why, self.then)
+
+
 class GpuShareTooLarge(SloError):
     """A share of a GPU that no device could hold, even with nothing else on it.
 

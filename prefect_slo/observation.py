@@ -29,15 +29,20 @@ class Invocation:
         failed: Of these, how many raised.
         dispatched: When the runner handed it over.
         queue_s: Longest wait of its items from ready to dispatched.
+        waited_s: From there until a service took it: throttled calls, the start of a job.
         init_s: Start of the worker, where this was its first bundle; else 0.
-        read_s: Receiving and unpickling arguments.
+        read_s: Receiving and unpickling arguments, and fetching the function where it lies on storage.
+        load_s: Unpickling the function, where the worker did not have it, and the arguments as a whole.
         compute_s: Inside the task function (and Prefect's engine at level ``full``).
         write_s: Pickling and sending results.
+        dump_s: Of ``write_s``, pickling.
         cpu_s: CPU time of the worker process.
         peak_memory_mb: High-water mark of resident memory.
         bytes_in: Bytes of pickled arguments.
         bytes_out: Bytes of pickled results.
         cold: Whether it waited for a worker to start.
+        billed_ms: Milliseconds that it is billed for, where a service bills each invocation or job.
+        requests: How many of those there were: calls that keep Prefect's engine are one each.
     """
 
     stage: str
@@ -56,6 +61,11 @@ class Invocation:
     bytes_in: int = 0
     bytes_out: int = 0
     cold: bool = False
+    waited_s: float = 0.0
+    load_s: float = 0.0
+    dump_s: float = 0.0
+    billed_ms: int = 0
+    requests: int = 0
 
 
 @dataclass(frozen=True)

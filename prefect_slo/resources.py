@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
 from numbers import Integral
+from typing import Literal, get_args
 
 from prefect_slo.errors import InvalidValue, InvalidWorkflow
 from prefect_slo.placement import Device, Interference, Share, pack
@@ -65,6 +66,12 @@ class Size:
         return f"{self.vcpus:g} vCPU / {self.memory_mb} MB{gpu}"
 
 
+HandingOn = Literal["objects", "machine", "workers", "storage", "calls"]
+"""How what a stage makes gets to the next on the same pool, when it is large: as the ``objects`` that they are, in one
+process; through memory that all processes of one ``machine`` map; from worker to worker (``workers``); over
+``storage``, with the request and the reply while they are small; or with ``calls`` and results, whatever their size."""
+
+
 @dataclass(frozen=True)
 class Pool:
     """A place where workers run, by name, with its own sizes and prices where they differ from the menu's.
@@ -74,14 +81,20 @@ class Pool:
         sizes: Sizes it offers; empty means the menu's.
         prices: Price list; ``None`` means the menu's.
         workers: Worker counts that it offers; empty means the menu's.
+        handing_on: What becomes of large results there; ``None`` for what the pools of this machine do by themselves,
+            and ``calls`` elsewhere.
     """
 
     name: str = "default"
     sizes: tuple[Size, ...] = ()
     prices: str | None = None
     workers: tuple[int, ...] = ()
+    handing_on: HandingOn | None = None
 
     def __post_init__(self) -> None:
+        if self.handing_on not in (None, *get_args(HandingOn)):
+            expected = f"one of {', '.join(get_args(HandingOn))}"
+            raise InvalidValue(f"pool.{self.name}.handing_on", self.handing_on, expected)
         text(self.name, "pool.name")
         object.__setattr__(self, "sizes", instances(Size, self.sizes, f"pool.{self.name}.sizes"))
         counts = items(self.workers, f"pool.{self.name}.workers")

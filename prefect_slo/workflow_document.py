@@ -25,7 +25,7 @@ _WORKFLOW = ("name", "menu", "stages", "constraints", "capacity", "schema")
 _STAGE = ("name", "after", "after_items", "menu", "fanout", "items", "probability", "sequential", "opaque")
 _SIZING = ("memory_mb", "vcpus", "sizes")
 _MENU = ("prices", "workers", *_SIZING, "pools", "batch", "knobs", "hardware")
-_POOL = ("name", "prices", "workers", *_SIZING, "hardware")
+_POOL = ("name", "prices", "workers", *_SIZING, "hardware", "handing_on")
 _SIZE = ("vcpus", "memory_mb", "gpu", "hardware", "gpu_memory_mb")
 _LIMITS = (*RESOURCES, "gpu_devices", "gpu_slowdown")
 _CAPACITY = (*_LIMITS, "pools")
@@ -170,7 +170,8 @@ def _pool(entry: object, prices: str, folder: Path | None) -> Pool:
     own = _prices(pool["prices"], folder) if "prices" in pool else None
     sized = any(key in pool for key in _SIZING)
     hardware = text(pool.get("hardware", name), "menu.pools.hardware")
-    return Pool(name, _sizes(pool, own or prices, hardware) if sized else (), own, pool.get("workers", ()))
+    sizes = _sizes(pool, own or prices, hardware) if sized else ()
+    return Pool(name, sizes, own, pool.get("workers", ()), pool.get("handing_on"))
 
 
 def _sizes(document: Mapping[str, Any], prices: str, hardware: str) -> tuple[Size, ...]:
@@ -226,7 +227,7 @@ def _size_document(size: Size) -> dict[str, Any]:
 
 
 def _pool_document(pool: Pool) -> str | dict[str, Any]:
-    if not pool.sizes and pool.prices is None and not pool.workers:
+    if pool == Pool(pool.name):
         return pool.name
     document: dict[str, Any] = {"name": pool.name}
     if pool.sizes:
@@ -235,6 +236,8 @@ def _pool_document(pool: Pool) -> str | dict[str, Any]:
         document["prices"] = pool.prices
     if pool.workers:
         document["workers"] = list(pool.workers)
+    if pool.handing_on is not None:
+        document["handing_on"] = pool.handing_on
     return document
 
 

@@ -19,6 +19,7 @@ ERRORS = [
     errors.UnknownStage("trian", ("train", "test")),
     errors.NothingProposed("letters", "no plan waits for approval", "Run replan first."),
     errors.SpendLimitReached(0.5, 0.5),
+    errors.AwsRefused("CreateFunction", "AccessDeniedException: no", "Allow it."),
     errors.ResultLost("make", 8 << 20, "the Dask worker that kept it is gone"),
     errors.WorkPoolUnusable("gpu", "is paused", "Let it go on."),
     errors.UnknownPool("clout", ("process", "cloud"), "train"),

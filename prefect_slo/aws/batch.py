@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefect_slo.aws.clients import client
-from prefect_slo.aws.functions import FunctionStatus, State, allow
+from prefect_slo.aws.functions import FunctionStatus, State, allow, name_prefix
+from prefect_slo.aws.ownership import Owner
 from prefect_slo.aws.packaging import content_hash
 from prefect_slo.aws.queues import BatchQueue
 from prefect_slo.errors import InvalidValue
@@ -58,6 +59,7 @@ class BatchJobs:
         gather_s: Jobs that are asked for within so many seconds become one array job; 0 for none.
         prices: Price list of its vCPUs, memory and GPUs.
         prefix: Names of job definitions begin with it.
+        pool: Name of the pool that they are of, which sets it: no other has the same definitions, nor removes them.
         region: ``None`` as boto3 finds it.
         endpoint: ``None`` for AWS.
         poll_s: Least and most seconds between two looks.
@@ -82,6 +84,7 @@ class BatchJobs:
     gather_s: float = 0.25
     prices: str = "aws-fargate-x86"
     prefix: str = "prefect-slo"
+    pool: str = ""
     region: str | None = None
     endpoint: str | None = None
     poll_s: tuple[float, float] = (1.0, 15.0)
@@ -92,6 +95,7 @@ class BatchJobs:
         else:
             text(self.queue, "batch.queue")
         text(self.image, "batch.image")
+        name_prefix(self.prefix, "batch.prefix")
         positive(self.vcpus, "batch.vcpus")
         positive(self.launch_s, "batch.launch_s")
         for name in ("least_s", "gather_s"):
@@ -132,14 +136,19 @@ class BatchJobs:
         """Name of the job definition: it holds a hash of the settings, so a change makes another."""
         settings = (
             self.image, self.vcpus, self.memory_mb, self.gpu, self.timeout_s, self.attempts, self.fargate,
-            self.job_role, self.execution_role, self.only_lost,
+            self.job_role, self.execution_role, self.only_lost, self.pool,
         )  # fmt: skip
         return f"{self.prefix}-{content_hash(settings)}"
+
+    @property
+    def owner(self) -> Owner:
+        """The pool, as what it makes is marked."""
+        return Owner(self.prefix, self.pool)
 
     def deploy(self) -> str:
         """Register the job definition unless it is there, and make the queue where it is ours; returns its name."""
         if isinstance(self.queue, BatchQueue):
-            self.queue.deploy()
+            self.queue.deploy(self.owner)
         found = self.batch.describe_job_definitions(jobDefinitionName=self.definition, status="ACTIVE")
         if found["jobDefinitions"]:
             return self.definition
@@ -166,11 +175,12 @@ class BatchJobs:
             containerProperties=container,
             retryStrategy=retry,
             timeout={"attemptDurationSeconds": self.timeout_s},
+            tags=self.owner.tags(self.definition),
         )
         return self.definition
 
     def status(self) -> list[FunctionStatus]:
-        """Every job definition under the prefix, this one where it is missing, and the queue."""
+        """Every job definition that the pool has made, this one where it is missing, and the queue."""
         found = {one["jobDefinitionName"]: _memory_mb(one) for one in self._definitions()}
         rows = [
             FunctionStatus(name, memory_mb, "deployed" if name == self.definition else "old")
@@ -182,7 +192,7 @@ class BatchJobs:
         return rows
 
     def destroy(self, *, only_old: bool = False) -> list[str]:
-        """Deregister job definitions under the prefix, all or those of earlier settings, and remove a queue of ours.
+        """Deregister what the pool has made: job definitions, all or those of earlier settings, and a queue of ours.
 
         Returns:
             The names of what is gone.
@@ -193,7 +203,7 @@ class BatchJobs:
                 continue
             self.batch.deregister_job_definition(jobDefinition=found["jobDefinitionArn"])
             gone.append(found["jobDefinitionName"])
-        queues = self.queue.destroy() if isinstance(self.queue, BatchQueue) and not only_old else []
+        queues = self.queue.destroy(self.owner) if isinstance(self.queue, BatchQueue) and not only_old else []
         return sorted(set(gone)) + queues
 
     def policy(self) -> dict[str, list[dict[str, Any]]]:
@@ -209,11 +219,11 @@ class BatchJobs:
         caller = [
             allow(["batch:SubmitJob"], [definition, queue]),
             allow(["batch:TerminateJob"], f"arn:aws:batch:{region}:*:job/*"),
-            allow(["batch:DescribeJobs"], "*"),
+            allow(["batch:DescribeJobs", "batch:ListJobs"], "*"),
             allow(["logs:GetLogEvents"], f"arn:aws:logs:{region}:*:log-group:{LOG_GROUP}:*"),
         ]
         deployer = [
-            allow(["batch:RegisterJobDefinition", "batch:DeregisterJobDefinition"], definition),
+            allow(["batch:RegisterJobDefinition", "batch:DeregisterJobDefinition", "batch:TagResource"], definition),
             allow(["batch:DescribeJobDefinitions", "batch:DescribeJobQueues"], "*"),
             *([allow(["iam:PassRole"], roles)] if roles else []),
         ]
@@ -221,14 +231,17 @@ class BatchJobs:
             made = [queue, f"arn:aws:batch:{region}:*:compute-environment/{self.queue_name}"]
             kinds = ("ComputeEnvironment", "JobQueue")
             actions = [f"batch:{verb}{kind}" for verb in ("Create", "Update", "Delete") for kind in kinds]
-            deployer.append(allow(actions, made))
+            deployer.append(allow([*actions, "batch:TagResource"], made))
             deployer.append(allow(["batch:DescribeComputeEnvironments"], "*"))
         return {"caller": caller, "deployer": deployer}
 
     def _definitions(self) -> list[dict[str, Any]]:
         pages = self.batch.get_paginator("describe_job_definitions").paginate(status="ACTIVE")
         every = (definition for page in pages for definition in page["jobDefinitions"])
-        return [found for found in every if found["jobDefinitionName"].startswith(f"{self.prefix}-")]
+        return [found for found in every if self._is_mine(found)]
+
+    def _is_mine(self, found: dict[str, Any]) -> bool:
+        return self.owner.version_in(found["jobDefinitionName"]) is not None and self.owner.made(found.get("tags"))
 
     def _queue_state(self) -> State:
         if isinstance(self.queue, BatchQueue):
@@ -247,6 +260,11 @@ class BatchJobs:
     def batch(self) -> Any:
         """A client of Batch."""
         return client("batch", region=self.region, endpoint=self.endpoint, read_s=_CONTROL_S, connections=8, attempts=5)
+
+    @property
+    def submitting(self) -> Any:
+        """A client of Batch that asks once: a job whose submission had no reply may be there."""
+        return client("batch", region=self.region, endpoint=self.endpoint, read_s=_CONTROL_S, connections=8)
 
     @property
     def logs(self) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+from prefect_slo.aws.refusals import plainly
+
 _LOCK = threading.Lock()
 _CLIENTS: dict[tuple[Any, ...], Any] = {}
 
@@ -25,6 +27,9 @@ def client(
         read_s: How long an answer may take. boto3's 60 s would call a function again that is still running.
         connections: Connections kept open: more at once than that open and close others.
         attempts: Calls at most, the first included. For invocations 1: they are retried by us, or not at all.
+
+    Raises:
+        AwsRefused: No region is set, or a profile that there isn't.
     """
     key = (service, region, endpoint, read_s, connections, attempts)
     with _LOCK:
@@ -39,8 +44,9 @@ def client(
                 max_pool_connections=max(connections, 1),
                 retries={"total_max_attempts": attempts, "mode": "standard"},
             )
-            session = boto3.session.Session(region_name=region)
-            _CLIENTS[key] = session.client(service, endpoint_url=endpoint, config=config)
+            with plainly():
+                session = boto3.session.Session(region_name=region)
+                _CLIENTS[key] = session.client(service, endpoint_url=endpoint, config=config)
         return _CLIENTS[key]
 
 

@@ -109,7 +109,7 @@ class Delegating:
                 if not full or not delegates(self.mode, "disk"):
                     return returned
                 again = replace(order, items=[pair for pair in order.items if pair[0] in full])
-                before = Failed("died", "its temporary disk was full", billed=returned.answer.billed)
+                before = Failed("disk", "its temporary disk was full", billed=returned.answer.billed)
                 before.storage_usd = returned.storage_usd
                 return _merged(returned, self._on_batch(name, before, function, again), order.ids)
         return self._on_batch(name, before, function, order)

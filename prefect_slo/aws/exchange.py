@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
-from prefect_slo.aws.invoke import Answer, Failed
+from prefect_slo.aws.invoke import NO_SPACE, Answer, Failed
 from prefect_slo.aws.s3 import S3Prefix
 from prefect_slo.aws.spending import Caller, SpendLimit
 from prefect_slo.aws.storage import Requests, of_answer, writing
@@ -178,7 +178,8 @@ class Exchange:
             return Returned(stuck, (), None, telemetry, answer)
         if not reply.get("ok") and kind != "overrun":
             why: Any = {"claimed": "unknown", "result": "died", "handler": "died"}.get(kind, "start")
-            raise Failed(why, str(error.get("message", "a reply that says nothing")), billed=answer.billed)
+            message = str(error.get("message", "a reply that says nothing"))
+            raise Failed("disk" if f"OSError: {NO_SPACE}" in message else why, message, billed=answer.billed)
         place = reply["result"]
         if "b64" in place:
             content = base64.b64decode(place["b64"])

@@ -56,11 +56,11 @@ class FdlFunction:
     def pools(self) -> tuple[Pool, ...]:
         """Pools that its mode allows, the one that is tried first before."""
         size = Size(limits.vcpus(self.memory_mb), self.memory_mb, hardware="lambda")
-        on_lambda = Pool("lambda", (size,), "aws-lambda-x86")
+        on_lambda = Pool("lambda", (size,), "aws-lambda-x86", handing_on="storage")
         if self.batch is None:
             return (on_lambda,)
         prices = "aws-ec2-gpu" if self.batch.gpu else "aws-fargate-x86"
-        on_batch = Pool("batch", (self.batch,), prices)
+        on_batch = Pool("batch", (self.batch,), prices, handing_on="storage")
         return (on_batch,) if self.mode == "batch" else (on_lambda, on_batch)
 
 

@@ -1,7 +1,7 @@
 """Worker functions of an account: one per memory size, deployed, compared and removed.
 
-A function's name holds a hash of its code and settings, so a new version is another function beside the old one: runs
-under way keep theirs, and nothing that is warm is thrown away. ``UpdateFunctionConfiguration`` is never called.
+A function's name holds a hash of its pool, code and settings, so a new version is another function beside the old one:
+runs under way keep theirs, and nothing that is warm is thrown away. ``UpdateFunctionConfiguration`` is never called.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Literal
 from prefect_slo.aws import limits
 from prefect_slo.aws.clients import client
 from prefect_slo.aws.concurrency import Allowed, allowed
+from prefect_slo.aws.ownership import Owner
 from prefect_slo.aws.packaging import HANDLER, content_hash, package_sha, worker_zip
 from prefect_slo.aws.s3 import S3Prefix
 from prefect_slo.errors import InvalidValue
@@ -21,7 +22,6 @@ from prefect_slo.units import text, whole
 
 Architecture = Literal["x86_64", "arm64"]
 State = Literal["deployed", "missing", "changed", "old"]
-TAG = "prefect-slo"
 _CONTROL_S = 60.0
 
 
@@ -31,6 +31,7 @@ class WorkerFunctions:
 
     Attributes:
         prefix: Their names begin with it.
+        pool: Name of the pool that they are of: no other has the same functions, nor removes them.
         role: ARN of the role that they run under; needed to deploy.
         timeout_s: Limit of one invocation.
         architecture: ``x86_64`` or ``arm64``.
@@ -47,6 +48,7 @@ class WorkerFunctions:
     """
 
     prefix: str = "prefect-slo"
+    pool: str = "lambda"
     role: str | None = None
     timeout_s: int = 900
     architecture: Architecture = "x86_64"
@@ -59,8 +61,7 @@ class WorkerFunctions:
     endpoint: str | None = None
 
     def __post_init__(self) -> None:
-        if not text(self.prefix, "lambda.prefix").replace("-", "").replace("_", "").isalnum() or len(self.prefix) > 40:
-            raise InvalidValue("lambda.prefix", self.prefix, "at most 40 letters, digits, dashes and underscores")
+        name_prefix(self.prefix, "lambda.prefix")
         limits.timeout_s(self.timeout_s)
         limits.storage_mb(self.storage_mb)
         if self.architecture not in ("x86_64", "arm64"):
@@ -79,9 +80,14 @@ class WorkerFunctions:
     def version(self) -> str:
         """Names the code and the settings."""
         return content_hash(
-            sys.version_info[:2], self.timeout_s, self.architecture, self.layers, self.image, self.storage_mb,
-            sorted(self.environment.items()), self.role,
+            sys.version_info[:2], self.pool, self.timeout_s, self.architecture, self.layers, self.image,
+            self.storage_mb, sorted(self.environment.items()), self.role,
         )  # fmt: skip
+
+    @property
+    def owner(self) -> Owner:
+        """The pool, as what it makes is marked."""
+        return Owner(self.prefix, self.pool)
 
     def name(self, memory_mb: int) -> str:
         """The function of a memory size."""
@@ -116,7 +122,7 @@ class WorkerFunctions:
         return allowed(self._lambda, self.region, self.endpoint, names, fresh=fresh)
 
     def status(self, memory_mb: Iterable[int]) -> list[FunctionStatus]:
-        """Every worker function under the prefix, and those of these sizes that are missing."""
+        """Every worker function that the pool has made, and those of these sizes that are missing."""
         expected = {self.name(memory): memory for memory in memory_mb}
         found = {c["FunctionName"]: c for c in self._listed()}
         rows = []
@@ -132,7 +138,7 @@ class WorkerFunctions:
         return rows
 
     def destroy(self, *, only_old: bool = False, memory_mb: Iterable[int] = ()) -> list[str]:
-        """Delete worker functions under the prefix, all or those of earlier versions; returns their names."""
+        """Delete the functions that the pool has made, all or those of earlier versions; returns their names."""
         keep = {self.name(memory) for memory in memory_mb} if only_old else set()
         gone = [name for found in self._listed() if (name := found["FunctionName"]) not in keep]
         for name in gone:
@@ -164,7 +170,7 @@ class WorkerFunctions:
                 Architectures=[self.architecture],
                 EphemeralStorage={"Size": self.storage_mb},
                 Environment={"Variables": dict(self.environment)},
-                Tags={TAG: self.version},
+                Tags=self.owner.tags(self.version),
                 **code,
             )
         except ClientError as error:
@@ -177,13 +183,16 @@ class WorkerFunctions:
             "Timeout": self.timeout_s,
             "Architectures": [self.architecture],
             "Role": self.role or found.get("Role"),
+            "EphemeralStorage": {"Size": self.storage_mb},
         }
         if self.image is None:
             wanted["CodeSha256"] = package_sha()
         variables = found.get("Environment", {}).get("Variables", {})
+        layers = tuple(layer["Arn"] for layer in found.get("Layers", ()))
         return (
             found["FunctionName"].endswith(f"-{memory_mb}")
             and variables == self.environment
+            and layers == self.layers
             and all(found.get(name) == value for name, value in wanted.items())
         )
 
@@ -201,11 +210,12 @@ class WorkerFunctions:
     def _listed(self) -> list[dict[str, Any]]:
         pages = self._lambda.get_paginator("list_functions").paginate()
         every = (found for page in pages for found in page["Functions"])
-        return [found for found in every if self._is_mine(found["FunctionName"])]
+        return [found for found in every if self._is_mine(found)]
 
-    def _is_mine(self, name: str) -> bool:
-        version, _, memory = name.removeprefix(f"{self.prefix}-").partition("-")
-        return name.startswith(f"{self.prefix}-") and len(version) == 10 and memory.isdigit()
+    def _is_mine(self, found: dict[str, Any]) -> bool:
+        if self.owner.version_in(found["FunctionName"], r"-\d+") is None:
+            return False
+        return self.owner.made(self._lambda.list_tags(Resource=found["FunctionArn"]).get("Tags"))
 
     @property
     def _lambda(self) -> Any:
@@ -257,8 +267,8 @@ def policy(functions: WorkerFunctions, store: S3Prefix | None, besides: Statemen
             [
                 f"lambda:{action}"
                 for action in (
-                    "CreateFunction", "DeleteFunction", "GetFunction", "GetFunctionConfiguration", "TagResource",
-                    "PutFunctionConcurrency",
+                    "CreateFunction", "DeleteFunction", "GetFunction", "GetFunctionConfiguration", "ListTags",
+                    "TagResource", "PutFunctionConcurrency",
                 )
             ],
             mine,
@@ -294,6 +304,18 @@ def storage(store: S3Prefix | None) -> Statements:
             allow(["s3:DeleteObject"], objects),
         ],
     }
+
+
+def name_prefix(value: object, field: str) -> str:
+    """What names of functions and job definitions may begin with.
+
+    Raises:
+        InvalidValue: Too long, or with characters that such names don't have.
+    """
+    prefix = text(value, field)
+    if len(prefix) > 40 or not prefix.isascii() or not prefix.replace("-", "").replace("_", "").isalnum():
+        raise InvalidValue(field, value, "at most 40 letters, digits, dashes and underscores")
+    return prefix
 
 
 def documents(needs: Statements) -> dict[str, Any]:

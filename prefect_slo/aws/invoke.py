@@ -2,11 +2,12 @@
 
 ``Invoke`` is called once per try: boto3's own retries would run a function again that is still running. A throttled
 call never ran, so it is tried again, after a random part of a wait that doubles (AWS's "full jitter"), for as long as
-the caller has patience. A call whose reply is lost may have run.
+the caller has patience; so is one that did not reach AWS, a few times. A call whose reply is lost may have run.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import threading
@@ -17,10 +18,10 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from prefect_slo.aws import limits
-from prefect_slo.aws.report import Report, bill, tail
+from prefect_slo.aws.report import NOTHING, Billed, Report, bill, tail
 from prefect_slo.pricing import PriceList
 
-Why = Literal["died", "memory", "timeout", "start", "throttled", "unknown", "cancelled"]
+Why = Literal["died", "memory", "disk", "timeout", "start", "throttled", "unreached", "unknown", "cancelled"]
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 10.0
 _THROTTLED = {
     "TooManyRequestsException",
@@ -36,26 +37,29 @@ _NOT_DEPLOYED = {
     "KMSAccessDeniedException",
 }
 _NEVER_STARTS = {"Runtime.ImportModuleError", "Runtime.HandlerNotFound", "Runtime.UserCodeSyntaxError"}
-LOST_REPLY_TRIES = 3
+LOST_REPLY_TRIES, UNREACHED_TRIES = 3, 6
+NO_SPACE = f"[Errno {errno.ENOSPC}]"
+"""How the message of an error begins that a full temporary disk raises."""
 
 
 class Failed(Exception):
     """An invocation that gave no result.
 
     Attributes:
-        why: ``throttled``: it never ran, for as long as there was patience; ``start``: it can't run as it is deployed;
-            ``timeout``, ``memory``, ``died``: how it ended; ``unknown``: its reply was lost, it may have run;
+        why: ``throttled``: it never ran, for as long as there was patience; ``unreached``: nor did it, as AWS could not
+            be reached; ``start``: it can't run as it is deployed;
+            ``timeout``, ``memory``, ``disk``, ``died``: how it ended; ``unknown``: its reply was lost, it may have run;
             ``cancelled``: nobody wants it any more.
         detail: In words.
         used_mb: Most memory that it was seen to use.
         memory_mb: What it was allowed.
-        billed: US dollars.
+        billed: What it is billed all the same.
         storage_usd: US dollars of objects that were written and read for it.
         lost: Tries whose replies were lost: what they are billed is not known, and not in ``billed``.
     """
 
     def __init__(
-        self, why: Why, detail: str, *, used_mb: float = 0.0, memory_mb: float = 0.0, billed: Decimal = Decimal()
+        self, why: Why, detail: str, *, used_mb: float = 0.0, memory_mb: float = 0.0, billed: Billed = NOTHING
     ):
         self.why, self.detail, self.used_mb, self.memory_mb, self.billed = why, detail, used_mb, memory_mb, billed
         self.storage_usd, self.lost = Decimal(), 0
@@ -72,7 +76,7 @@ class Answer:
         received: When its reply was there.
         waited_s: Seconds spent throttled before.
         report: What Lambda reports; ``None`` where its log came without.
-        billed: US dollars of the try that was answered.
+        billed: What the try that was answered is billed.
         stored: Whether it came over S3.
         lost: Tries before whose replies were lost: what they are billed is not known, and not in ``billed``.
     """
@@ -82,7 +86,7 @@ class Answer:
     received: float
     waited_s: float
     report: Report | None
-    billed: Decimal
+    billed: Billed
     stored: bool = False
     lost: int = 0
 
@@ -129,7 +133,7 @@ class Invoker:
             raise Failed("start", f"a request of {len(payload)} bytes is over Lambda's {limits.PAYLOAD_BYTES}")
         if cancelled.is_set():
             raise Failed("cancelled", "cancelled before it was called")
-        waited_s, wait_s, lost = 0.0, FIRST_WAIT_S, 0
+        waited_s, wait_s, lost, unreached = 0.0, FIRST_WAIT_S, 0, 0
         while True:
             sent = self.clock()
             try:
@@ -138,10 +142,10 @@ class Invoker:
             except Failed as failed:
                 raise _after(lost, failed) from None
             except Exception as error:
-                why, detail = _cause(error)
-                lost += why == "unknown"
+                why, detail = cause(error)
+                lost, unreached = lost + (why == "unknown"), unreached + (why == "unreached")
                 final = why == "start" or (why == "unknown" and (not again or lost >= LOST_REPLY_TRIES))
-            if final or waited_s >= self.patience_s:
+            if final or unreached >= UNREACHED_TRIES or waited_s >= self.patience_s:
                 detail = detail if why != "throttled" else f"{detail}, for {waited_s:.0f} s"
                 raise _after(lost, Failed(why, detail))
             pause_s = self._rng.uniform(0.0, wait_s)
@@ -154,9 +158,10 @@ class Invoker:
         received = self.clock()
         log = tail(response.get("LogResult", ""))
         report = Report.of(log)
-        billed = Decimal()
+        billed = NOTHING
         if report is not None:
-            billed = bill(self.prices, report.memory_mb, report.billed_ms, storage_mb=self.storage_mb)
+            usd = bill(self.prices, report.memory_mb, report.billed_ms, storage_mb=self.storage_mb)
+            billed = Billed(usd, report.billed_ms, 1)
         if response.get("FunctionError"):
             raise _function_error(document or {}, report, billed)
         return Answer(document, sent, received, waited_s, report, billed)
@@ -168,9 +173,17 @@ def _after(lost: int, failed: Failed) -> Failed:
     return failed
 
 
-def _cause(error: Exception) -> tuple[Why, str]:
-    """What an exception of boto3 means."""
-    from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
+def cause(error: Exception) -> tuple[Why, str]:
+    """What an exception of boto3 means: ``throttled``, ``unreached``, ``start``; ``unknown``: it may have been done."""
+    from botocore.exceptions import (
+        BotoCoreError,
+        ClientError,
+        ConnectionError,
+        ConnectTimeoutError,
+        EndpointConnectionError,
+        HTTPClientError,
+        ProxyConnectionError,
+    )
 
     if isinstance(error, ClientError):
         told = error.response.get("Error", {})
@@ -178,12 +191,14 @@ def _cause(error: Exception) -> tuple[Why, str]:
         reason = error.response.get("Reason", "")
         detail = f"{code}{f' ({reason})' if reason else ''}: {told.get('Message', '')}".rstrip(": ")
         if code in _THROTTLED or status == 429:
-            return "throttled", f"throttled by Lambda, {detail}"
+            return "throttled", f"throttled, {detail}"
         if code in _NOT_DEPLOYED:
             return "start", f"{detail}. Deploy its functions with 'prefect-slo aws deploy'"
         if status >= 500:
             return "unknown", detail
         return "start", detail
+    if isinstance(error, (EndpointConnectionError, ConnectTimeoutError, ProxyConnectionError)):
+        return "unreached", f"AWS cannot be reached ({type(error).__name__}: {error})"
     if isinstance(error, (ConnectionError, HTTPClientError)):
         return "unknown", f"its reply was lost ({type(error).__name__})"
     if isinstance(error, BotoCoreError):
@@ -191,7 +206,7 @@ def _cause(error: Exception) -> tuple[Why, str]:
     raise error
 
 
-def _function_error(document: dict[str, Any], report: Report | None, billed: Decimal) -> Failed:
+def _function_error(document: dict[str, Any], report: Report | None, billed: Billed) -> Failed:
     kind, message = str(document.get("errorType", "")), str(document.get("errorMessage", ""))
     used = float(report.used_mb) if report is not None else 0.0
     allowed = float(report.memory_mb) if report is not None else 0.0
@@ -200,6 +215,8 @@ def _function_error(document: dict[str, Any], report: Report | None, billed: Dec
         why: Why = "timeout"
     elif kind == "Runtime.OutOfMemory" or (killed and report is not None and used >= allowed):
         why = "memory"
+    elif kind == "OSError" and message.startswith(NO_SPACE):
+        why = "disk"
     elif kind in _NEVER_STARTS:
         why = "start"
     else:

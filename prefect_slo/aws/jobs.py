@@ -1,11 +1,14 @@
 """Jobs on AWS Batch, as an ``Invoker`` makes invocations: submitted together, looked at together, and paid for.
 
-Jobs are looked at a hundred to a request, at intervals that grow while nothing happens.
+``SubmitJob`` knows no token that would make two of the same call one job, so boto3 never repeats it: where its reply is
+lost the job is looked for by its name, which no other has. Jobs are looked at a hundred to a request, at intervals that
+grow while nothing happens.
 """
 
 from __future__ import annotations
 
 import json
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -16,13 +19,17 @@ from typing import Any
 
 from prefect_slo.aws.arrays import Submitter
 from prefect_slo.aws.batch import LOG_GROUP, BatchJobs
-from prefect_slo.aws.invoke import Answer, Failed, Why
+from prefect_slo.aws.invoke import Answer, Failed, Why, cause
+from prefect_slo.aws.report import Billed
 from prefect_slo.aws.s3 import S3Prefix
 
+_DEPLOY = "Deploy with 'prefect-slo aws deploy'"
 LOG_LINES = 20
 _DESCRIBED = 100
 _ENDED = ("SUCCEEDED", "FAILED")
 _JOB_NAME = 128
+SUBMIT_TRIES, SUBMIT_WAIT_S = 6, 1.0
+"""Of a submission that is throttled, and of looking for one whose reply was lost; the wait doubles."""
 
 
 @dataclass
@@ -32,11 +39,13 @@ class BatchInvoker:
     Args:
         jobs: How they are run.
         store: Where events and replies lie.
+        sleep: Waits for some seconds.
     """
 
     jobs: BatchJobs
     store: S3Prefix
     clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
     _watch: Watch = field(init=False)
     _submitter: Submitter = field(init=False)
 
@@ -56,11 +65,11 @@ class BatchInvoker:
         sent = self.clock()
         try:
             self.store.put(f"{where}/event", json.dumps(event).encode())
-            name = f"{self.jobs.prefix}-{where.rpartition('/runs/')[2]}".replace("/", "-")[:_JOB_NAME]
-            submitted = self._submitter.job(name, where)
+            submitted = self._submitter.job(self._name(where), where)
         except (ClientError, BotoCoreError) as error:
-            detail = f"no job could be submitted ({error}). Deploy with 'prefect-slo aws deploy'"
-            raise Failed("start", detail) from None
+            raise Failed("start", f"no job could be submitted ({error}). {_DEPLOY}") from None
+        except Failed as failed:  # told to all that asked together: each has a failure of its own
+            raise Failed(failed.why, failed.detail) from None
         try:
             job = self._watch.ended(submitted, cancelled)
         except Failed:
@@ -75,15 +84,53 @@ class BatchInvoker:
         reply = json.loads(self.store.get(f"{where}/reply"))
         return Answer(reply, sent, self.clock(), self._waited(job), None, billed, stored=True)
 
+    def _name(self, where: str) -> str:
+        """The name of the job for some work, which no other job has."""
+        own = where.rpartition("/runs/")[2].replace("/", "-")
+        return f"{self.jobs.prefix[: max(_JOB_NAME - len(own) - 1, 1)]}-{own}"[:_JOB_NAME]
+
     def _submit(self, name: str, event: str, **more: Any) -> str:
-        submitted = self.jobs.batch.submit_job(
-            jobName=name,
-            jobQueue=self.jobs.queue_name,
-            jobDefinition=self.jobs.definition,
-            parameters={"event": event},
-            **more,
-        )
-        return str(submitted["jobId"])
+        """Submit a job, once.
+
+        Raises:
+            Failed: It was refused, throttled for too long, or did not get there; or its reply was lost, and none of its
+            name is there.
+        """
+        asked = {"jobName": name, "jobQueue": self.jobs.queue_name, "jobDefinition": self.jobs.definition}
+        wait_s = SUBMIT_WAIT_S
+        for attempt in range(SUBMIT_TRIES):
+            try:
+                return str(self.jobs.submitting.submit_job(**asked, parameters={"event": event}, **more)["jobId"])
+            except Exception as error:
+                why, detail = cause(error)
+            if why == "unknown":
+                return self._found(name, detail)
+            if why not in ("throttled", "unreached") or attempt == SUBMIT_TRIES - 1:
+                break
+            self.sleep(random.uniform(0.0, wait_s))
+            wait_s *= 2
+        raise Failed(why, f"no job could be submitted ({detail}). {_DEPLOY}")
+
+    def _found(self, name: str, detail: str) -> str:
+        """The job of a name whose submission had no reply.
+
+        Raises:
+            Failed: There is none, as far as Batch says; it may appear later.
+        """
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        named, wait_s = [{"name": "JOB_NAME", "values": [name]}], SUBMIT_WAIT_S
+        for attempt in range(SUBMIT_TRIES):
+            try:
+                listed = self.jobs.batch.list_jobs(jobQueue=self.jobs.queue_name, filters=named)["jobSummaryList"]
+            except (ClientError, BotoCoreError) as error:
+                detail, listed = f"{detail}; its name cannot be looked for: {error}", []
+            if listed:
+                return str(listed[0]["jobId"])
+            if attempt < SUBMIT_TRIES - 1:
+                self.sleep(wait_s)
+                wait_s *= 2
+        raise Failed("unknown", f"a job was submitted, {detail}, and none of its name is there")
 
     def _terminate(self, job: str, reason: str) -> None:
         """End a job that nobody waits for any more, as far as Batch can be reached."""
@@ -92,18 +139,18 @@ class BatchInvoker:
         with suppress(ClientError, BotoCoreError):
             self.jobs.batch.terminate_job(jobId=job, reason=reason)
 
-    def _bill(self, job: dict[str, Any]) -> Decimal:
+    def _bill(self, job: dict[str, Any]) -> Billed:
         """Time of every attempt that started, a minute at least, at the price list; Batch itself costs nothing."""
         attempts = [one for one in job.get("attempts") or [job] if one.get("startedAt")]
         least_ms = int(1000 * self.jobs.least_s)
         ran_ms = sum(max(int(one.get("stoppedAt", 0)) - int(one["startedAt"]), least_ms) for one in attempts)
-        return Decimal(ran_ms) / 1000 * Decimal(repr(self.jobs.usd_s))
+        return Billed(Decimal(ran_ms) / 1000 * Decimal(repr(self.jobs.usd_s)), ran_ms, int(bool(attempts)))
 
     @staticmethod
     def _waited(job: dict[str, Any]) -> float:
         return max(int(job.get("startedAt", 0)) - int(job.get("createdAt", 0)), 0) / 1000
 
-    def _failed(self, job: dict[str, Any], billed: Decimal) -> Failed:
+    def _failed(self, job: dict[str, Any], billed: Billed) -> Failed:
         attempt: dict[str, Any] = (job.get("attempts") or [{}])[-1]
         container = {**job.get("container", {}), **attempt.get("container", {})}
         reason = (

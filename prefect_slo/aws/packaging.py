@@ -13,6 +13,7 @@ from pathlib import Path
 HANDLER = "prefect_slo_worker.handler"
 _MODULE = HANDLER.partition(".")[0]
 _WHEN = (1980, 1, 1, 0, 0, 0)  # zip files know no earlier day
+HASH_DIGITS = 10
 
 
 @lru_cache(maxsize=1)
@@ -35,11 +36,11 @@ def package_sha() -> str:
 
 
 def content_hash(*parts: object) -> str:
-    """Ten digits that name the worker's code together with how it is deployed."""
+    """Digits that name the worker's code together with how it is deployed."""
     digest = hashlib.sha256(worker_zip())
     for part in parts:
         digest.update(repr(part).encode())
-    return digest.hexdigest()[:10]
+    return digest.hexdigest()[:HASH_DIGITS]
 
 
 def _package(name: str) -> dict[str, bytes]:

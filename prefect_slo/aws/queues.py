@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from prefect_slo.aws.clients import client
+from prefect_slo.aws.ownership import Owner
 from prefect_slo.errors import InvalidValue
 from prefect_slo.units import items, text, whole
 
@@ -67,19 +68,27 @@ class BatchQueue:
         """Whether there are no machines to look after."""
         return self.kind.startswith("fargate")
 
-    def deploy(self, wait: Callable[[float], None] = time.sleep) -> str:
+    def deploy(self, owner: Owner, wait: Callable[[float], None] = time.sleep) -> str:
         """Create the environment and the queue unless they are there, and wait until both can be used.
+
+        Args:
+            owner: The pool that they are marked as made by; what was there before stays somebody else's.
+            wait: Waits for some seconds.
 
         Raises:
             InvalidValue: AWS refuses them, or finds them invalid.
         """
         if not self._environment():
-            self._create_environment()
+            self._create_environment(owner)
         self._valid(self._environment, wait)
         if not self._queue():
             order = [{"order": 1, "computeEnvironment": self._environment()["computeEnvironmentArn"]}]
             self._batch.create_job_queue(
-                jobQueueName=self.name, state="ENABLED", priority=1, computeEnvironmentOrder=order
+                jobQueueName=self.name,
+                state="ENABLED",
+                priority=1,
+                computeEnvironmentOrder=order,
+                tags=owner.tags(self.name),
             )
         self._valid(self._queue, wait)
         return self.name
@@ -95,23 +104,27 @@ class BatchQueue:
         )
         return "deployed" if same and usable else "changed"
 
-    def destroy(self, wait: Callable[[float], None] = time.sleep) -> list[str]:
-        """Remove the queue and the environment, in this order, as Batch asks for; returns what was there."""
+    def destroy(self, owner: Owner, wait: Callable[[float], None] = time.sleep) -> list[str]:
+        """Remove the queue and the environment, in this order, as Batch asks for, where the pool has made them.
+
+        Returns:
+            Their name, where there was something to remove.
+        """
         gone = []
-        if self._queue():
+        if owner.made(self._queue().get("tags")):
             self._batch.update_job_queue(jobQueue=self.name, state="DISABLED")
             self._valid(self._queue, wait)
             self._batch.delete_job_queue(jobQueue=self.name)
             self._gone(self._queue, wait)
             gone.append(self.name)
-        if self._environment():
+        if owner.made(self._environment().get("tags")):
             self._batch.update_compute_environment(computeEnvironment=self.name, state="DISABLED")
             self._valid(self._environment, wait)
             self._batch.delete_compute_environment(computeEnvironment=self.name)
             gone = gone or [self.name]
         return gone
 
-    def _create_environment(self) -> None:
+    def _create_environment(self, owner: Owner) -> None:
         from botocore.exceptions import ClientError
 
         resources: dict[str, Any] = {
@@ -131,7 +144,12 @@ class BatchQueue:
         role = {"serviceRole": self.service_role} if self.service_role else {}
         try:
             self._batch.create_compute_environment(
-                computeEnvironmentName=self.name, type="MANAGED", state="ENABLED", computeResources=resources, **role
+                computeEnvironmentName=self.name,
+                type="MANAGED",
+                state="ENABLED",
+                computeResources=resources,
+                tags=owner.tags(self.name),
+                **role,
             )
         except ClientError as error:
             raise InvalidValue("queue", self.name, f"settings that AWS accepts ({error})") from error

@@ -16,6 +16,27 @@ _LINE = re.compile(
 
 
 @dataclass(frozen=True)
+class Billed:
+    """What invocations and jobs are billed, together.
+
+    Attributes:
+        usd: US dollars.
+        ms: Whole milliseconds: of handlers and starts, and of jobs.
+        requests: How many invocations and jobs there were.
+    """
+
+    usd: Decimal = Decimal()
+    ms: int = 0
+    requests: int = 0
+
+    def __add__(self, other: Billed) -> Billed:
+        return Billed(self.usd + other.usd, self.ms + other.ms, self.requests + other.requests)
+
+
+NOTHING = Billed()
+
+
+@dataclass(frozen=True)
 class Report:
     """One invocation as Lambda reports it.
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prefect_slo.aws.clients import client
@@ -96,6 +96,10 @@ class S3Prefix:
             raise InvalidValue("bucket", value, "s3://bucket/prefix")
         return cls(bucket, prefix.strip("/") or "prefect-slo", **options)
 
+    def under(self, folder: str) -> S3Prefix:
+        """The same place, one level down."""
+        return replace(self, prefix="/".join(part for part in (self.prefix.strip("/"), folder) if part))
+
     @property
     def encryption(self) -> dict[str, str]:
         """Encryption arguments of a write."""
@@ -177,24 +181,44 @@ class S3Prefix:
 
     def expire(self, days: int) -> None:
         """Have S3 delete what is left under the prefix after some days; other rules of the bucket stay."""
-        from botocore.exceptions import ClientError
-
-        try:
-            rules = self._s3.get_bucket_lifecycle_configuration(Bucket=self.bucket)["Rules"]
-        except ClientError as error:
-            if error.response["Error"]["Code"] != "NoSuchLifecycleConfiguration":
-                raise
-            rules = []
-        mine = f"{LIFECYCLE}-{self.prefix.strip('/')}"
         rule = {
-            "ID": mine,
+            "ID": self._rule,
             "Filter": {"Prefix": self.prefix.strip("/") + "/"},
             "Status": "Enabled",
             "Expiration": {"Days": days},
             "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": days},
         }
-        kept = [other for other in rules if other.get("ID") != mine]
-        self._s3.put_bucket_lifecycle_configuration(Bucket=self.bucket, LifecycleConfiguration={"Rules": [*kept, rule]})
+        self._put_rules([*(other for other in self._rules() if other.get("ID") != self._rule), rule])
+
+    def keep(self) -> None:
+        """Have S3 delete nothing under the prefix any more; other rules of the bucket stay."""
+        rules = self._rules()
+        others = [other for other in rules if other.get("ID") != self._rule]
+        if len(others) == len(rules):
+            return
+        if others:
+            self._put_rules(others)
+        else:
+            self._s3.delete_bucket_lifecycle(Bucket=self.bucket)
+
+    @property
+    def _rule(self) -> str:
+        """The id of its rule: at most 255 characters, so that a long prefix goes by its hash."""
+        prefix = self.prefix.strip("/")
+        return f"{LIFECYCLE}-{prefix if len(prefix) <= 200 else hashlib.sha256(prefix.encode()).hexdigest()}"
+
+    def _rules(self) -> list[dict[str, Any]]:
+        from botocore.exceptions import ClientError
+
+        try:
+            return list(self._s3.get_bucket_lifecycle_configuration(Bucket=self.bucket)["Rules"])
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "NoSuchLifecycleConfiguration":
+                raise
+            return []
+
+    def _put_rules(self, rules: list[dict[str, Any]]) -> None:
+        self._s3.put_bucket_lifecycle_configuration(Bucket=self.bucket, LifecycleConfiguration={"Rules": rules})
 
     @property
     def _s3(self) -> Any:

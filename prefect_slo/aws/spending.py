@@ -94,14 +94,14 @@ class CappedCaller:
             SpendLimitReached: It can't.
             Failed: It gave no result.
         """
-        worst, billed = self.worst_usd(function) + at_most(event).usd, Decimal()
+        worst, spent = self.worst_usd(function) + at_most(event).usd, Decimal()
         self.limit.enter(worst, cancelled)
         try:
             answer = self.caller.call(function, event, again=again, cancelled=cancelled)
-            billed = answer.billed + of_answer(answer).usd + answer.lost * worst
+            spent = answer.billed.usd + of_answer(answer).usd + answer.lost * worst
         except Failed as failed:
-            billed = failed.billed + max(failed.lost, failed.why == "unknown") * worst
+            spent = failed.billed.usd + max(failed.lost, failed.why == "unknown") * worst
             raise
         finally:
-            self.limit.leave(worst, billed)
+            self.limit.leave(worst, spent)
         return answer

@@ -34,6 +34,12 @@ PART_BYTES, STREAMS = 8 * 2**20, 4
 SPARE_MS = 300
 """A second run of an event stops waiting for the first one's result this long before its own time is over."""
 
+SKEW_S = 5.0
+"""Clocks of two machines differ by less: a run whose time was over so long ago leaves no result any more."""
+
+CONFLICTS = 5
+"""Tries of a write that meets another of the same object under way (409): S3 asks to try again."""
+
 CANCEL_S = 1.0
 """What an item that overran has to end in; what goes on then is never resumed."""
 
@@ -80,18 +86,22 @@ def _handled(event: dict[str, Any], context: Any, telemetry: dict[str, Any], beg
         earlier = _claimed(event, context)
         if earlier is not None:
             return earlier
+    opening = time.time()
+    telemetry["claim_s"], telemetry["read_s"] = opening - begun, 0.0
     try:
         run, chatter = _opened(event, telemetry)
-        arguments = _fetched(event["args"])
+        arguments = _read_into(telemetry, event["args"])
         telemetry["bytes_in"] = len(arguments)
         items = pickle.loads(arguments)
     except Exception as error:
         return _failure("open", error)
-    telemetry["load_s"] = time.time() - begun
+    telemetry["load_s"] = time.time() - opening - telemetry["read_s"]
     outcomes, overran = _run_all(run, items, event.get("limit_s"), begun)
+    ran = time.time()
     result = pickle.dumps((outcomes, chatter), protocol=pickle.HIGHEST_PROTOCOL)
     telemetry["bytes_out"] = len(result)
     written = time.time()
+    telemetry["dump_s"] = written - ran
     try:
         reply = {"ok": overran is None, "result": _sent(event, result)}
     except Exception as error:
@@ -117,7 +127,7 @@ def _opened(event: dict[str, Any], telemetry: dict[str, Any]) -> tuple[Any, list
         _FUNCTIONS.clear()  # one task at a time: what the last one held is let go
         import cloudpickle  # noqa: F401 (what it pickled needs it to load)
 
-        loaded = pickle.loads(_fetched(function))
+        loaded = pickle.loads(_read_into(telemetry, function))
         chatter: list[bytes] = []
         if event["kind"] == "program":
             _FUNCTIONS[function["sha"]] = loaded.open(lambda payload: chatter.append(payload)), chatter
@@ -235,6 +245,14 @@ def _outcome(
 # ---- S3 -------------------------------------------------------------------------------------------------------------
 
 
+def _read_into(telemetry: dict[str, Any], place: dict[str, Any]) -> bytes:
+    """What lies at a place; the time that getting it took is noted."""
+    begun = time.time()
+    content = _fetched(place)
+    telemetry["read_s"] += time.time() - begun
+    return content
+
+
 def _fetched(place: dict[str, Any]) -> bytes:
     if "b64" in place:
         return base64.b64decode(place["b64"])
@@ -300,45 +318,63 @@ def _sent(event: dict[str, Any], result: bytes) -> dict[str, Any]:
         raise ValueError(f"a result of {len(result)} bytes does not fit into a reply of {INLINE_RESULT}")
     place: dict[str, Any] = {"b64": base64.b64encode(result).decode()}
     if out is not None and (event.get("once") or not inline):
-        _put(out, "result", result)
-        if not inline:
-            place = {"bucket": out["bucket"], "key": f"{out['key']}/result", "size": len(result)}
+        written = _put(out, "result", result)
+        if not inline:  # an earlier attempt's result stays, and need not be as large
+            place = _stored(out, len(result) if written else _size(out, "result"))
     return place
+
+
+def _stored(out: dict[str, Any], size: int) -> dict[str, Any]:
+    return {"bucket": out["bucket"], "key": f"{out['key']}/result", "size": size}
 
 
 def _claimed(event: dict[str, Any], context: Any) -> dict[str, Any] | None:
     """The reply to an event that another run has claimed; ``None`` where this run is the one to do the work."""
-    out, job = event["out"], os.environ.get("AWS_BATCH_JOB_ID", "")
-    if _put(out, "claim", json.dumps({"sandbox": SANDBOX, "job": job, "at": time.time()}).encode()):
+    out, job, run = event["out"], os.environ.get("AWS_BATCH_JOB_ID", ""), uuid.uuid4().hex
+    until = None if job else time.time() + context.get_remaining_time_in_millis() / 1000
+    if _put(out, "claim", json.dumps({"run": run, "job": job, "until": until}).encode()):
         return None
-    # an earlier attempt of the same job is over, so that nobody is left to wait for
-    over = bool(job) and json.loads(_found(out, "claim") or b"{}").get("job") == job
+    held = json.loads(_found(out, "claim") or b"{}")
+    if held.get("run") == run:  # it was written, its reply was lost, and boto3 has written it once more
+        return None
     wait_s = 0.05
     while True:
         result = _found(out, "result")
         if result is not None:
-            if len(result) <= INLINE_RESULT:
-                return {"ok": True, "again": True, "result": {"b64": base64.b64encode(result).decode()}}
-            place = {"bucket": out["bucket"], "key": f"{out['key']}/result", "size": len(result)}
+            inline = len(result) <= INLINE_RESULT
+            place = {"b64": base64.b64encode(result).decode()} if inline else _stored(out, len(result))
             return {"ok": True, "again": True, "result": place}
-        if over or context.get_remaining_time_in_millis() <= SPARE_MS + 1000 * wait_s:
+        if _over(held, job) or context.get_remaining_time_in_millis() <= SPARE_MS + 1000 * wait_s:
             break
         time.sleep(wait_s)
         wait_s = min(2 * wait_s, 2.0)
     return {"ok": False, "error": {"kind": "claimed", "message": "an earlier run claimed this work and left no result"}}
 
 
+def _over(held: dict[str, Any], job: str) -> bool:
+    """Whether nobody is left to wait for: an earlier attempt of this very job, or a run whose time is over."""
+    if job and held.get("job") == job:
+        return True
+    return held.get("until") is not None and time.time() > held["until"] + SKEW_S
+
+
 def _put(out: dict[str, Any], name: str, body: bytes) -> bool:
-    """Write an object that isn't there yet; whether it was this call that wrote it."""
+    """Write an object that isn't there yet; whether it was this call that wrote it, as far as S3 says."""
     from botocore.exceptions import ClientError
 
-    try:
-        _written(out["bucket"], f"{out['key']}/{name}", body, out.get("encryption") or {})
-    except ClientError as error:
-        if error.response["ResponseMetadata"].get("HTTPStatusCode") in (409, 412):
-            return False
-        raise
-    return True
+    for attempt in range(CONFLICTS):
+        try:
+            _written(out["bucket"], f"{out['key']}/{name}", body, out.get("encryption") or {})
+        except ClientError as error:
+            status = error.response["ResponseMetadata"].get("HTTPStatusCode")
+            if status == 409:
+                time.sleep(0.05 * 2**attempt)
+                continue
+            if status == 412:
+                return False
+            raise
+        return True
+    return False
 
 
 def _found(out: dict[str, Any], name: str) -> bytes | None:
@@ -350,6 +386,11 @@ def _found(out: dict[str, Any], name: str) -> bytes | None:
         if error.response["ResponseMetadata"].get("HTTPStatusCode") == 404:
             return None
         raise
+
+
+def _size(out: dict[str, Any], name: str) -> int:
+    _STATE["gets"] += 1
+    return int(_s3().head_object(Bucket=out["bucket"], Key=f"{out['key']}/{name}")["ContentLength"])
 
 
 def _s3() -> Any:

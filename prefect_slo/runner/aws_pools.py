@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from functools import cached_property
 from typing import Any
 
 from prefect.context import FlowRunContext
@@ -26,7 +27,7 @@ from prefect_slo.aws.spending import Caller, CappedCaller, SpendLimit
 from prefect_slo.control.delegation import By, Limits, Needs, Terms
 from prefect_slo.errors import InvalidValue
 from prefect_slo.pricing import price_list
-from prefect_slo.resources import Capacity, Pool, Size
+from prefect_slo.resources import Capacity, HandingOn, Pool, Size
 from prefect_slo.runner.backends.aws_lambda import LambdaBackend
 from prefect_slo.runner.ids import uuid7
 from prefect_slo.runner.pools import worker_counts
@@ -48,7 +49,8 @@ class LambdaPool:
         concurrency: Invocations that a flow run may have under way at once; fewer, where the account or a reservation
             has less.
         bucket: ``s3://bucket/prefix``, an ``S3Prefix``, or a block (``S3PrefixBlock``, or ``S3Bucket`` of prefect-aws)
-            for what is too large for a request; without one, arguments and results must fit into 6 MB.
+            for what is too large for a request; without one, arguments and results must fit into 6 MB. The pool keeps
+            to a folder of its own there, which its names make.
         once: Claim every invocation on S3 before it runs, so that one whose reply was lost never runs twice. Takes a
             bucket, and two writes for every invocation.
         role: ARN of the functions' role; needed to deploy.
@@ -61,7 +63,8 @@ class LambdaPool:
         reserved: Concurrency set aside for each function.
         patience_s: How long one invocation may be throttled in all.
         prices: Price list; by default that of the architecture.
-        prefix: Names of functions begin with it.
+        prefix: Names of functions begin with it. With the pool's own name it says whose they are: one pool leaves what
+            another has made alone.
         region: As boto3 finds it by default.
         endpoint: Address of something that stands for AWS.
         name: What tasks, menus and plans call the pool.
@@ -117,6 +120,8 @@ class LambdaPool:
         for option in ("once", "batch"):
             if getattr(self, option) and self.bucket is None:
                 raise InvalidValue(f"lambda.{option}", getattr(self, option), "none, or a bucket besides")
+        if self.batch is not None:
+            object.__setattr__(self, "batch", replace(self.batch, pool=self.name))
         self.functions  # noqa: B018 (checks its own settings)
         price_list(self._prices)
 
@@ -125,7 +130,8 @@ class LambdaPool:
         """Its sizes, worker counts and prices."""
         hardware = HARDWARE[self.architecture]
         sizes = tuple(Size(limits.vcpus(memory), memory, hardware=hardware) for memory in self.memory_mb)
-        return Pool(self.name, sizes, self._prices, self.workers)
+        handing_on: HandingOn = "storage" if self.bucket is not None else "calls"
+        return Pool(self.name, sizes, self._prices, self.workers, handing_on)
 
     @property
     def capacity(self) -> Capacity:
@@ -195,6 +201,7 @@ class LambdaPool:
         """How its functions are deployed."""
         return WorkerFunctions(
             prefix=self.prefix,
+            pool=self.name,
             role=self.role,
             timeout_s=self.timeout_s,
             architecture=self.architecture,
@@ -226,7 +233,7 @@ class LambdaPool:
         if self.batch is not None:
             gone += self.batch.destroy(only_old=only_old)
         if self._store is not None and not only_old:
-            self._store.delete()
+            _empty(self._store)
         return gone
 
     def policy(self) -> dict[str, Any]:
@@ -241,10 +248,9 @@ class LambdaPool:
             float(self.timeout_s), self.batch.launch_s, rate, self.batch.usd_s, batch_least_s=self.batch.least_s
         )
 
-    @property
+    @cached_property
     def _store(self) -> S3Prefix | None:
-        store: S3Prefix | None = self.bucket
-        return store
+        return self.bucket.under(str(self.functions.owner)) if self.bucket is not None else None
 
     @property
     def _prices(self) -> str:
@@ -282,6 +288,7 @@ class BatchPool:
         if self.max_spend_usd is not None:
             positive(self.max_spend_usd, "batch.max_spend_usd")
         object.__setattr__(self, "bucket", S3Prefix.of(self.bucket))
+        object.__setattr__(self, "jobs", replace(self.jobs, pool=self.name))
         object.__setattr__(self, "workers", worker_counts(self.workers, self.concurrency, "batch"))
         self.pool  # noqa: B018 (checks its size)
 
@@ -290,7 +297,7 @@ class BatchPool:
         """Its size, worker counts and prices."""
         jobs = self.jobs
         size = Size(jobs.vcpus, jobs.memory_mb, float(jobs.gpu), self.hardware)
-        return Pool(self.name, (size,), jobs.prices, self.workers)
+        return Pool(self.name, (size,), jobs.prices, self.workers, "storage")
 
     @property
     def capacity(self) -> Capacity:
@@ -301,7 +308,7 @@ class BatchPool:
         """A backend for one flow run."""
         definition = self.jobs.definition
         return LambdaBackend(
-            _jobs(self.jobs, self.bucket, self.once, _limit(self.max_spend_usd)),
+            _jobs(self.jobs, self._store, self.once, _limit(self.max_spend_usd)),
             lambda memory_mb: definition,
             concurrency=self.concurrency,
             memory_mb=self.jobs.memory_mb,
@@ -311,7 +318,7 @@ class BatchPool:
     def deploy(self) -> list[str]:
         """Register the job definition unless it is there, and have S3 delete what runs leave."""
         names = [self.jobs.deploy()]
-        self.bucket.expire(KEPT_DAYS)
+        self._store.expire(KEPT_DAYS)
         return names
 
     def status(self) -> list[FunctionStatus]:
@@ -322,13 +329,24 @@ class BatchPool:
         """Deregister job definitions, or those of earlier settings; else delete what is stored and a queue of ours."""
         gone = self.jobs.destroy(only_old=only_old)
         if not only_old:
-            self.bucket.delete()
+            _empty(self._store)
         return gone
 
     def policy(self) -> dict[str, Any]:
         """The least that callers, jobs and deployers may do, as IAM policy documents."""
-        needs = storage(self.bucket)
+        needs = storage(self._store)
         return documents({who: [*self.jobs.policy().get(who, []), *statements] for who, statements in needs.items()})
+
+    @cached_property
+    def _store(self) -> S3Prefix:
+        store: S3Prefix = self.bucket
+        return store.under(str(self.jobs.owner))
+
+
+def _empty(store: S3Prefix) -> None:
+    """Delete what a pool has stored, and its rule that does."""
+    store.delete()
+    store.keep()
 
 
 def _jobs(jobs: BatchJobs, store: S3Prefix, once: bool, limit: SpendLimit | None) -> Exchange:

@@ -80,7 +80,9 @@ class _ClusterPool(ABC):
     @property
     def pool(self) -> Pool:
         """Its sizes, worker counts and prices."""
-        return Pool(self.name, self.sizes, self.prices, self.workers)
+        return Pool(
+            self.name, self.sizes, self.prices, self.workers, "workers" if self.keep_mb is not None else "calls"
+        )
 
     @property
     def capacity(self) -> Capacity:

@@ -194,14 +194,19 @@ class Measure:
                     dispatched=lease.dispatched,
                     queue_s=max(lease.dispatched - lease.first_ready, 0.0),
                     init_s=report.init_s + (lease.start_s if lease.bundles == 0 else 0.0),
-                    read_s=lease.read_s,
+                    read_s=lease.read_s + report.read_s,
                     compute_s=lease.compute_s,
-                    write_s=lease.write_s,
+                    write_s=lease.write_s + report.dump_s + report.write_s,
                     cpu_s=report.cpu_s,
                     peak_memory_mb=report.peak_mb,
                     bytes_in=report.bytes_in,
                     bytes_out=report.bytes_out,
                     cold=report.init_s > 0 or (lease.cold and lease.bundles == 0),
+                    waited_s=report.waited_s,
+                    load_s=max(report.open_s - report.init_s - report.waited_s - report.read_s, 0.0),
+                    dump_s=lease.write_s + report.dump_s,
+                    billed_ms=report.billed_ms,
+                    requests=report.requests,
                 )
             )
         lease.bundles += 1

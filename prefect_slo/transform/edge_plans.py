@@ -1,13 +1,14 @@
 """How data passes along every edge of a plan: what each way would take, which is taken, and when another would be.
 
 Where stages run is the plan's already: workers of this machine are together, workers of a pool elsewhere each on their
-own. What is left to choose is the way of each edge, among those that there are between its pools:
+own. What is left to choose is the way of each edge, among those that there are between its pools, by what these say of
+themselves (``Pool.handing_on``):
 
-    this machine        through the flow's own process (``inline``), or once into memory that all map (``machine``)
-    its threads         as it is (``machine``)
-    AWS                 in the request and the reply (``inline``) while they fit, over storage (``remote``) beyond
-    one Dask or Ray     from worker to worker (``direct``), or with the call and its result (``inline``)
-    other pools         with the call and its result (``inline``), whichever way the pool's bundles go
+    machine     through the flow's own process (``inline``), or once into memory that all map (``machine``)
+    objects     as it is (``machine``)
+    storage     in the request and the reply (``inline``) while they fit, over storage (``remote``) beyond
+    workers     from worker to worker of one pool (``direct``), or with the call and its result (``inline``)
+    calls       with the call and its result (``inline``), whichever way the pool's bundles go
 
 Until the size of what a stage hands on can be told from the size of a run's input, an edge goes the way that bears any
 size: over storage, from worker to worker, or through the flow's process.
@@ -25,6 +26,7 @@ from prefect_slo.edges import EdgePlan, Method, Way
 from prefect_slo.observation import StageRuns
 from prefect_slo.plan import Plan, StagePlan
 from prefect_slo.pricing import price_list
+from prefect_slo.resources import HandingOn
 from prefect_slo.transform.crossovers import words
 from prefect_slo.transform.learned import MB, Floats, Sizes, broadcasts, learn_links, learn_sizes
 from prefect_slo.transform.passing import DataStage, Links, Place, Transfer, costs_of, methods_of
@@ -52,22 +54,24 @@ for them all; to read a result there takes a round trip more."""
 THREADS = Links(direct_mb_s=1, up_mb_s=1, down_mb_s=1, inline_mb_s=1)
 """Threads of one process hand on objects as they are."""
 
-AWS_HARDWARE = frozenset({"lambda", "lambda-arm", "batch"})
-"""Names of the machines of AWS's pools, unless they were given others; stages on pools named so count, too."""
+_LOCAL: Mapping[str, HandingOn] = {"default": "machine", "process": "machine", "thread": "objects"}
+"""What the pools of this machine do that declare nothing."""
 
-CLUSTER_HARDWARE = frozenset({"dask", "ray"})
-"""Likewise of clusters whose workers hand on results to each other."""
-
-_PROCESSES, _THREADS = ("default", "process"), ("thread",)
+_HERE = ("machine", "objects")
 
 
 @dataclass(frozen=True)
-class _Speeds:
-    """How fast data passes on this machine, on a cluster, and between functions and storage."""
+class _Pools:
+    """What pools do with large results, and how fast data passes on this machine, on a cluster, and over storage."""
 
-    here: Links
-    cluster: Links
-    elsewhere: Links
+    declared: Mapping[str, HandingOn]
+    here: Links = HERE
+    cluster: Links = CLUSTER
+    elsewhere: Links = ELSEWHERE
+
+    def of(self, stage: StagePlan) -> HandingOn:
+        """What the pool of a stage does."""
+        return self.declared.get(stage.pool) or _LOCAL.get(stage.pool, "calls")
 
 
 @dataclass(frozen=True)
@@ -94,19 +98,13 @@ def with_passing(plan: Plan, workflow: Workflow, runs: StageRuns) -> Plan:
         workflow: The graph.
         runs: What was measured of it: bytes, and times of reading and writing.
     """
-    hardware = runs["hardware"].astype(str)
-    here, cluster = np.isin(hardware, _local(plan)), np.isin(hardware, sorted(CLUSTER_HARDWARE))
-    speeds = _Speeds(
-        learn_links(runs.select(here), HERE, "inline"),
-        learn_links(runs.select(cluster & ~here), CLUSTER, "direct"),
-        learn_links(runs.select(~here & ~cluster), ELSEWHERE, "remote"),
-    )
+    pools = _learned(_pools(workflow), plan, workflow, runs)
     given = {stage.name: _given(stage.name, runs) for stage in workflow.stages}
     passing = [
         edge
         for sink in workflow.stages
         if sink.name in plan.stages
-        for edge in _into(sink, plan, workflow, runs, given, speeds)
+        for edge in _into(sink, plan, workflow, runs, given, pools)
     ]
     return replace(plan, passing=tuple(passing))
 
@@ -117,7 +115,7 @@ def _into(
     workflow: Workflow,
     runs: StageRuns,
     given: Mapping[str, Sizes],
-    speeds: _Speeds,
+    pools: _Pools,
 ) -> list[EdgePlan]:
     """The edges into a stage."""
     parents = [workflow[name] for name in sink.parents if name in plan.stages and given[name].runs]
@@ -131,10 +129,10 @@ def _into(
     for parent, size_mb, broadcast in zip(parents, sizes, all_of_it, strict=True):
         if size_mb <= 0:
             continue
-        between = _between(plan[parent.name], plan[sink.name], speeds)
+        between = _between(plan[parent.name], plan[sink.name], pools)
         if calls > 1 and not broadcast and parent.name not in item_wise:
             between = between.of_parts()
-        ends = (_end(parent, plan, runs), _end(sink, plan, runs))
+        ends = (_end(parent, plan, runs, pools), _end(sink, plan, runs, pools))
         edge = Transfer(parent.name, sink.name, size_mb, broadcast and parent.name not in item_wise, between.ways)
         planned.append(_chosen(edge, ends, between, given[parent.name]))
     return planned
@@ -162,30 +160,24 @@ def _unknown(sizes: Sizes) -> str:
     return f"what is handed on is predicted with an error of {sizes.error:.0%} after {sizes.runs} runs"
 
 
-def _between(source: StagePlan, sink: StagePlan, speeds: _Speeds) -> _Between:
-    pools = (source.pool, sink.pool)
-    if all(pool in _THREADS for pool in pools):
+def _between(source: StagePlan, sink: StagePlan, pools: _Pools) -> _Between:
+    ends = (pools.of(source), pools.of(sink))
+    if ends == ("objects", "objects"):
         return _Between(THREADS, ("machine",), "machine")
-    if sink.pool in _PROCESSES and source.pool in (*_PROCESSES, *_THREADS):
-        return _Between(speeds.here, ("machine", "inline"), "inline")
-    if all(pool in (*_PROCESSES, *_THREADS) for pool in pools):
-        return _Between(speeds.here, ("inline",), "inline")
-    if _on(source, AWS_HARDWARE) or _on(sink, AWS_HARDWARE):
-        return _Between(speeds.elsewhere, ("inline", "remote"), "remote")
-    if source.pool == sink.pool and _on(source, CLUSTER_HARDWARE):
-        return _Between(speeds.cluster, ("direct", "inline"), "direct")
-    return _Between(replace(speeds.elsewhere, inline_limit_mb=inf), ("inline",), "inline")
+    if all(end in _HERE for end in ends):
+        ways: tuple[Method, ...] = ("machine", "inline") if ends[1] == "machine" else ("inline",)
+        return _Between(pools.here, ways, "inline")
+    if "storage" in ends:
+        return _Between(pools.elsewhere, ("inline", "remote"), "remote")
+    if source.pool == sink.pool and ends[0] == "workers":
+        return _Between(pools.cluster, ("direct", "inline"), "direct")
+    return _Between(replace(pools.elsewhere, inline_limit_mb=inf), ("inline",), "inline")
 
 
-def _on(stage: StagePlan, hardware: frozenset[str]) -> bool:
-    """Whether a stage runs on machines of one of these names."""
-    return stage.size.hardware in hardware or stage.pool in hardware
-
-
-def _end(stage: Stage, plan: Plan, runs: StageRuns) -> DataStage:
+def _end(stage: Stage, plan: Plan, runs: StageRuns, pools: _Pools) -> DataStage:
     """A stage of the plan as data passes through it."""
     own = plan[stage.name]
-    size, local = own.size, own.pool in (*_PROCESSES, *_THREADS)
+    size, local = own.size, pools.of(own) in _HERE
     menu = stage.menu
     prices = next((pool.prices for pool in menu.pools if pool.name == own.pool and pool.prices), menu.prices)
     rate = price_list(prices).rate(size.vcpus, size.memory_mb, size.gpu, size.hardware)
@@ -226,7 +218,24 @@ def _features(rows: StageRuns) -> Floats:
     return np.stack(columns, axis=1) if columns else np.zeros((len(rows), 0))
 
 
-def _local(plan: Plan) -> list[str]:
-    """Kinds of machine that are this one: those of its stages on pools of this machine, and what is usual."""
-    own = (stage.size.hardware for stage in plan.stages.values() if stage.pool in (*_PROCESSES, *_THREADS))
-    return sorted({"cpu", "thread", *own})
+def _pools(workflow: Workflow) -> _Pools:
+    """What the pools on its menus declare."""
+    every = (pool for stage in workflow.stages for pool in stage.menu.pools)
+    return _Pools({pool.name: pool.handing_on for pool in every if pool.handing_on is not None})
+
+
+def _learned(pools: _Pools, plan: Plan, workflow: Workflow, runs: StageRuns) -> _Pools:
+    """The same with speeds as runs show them, each of its own kinds of machine."""
+    hardware = runs["hardware"].astype(str)
+    own = [(pools.of(stage), stage.size.kind) for stage in plan.stages.values()]
+    offered = [
+        (pool.handing_on, size.kind) for stage in workflow.stages for pool in stage.menu.pools for size in pool.sizes
+    ]
+    here = np.isin(hardware, sorted({"cpu", "thread", *(kind for doing, kind in own if doing in _HERE)}))
+    workers = np.isin(hardware, sorted({kind for doing, kind in (*own, *offered) if doing == "workers"}))
+    return replace(
+        pools,
+        here=learn_links(runs.select(here), HERE, "inline"),
+        cluster=learn_links(runs.select(workers & ~here), CLUSTER, "direct"),
+        elsewhere=learn_links(runs.select(~here & ~workers), ELSEWHERE, "remote"),
+    )

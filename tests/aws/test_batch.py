@@ -23,6 +23,7 @@ from prefect_slo.aws.arrays import Submitter
 from prefect_slo.aws.exchange import Exchange, Order, Returned
 from prefect_slo.aws.invoke import Failed
 from prefect_slo.aws.jobs import BatchInvoker, Watch
+from prefect_slo.aws.report import NOTHING, Billed
 from prefect_slo.aws.s3 import S3Prefix
 from prefect_slo.errors import InvalidValue
 from prefect_slo.runner.payloads import by_value
@@ -156,7 +157,7 @@ def test_a_machine_taken_back_is_another_attempt_and_a_failure_none(
     returned = sent(exchange, attempts, str(tmp_path), key="spot")
     thief.join()
     assert value(returned) == "12"
-    assert returned.answer.billed == 2 * 60 * Decimal(repr(jobs.usd_s)), "both attempts, a minute at least each"
+    assert returned.answer.billed.usd == 2 * 60 * Decimal(repr(jobs.usd_s)), "both attempts, a minute at least each"
     with pytest.raises(Failed, match="exit code 5"):
         sent(exchange, lambda: os._exit(5), key="fails")
     [failed] = [
@@ -195,10 +196,10 @@ def test_a_claimed_run_whose_machine_was_taken_back_is_given_up_at_once(
 
 def test_an_attempt_that_never_started_costs_nothing(jobs: BatchJobs, store: S3Prefix) -> None:
     invoker = BatchInvoker(jobs, store)
-    assert invoker._bill({"attempts": []}) == 0
-    assert invoker._bill({"attempts": [{"startedAt": 0, "stoppedAt": 5}]}) == 0
+    assert invoker._bill({"attempts": []}) == NOTHING
+    assert invoker._bill({"attempts": [{"startedAt": 0, "stoppedAt": 5}]}) == NOTHING
     long = invoker._bill({"attempts": [{"startedAt": 1000, "stoppedAt": 91_000}]})
-    assert long == 90 * Decimal(repr(jobs.usd_s))
+    assert long == Billed(90 * Decimal(repr(jobs.usd_s)), 90_000, 1)
 
 
 def test_jobs_are_looked_at_a_hundred_to_a_request_and_seldom(monkeypatch) -> None:
@@ -259,7 +260,7 @@ def test_a_job_that_cannot_be_looked_at_is_terminated(store: S3Prefix) -> None:
             raise EndpointConnectionError(endpoint_url="http://batch")
 
     class Jobs(BatchJobs):
-        batch = Service()
+        batch = submitting = Service()
 
     exchange = Exchange(BatchInvoker(Jobs("queue", "image", gather_s=0), store), store)
     with pytest.raises(Failed, match="cannot be looked at"):
@@ -298,15 +299,15 @@ def test_a_pool_makes_its_queue_and_takes_it_away(
     assert jobs.fargate == kind.startswith("fargate")
     pool = BatchPool(jobs, S3Prefix.of(f"{account.bucket}-{kind}", region=REGION))
     assert {row.state for row in pool.status()} == {"missing"}
-    assert pool.deploy() == pool.deploy() == [jobs.definition]
+    assert pool.deploy() == pool.deploy() == [pool.jobs.definition]
     assert [row.state for row in pool.status()] == ["deployed", "deployed"]
     [environment] = boto3.client("batch").describe_compute_environments(computeEnvironments=[queue.name])["computeEnvironments"]  # fmt: skip  # noqa: E501
     assert environment["computeResources"]["type"] == kind.upper().replace("-", "_")
-    other = replace(jobs, vcpus=2, memory_mb=4096)
-    assert {row.name: row.state for row in other.status()}[jobs.definition] == "old"
+    other = replace(pool.jobs, vcpus=2, memory_mb=4096)
+    assert {row.name: row.state for row in other.status()}[pool.jobs.definition] == "old"
     boto3.client("batch").update_job_queue(jobQueue=queue.name, state="DISABLED")
     assert pool.status()[-1].state == "changed"
-    assert other.destroy(only_old=True) == [jobs.definition]
+    assert other.destroy(only_old=True) == [pool.jobs.definition]
     assert pool.destroy() == [queue.name]
     assert pool.status()[-1].state == "missing"
 

@@ -13,10 +13,12 @@ import pytest
 from prefect_slo.aws.delegating import Delegating
 from prefect_slo.aws.exchange import Item, Order, Returned, TooLarge
 from prefect_slo.aws.invoke import Answer, Failed, Why
+from prefect_slo.aws.report import Billed
 from prefect_slo.control.delegation import LEAST_SEEN, Limits, Needs, Terms
 from prefect_slo.errors import SpendLimitReached
 
 USD, STORAGE_USD = Decimal("0.01"), Decimal("0.0003")
+BILLED = Billed(USD, 1000, 1)
 
 
 @dataclass
@@ -40,12 +42,12 @@ class Service:
             Item(n, disk if n in self.full else pickle.dumps((n, None)), n in self.full, "", 0.0, 0.0, 0.0, 1.0)
             for n in order.ids
         ]
-        answer = Answer({}, 0.0, 1.0, 0.0, None, USD)
+        answer = Answer({}, 0.0, 1.0, 0.0, None, BILLED)
         return Returned(tuple(done), (), None, {"handler_s": self.took_s}, answer, STORAGE_USD)
 
 
 def failed(why: Why) -> Failed:
-    error = Failed(why, f"it ended by {why}", billed=USD)
+    error = Failed(why, f"it ended by {why}", billed=BILLED)
     error.storage_usd = STORAGE_USD
     return error
 
@@ -75,7 +77,7 @@ def test_what_lambda_wrote_and_read_is_paid_for_beside_what_batch_does() -> None
     both, lambdas, _ = delegating()
     lambdas.end = failed("timeout")
     returned = run(both)
-    assert (returned.answer.billed, returned.storage_usd) == (2 * USD, 2 * STORAGE_USD)
+    assert (returned.answer.billed, returned.storage_usd) == (BILLED + BILLED, 2 * STORAGE_USD)
 
 
 def test_after_a_full_disk_both_are_paid_for() -> None:
@@ -83,11 +85,11 @@ def test_after_a_full_disk_both_are_paid_for() -> None:
     lambdas.full = (1,)
     returned = run(both, items=3)
     assert [pickle.loads(one.payload)[0] for one in returned.items] == [0, 1, 2]
-    assert (returned.answer.billed, returned.storage_usd) == (2 * USD, 2 * STORAGE_USD)
+    assert (returned.answer.billed, returned.storage_usd) == (BILLED + BILLED, 2 * STORAGE_USD)
     batch.end = failed("died")
     with pytest.raises(Failed, match="disk was full; then on Batch: it ended by died") as error:
         run(both, items=3)
-    assert (error.value.billed, error.value.storage_usd) == (2 * USD, 2 * STORAGE_USD)
+    assert (error.value.billed, error.value.storage_usd) == (BILLED + BILLED, 2 * STORAGE_USD)
 
 
 @pytest.mark.parametrize(
@@ -104,12 +106,13 @@ def test_whatever_keeps_batch_from_it_what_lambda_took_is_paid_for(end: Exceptio
     lambdas.end, batch.end = failed("timeout"), end
     with pytest.raises(Failed) as error:
         run(both)
-    assert (error.value.billed, error.value.storage_usd) == (tries * USD, tries * STORAGE_USD)
+    assert (error.value.billed.usd, error.value.storage_usd) == (tries * USD, tries * STORAGE_USD)
+    assert error.value.billed.requests == tries
     assert "on Lambda: it ended by timeout; then on Batch: " in error.value.detail
     assert str(end).rpartition(": ")[2] in error.value.detail
     lambdas.end = None
     batch.end = end
-    assert run(both).answer.billed == USD, "which nothing had to be added to"
+    assert run(both).answer.billed == BILLED, "which nothing had to be added to"
 
 
 def test_one_in_a_hundred_that_overruns_stays_one_in_a_hundred() -> None:

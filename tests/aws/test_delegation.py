@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 import threading
 import time
 from collections import deque
@@ -27,6 +28,7 @@ from prefect_slo.control.delegation import LEAST_SEEN, Needs
 from prefect_slo.errors import InvalidValue
 from prefect_slo.pricing import price_list
 from prefect_slo.runner.payloads import by_value
+from prefect_slo.runner.recipe import ObservedRun, Recipe
 from prefect_slo.testing.aws import Fault, Faults, LocalAws, local_aws
 
 QUICK = (0.02, 0.1)
@@ -103,8 +105,10 @@ def test_a_timeout_goes_to_batch_and_both_are_paid_for(pool: LambdaPool, account
     [lost] = account.lambdas.invocations[before:]
     assert lost.error == "Sandbox.Timedout"
     on_lambda_usd = bill(price_list("aws-lambda-x86"), lost.memory_mb, lost.billed_ms)
-    job_usd = returned.answer.billed - on_lambda_usd
+    job_usd = returned.answer.billed.usd - on_lambda_usd
     assert job_usd == Decimal(60) * Decimal(repr(pool.batch.usd_s)), "a minute of a job at least"
+    assert returned.answer.billed.requests == 2, "an invocation and a job"
+    assert returned.answer.billed.ms == lost.billed_ms + 60_000
 
 
 def test_running_out_of_memory_goes_to_batch(account: LocalAws, jobs: BatchJobs) -> None:
@@ -128,7 +132,7 @@ def test_what_finds_the_disk_full_goes_to_batch_and_nothing_else(pool: LambdaPoo
     returned = pool.exchange().run(pool.functions.name(256), Order("function", code, calls, ("runs", "full")))
     assert [cloudpickle.loads(one.payload)[0] for one in returned.items] == [(1, "lambda"), (2, "batch"), (3, "lambda")]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1-lambda", "2-batch", "2-lambda", "3-lambda"]
-    assert returned.answer.billed > 60 * Decimal(repr(pool.batch.usd_s)), "both are paid for"
+    assert returned.answer.billed.usd > 60 * Decimal(repr(pool.batch.usd_s)), "both are paid for"
 
 
 def test_without_batch_a_full_disk_is_the_tasks_own_exception(account: LocalAws, tmp_path: Path) -> None:
@@ -191,6 +195,56 @@ def test_whatever_calls_meet_no_input_is_lost_and_none_is_done_twice(
     done = {path.name: path.read_text() for path in tmp_path.iterdir()}
     moved = {f"{what}-{place}" for what in ("slow", "large", "full") for place in ("lambda", "batch")}
     assert done == dict.fromkeys({"fine-lambda", "fine too-lambda", "wrong-lambda", *moved}, "x")
+
+
+class Told:
+    """A director that keeps what a run has shown."""
+
+    def __init__(self) -> None:
+        self.runs: list[ObservedRun] = []
+
+    def recipe(self, flow_name: str, run_id: str, parameters: Any) -> Recipe:
+        return Recipe(record="bare")
+
+    def heard(self, invocation: Any, run_id: str) -> None: ...
+
+    def observed(self, run: ObservedRun) -> None:
+        self.runs.append(run)
+
+
+def test_a_run_counts_every_invocation_and_every_job_that_it_is_billed_for(
+    prefect_server: str, pool: LambdaPool, account: LocalAws, tmp_path: Path
+) -> None:
+    told, invoked, jobs = Told(), len(account.lambdas.invocations), account.batch.states.copy()
+
+    @flow(task_runner=SLOTaskRunner(pools=[pool], director=told))
+    def each() -> Any:
+        return fated.map(["fine", "slow", "full"], str(tmp_path)).result()
+
+    assert [place for _, place in each()] == ["lambda", "batch", "batch"]
+    done, ran = account.lambdas.invocations[invoked:], account.batch.states - jobs
+    assert (len(done), ran) == (3, {"SUCCEEDED": 2})
+    [row] = told.runs[0].stage_runs
+    assert row.requests == 5
+    functions = sum((bill(price_list("aws-lambda-x86"), one.memory_mb, one.billed_ms) for one in done), Decimal())
+    at_least = functions + 2 * 60 * Decimal(repr(pool.batch.usd_s))
+    assert row.cost_usd == pytest.approx(float(at_least) + row.storage_usd, rel=1e-9)
+
+
+def fills_a_real_disk(x: int) -> tuple[int, str]:
+    """Takes 600 MB of temporary disk, which a function of 512 MB does not have."""
+    with tempfile.TemporaryFile() as file:
+        os.posix_fallocate(file.fileno(), 0, 600 << 20)
+    return x, where()
+
+
+def test_a_task_that_needs_more_temporary_disk_than_its_function_has_goes_to_batch(
+    account: LocalAws, jobs: BatchJobs
+) -> None:
+    before = len(account.lambdas.invocations)
+    assert run(account.pool(memory_mb=(256,), batch=jobs, storage_mb=512), fills_a_real_disk, 1) == (1, "batch")
+    assert len(account.lambdas.invocations) == before + 1
+    assert run(account.pool(memory_mb=(256,), batch=jobs, storage_mb=1024), fills_a_real_disk, 2) == (2, "lambda")
 
 
 def test_an_exception_of_the_task_goes_nowhere(pool: LambdaPool) -> None:

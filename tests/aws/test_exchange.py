@@ -20,13 +20,14 @@ from prefect_slo.aws import exchange as exchanges
 from prefect_slo.aws import worker
 from prefect_slo.aws.exchange import Exchange, Order
 from prefect_slo.aws.invoke import Answer, Failed
+from prefect_slo.aws.report import Billed
 from prefect_slo.aws.s3 import S3Prefix
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.aws_lambda import LambdaBackend
 from prefect_slo.runner.backends.protocol import Bundle, Carry, Lost
 from prefect_slo.testing.aws import LocalAws
 
-BILLED = Decimal("0.25")
+BILLED = Billed(Decimal("0.25"), 100, 1)
 CALL = cloudpickle.dumps(((), {}))
 
 
@@ -95,7 +96,7 @@ def test_a_reply_of_other_items_is_refused() -> None:
     lambdas.submit(1, Bundle(1, "p", b"", ((1, b""),)))
     lost = heard.lost()
     assert "items [1] were sent, its reply is of [99]" in lost.detail
-    assert (lost.running, lost.billed_usd) == (1, BILLED)
+    assert (lost.running, lost.billed_usd, lost.requests) == (1, BILLED.usd, 1)
     lambdas.shutdown()
 
 

@@ -14,6 +14,7 @@ import pytest
 from prefect import flow, get_run_logger, task
 
 from prefect_slo import SLOTaskRunner, slo_task
+from prefect_slo.aws import invoke
 from prefect_slo.aws.report import bill
 from prefect_slo.declaration import undeclared
 from prefect_slo.plan import Plan, StagePlan
@@ -54,11 +55,13 @@ class Told:
 
     def __init__(self, recipe: Recipe | None = None) -> None:
         self._recipe, self.runs = recipe or Recipe(), []
+        self.invocations: list[Any] = []
 
     def recipe(self, flow_name: str, run_id: str, parameters: Any) -> Recipe:
         return self._recipe
 
-    def heard(self, invocation: Any, run_id: str) -> None: ...
+    def heard(self, invocation: Any, run_id: str) -> None:
+        self.invocations.append(invocation)
 
     def observed(self, run: ObservedRun) -> None:
         self.runs.append(run)
@@ -346,6 +349,17 @@ def test_throttled_calls_wait_and_nothing_is_lost(run: Callable[..., Any]) -> No
     assert faults.struck["lambda.Invoke", "throttle"] > 0
 
 
+def test_where_lambda_cannot_be_reached_a_task_runs_here_though_it_may_run_once_only(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing has run there: that is no lost reply."""
+    monkeypatch.setattr(invoke, "UNREACHED_TRIES", 2)
+    with Faults(Fault("lambda.Invoke", "unreachable")) as faults:
+        assert run(lambda: where_am_i.submit().result()) == os.getpid()
+    assert faults.calls["lambda.Invoke"] >= 2
+    assert "AWS cannot be reached" in caplog.text
+
+
 def test_concurrency_is_never_exceeded(run: Callable[..., Any], account: LocalAws) -> None:
     account.lambdas.concurrency = 2
     try:
@@ -402,6 +416,30 @@ def test_a_runs_row_says_what_was_billed_and_for_how_many_requests(run: Callable
     assert row.storage_usd == pytest.approx(7 * 2 * 5e-6), "a claim and a result for each"
     billed = sum((bill(prices, one.memory_mb, one.billed_ms) for one in done), Decimal())
     assert row.cost_usd == pytest.approx(float(billed) + row.storage_usd, rel=1e-12)
+
+
+def test_an_invocation_tells_where_its_time_went(run: Callable[..., Any], account: LocalAws) -> None:
+    @slo_task(pool="lambda")
+    @task
+    def echo(data: bytes) -> bytes:
+        return bytes(bytearray(data))
+
+    account.lambdas.reap()
+    told, before = Told(), len(account.lambdas.invocations)
+    storm = Fault("lambda.Invoke", "throttle", times=2)
+    with Faults(storm):
+        run(lambda: [echo.submit(os.urandom(1 << 20) * 6).result() for _ in range(2)] and None, director=told)
+    (cold, warm), done = told.invocations, account.lambdas.invocations[before:]
+    assert [one.billed_ms for one in (cold, warm)] == [one.billed_ms for one in done]
+    assert [one.requests for one in (cold, warm)] == [1, 1]
+    assert cold.init_s == pytest.approx(done[0].init_ms / 1000, abs=1e-4)
+    assert (cold.cold, warm.cold, warm.init_s) == (True, False, 0.0)
+    assert cold.waited_s > 0
+    for one in (cold, warm):
+        for name in ("read_s", "load_s", "compute_s", "dump_s", "cpu_s", "peak_memory_mb"):
+            assert getattr(one, name) > 0, name
+        assert one.write_s > one.dump_s, "the result went over S3"
+        assert min(one.bytes_in, one.bytes_out) > 6 << 20
 
 
 def test_objects_are_part_of_what_a_run_has_cost(run: Callable[..., Any], account: LocalAws) -> None:

@@ -11,10 +11,10 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError, ReadTimeoutError
+from botocore.exceptions import ClientError, ConnectTimeoutError, EndpointConnectionError, ReadTimeoutError
 
-from prefect_slo.aws.invoke import LONGEST_WAIT_S, Failed, Invoker
-from prefect_slo.aws.report import Report, bill
+from prefect_slo.aws.invoke import LONGEST_WAIT_S, UNREACHED_TRIES, Failed, Invoker
+from prefect_slo.aws.report import NOTHING, Billed, Report, bill
 from prefect_slo.pricing import price_list
 
 PRICES = price_list("aws-lambda-x86")
@@ -101,6 +101,18 @@ def test_a_call_whose_reply_is_lost_is_made_again_only_where_it_may(lost: Except
     assert call(Lambdas(lost, reply({"ok": True})), again=True)[0].reply == {"ok": True}
 
 
+UNREACHED = EndpointConnectionError(endpoint_url="https://x", error="no route")
+
+
+@pytest.mark.parametrize("error", [UNREACHED, ConnectTimeoutError(endpoint_url="https://x")])
+def test_a_call_that_does_not_reach_aws_has_not_run_and_is_made_again_a_few_times(error: Exception) -> None:
+    lambdas = Lambdas(*[error] * 3, reply({"ok": True}))
+    answer, waits = call(lambdas)
+    assert (answer.reply, answer.lost, len(waits.seconds)) == ({"ok": True}, 0, 3)
+    failed, _ = call(never := Lambdas(error))
+    assert (failed.why, failed.lost, never.calls) == ("unreached", 0, UNREACHED_TRIES)
+
+
 @pytest.mark.parametrize("code", ["ResourceNotFoundException", "AccessDeniedException"])
 def test_a_function_that_cannot_be_called_is_said_to_need_deploying(code: str) -> None:
     failed, waits = call(Lambdas(refused(code, 404)), again=True)
@@ -117,6 +129,8 @@ def test_a_function_that_cannot_be_called_is_said_to_need_deploying(code: str) -
         ("Runtime.ExitError", "Runtime exited with error: signal: killed", 60, "died"),
         ("Runtime.ExitError", "Runtime exited with error: exit status 3", 60, "died"),
         ("Runtime.ImportModuleError", "Unable to import module", 60, "start"),
+        ("OSError", "[Errno 28] No space left on device", 60, "disk"),
+        ("OSError", "[Errno 5] Input/output error", 60, "died"),
         ("SomethingElse", "who knows", 60, "died"),
     ],
 )
@@ -124,7 +138,7 @@ def test_how_a_function_ended_is_told_apart_and_billed_all_the_same(kind, messag
     log = LINE.replace("60 MB", f"{used} MB")
     failed, _ = call(Lambdas(reply({"errorType": kind, "errorMessage": message}, log, FunctionError="Unhandled")))
     assert (failed.why, failed.used_mb, failed.memory_mb) == (why, used, 512)
-    assert failed.billed == bill(PRICES, 512, 101)
+    assert failed.billed == Billed(bill(PRICES, 512, 101), 101, 1)
 
 
 def test_a_cancelled_call_waits_no_longer() -> None:
@@ -191,4 +205,4 @@ def test_temporary_disk_is_billed_beyond_what_is_included() -> None:
 
 @pytest.mark.parametrize("make", [lambda: reply({"ok": True}, log="cut short")])
 def test_a_reply_without_a_report_bills_nothing_that_is_known(make: Callable[[], Any]) -> None:
-    assert call(Lambdas(make()))[0].billed == 0
+    assert call(Lambdas(make()))[0].billed == NOTHING

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from prefect_slo.aws.invoke import Answer, Failed
+from prefect_slo.aws.report import Billed
 from prefect_slo.aws.spending import CappedCaller, SpendLimit
 from prefect_slo.errors import SpendLimitReached
 
@@ -68,8 +69,8 @@ def test_a_cap_that_is_reached_says_what_was_spent() -> None:
     ("ended", "spent"),
     [
         (Failed("unknown", "its reply was lost"), "0.5"),
-        (Failed("died", "exit status 3", billed=Decimal("0.01")), "0.01"),
-        (Answer({"ok": True}, 0.0, 1.0, 0.0, None, Decimal("0.01"), lost=2), "1.01"),
+        (Failed("died", "exit status 3", billed=Billed(Decimal("0.01"), 100, 1)), "0.01"),
+        (Answer({"ok": True}, 0.0, 1.0, 0.0, None, Billed(Decimal("0.01"), 100, 1), lost=2), "1.01"),
     ],
 )
 def test_a_call_whose_reply_was_lost_counts_with_the_most_that_it_can_cost(ended: Failed | Answer, spent: str) -> None:

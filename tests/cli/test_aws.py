@@ -8,6 +8,7 @@ from pathlib import Path
 import boto3
 import pytest
 
+from prefect_slo.aws.clients import forget_clients
 from prefect_slo.aws.packaging import worker_zip
 from prefect_slo.testing.aws import LocalAws, local_aws
 
@@ -66,7 +67,9 @@ def test_policies_name_functions_and_objects_and_nothing_more(run, pool) -> None
     assert all("*" not in action for statement in statements for action in statement["Action"])
     everything = [statement["Action"] for statement in statements if statement["Resource"] == "*"]
     assert everything == [["lambda:GetAccountSettings"], ["lambda:ListFunctions"]], "which have no resource"
-    assert "arn:aws:s3:::prefect-slo-test/prefect-slo/*" in {statement["Resource"] for statement in statements}
+    assert "arn:aws:s3:::prefect-slo-test/prefect-slo/prefect-slo/lambda/*" in {
+        statement["Resource"] for statement in statements
+    }
 
 
 @pytest.fixture
@@ -105,6 +108,17 @@ def test_job_definitions_and_queues_are_deployed_looked_at_and_removed_too(run, 
     assert all("*" not in action for action in granted)
     assert run("aws", "destroy", batch, "--json").document["deleted"] == [definition, "cli-jobs"]
     assert {row["state"] for row in run("aws", "status", batch, "--json").document["functions"]} == {"missing"}
+
+
+@pytest.mark.parametrize("command", ["deploy", "status", "destroy"])
+def test_what_keeps_aws_from_it_is_said_in_one_line(run, pool, command, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_DEFAULT_REGION", "AWS_REGION"):
+        monkeypatch.delenv(name)
+    forget_clients()
+    result = run("aws", command, pool)
+    assert (result.code, result.err.count("\n")) == (1, 1)
+    assert "no region is set. Give the pool a region=" in result.err
+    forget_clients()
 
 
 @pytest.mark.parametrize("entry", ["pools", "nowhere.py:pool", "{folder}/pools.py:nothing", "{folder}/pools.py:absent"])

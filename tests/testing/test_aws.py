@@ -20,8 +20,8 @@ from botocore.exceptions import ClientError
 
 from prefect_slo.aws.report import Report
 from prefect_slo.testing.aws import Fault, Faults, LocalAws, lambdas, local_aws, shares
+from prefect_slo.testing.aws.disk import package_folder
 from prefect_slo.testing.aws.lambdas import Throttled
-from prefect_slo.testing.aws.sandbox import package_folder
 
 CODE = """
 import json, os, sys, time
@@ -37,6 +37,9 @@ def handler(event, context):
     if what == "exit": os._exit(3)
     if what == "eat":
         data = b"1" * (event["mb"] << 20); time.sleep(0.5)
+    if what == "start":
+        import subprocess
+        subprocess.run([sys.executable, "-S", "-c", event["code"]], check=True)
     if what == "raise": raise ValueError("no")
     if what == "big": return "x" * event["n"]
     if what == "import": __import__(event["what"])
@@ -107,6 +110,11 @@ def test_concurrent_calls_have_sandboxes_of_their_own(call, account) -> None:
         ({"do": "raise"}, "ValueError", "no"),
         ({"do": "exit"}, "Runtime.ExitError", "exit status 3"),
         ({"do": "eat", "mb": 400}, "Runtime.OutOfMemory", "signal: killed"),
+        (
+            {"do": "start", "code": "x = b'1' * (400 << 20); import time; time.sleep(5)"},
+            "Runtime.OutOfMemory",
+            "killed",
+        ),
         ({"do": "sleep", "s": 30}, "Sandbox.Timedout", "timed out after 1.00 seconds"),
         ({"do": "big", "n": 7_000_000}, "Function.ResponseSizeTooLarge", "maximum"),
         ({"do": "import", "what": "prefect"}, "ModuleNotFoundError", "prefect"),
@@ -155,7 +163,7 @@ def handler(event, context):
 def test_images_are_refused_unless_a_folder_stands_for_them(account, tmp_path) -> None:
     client = boto3.client("lambda", config=_once())
     program(tmp_path / "image", "own.py", "def run(event, context): return {'from': __file__}\n")
-    account.lambdas._images["here/worker:1"] = tmp_path / "image"
+    account.lambdas._kept.images["here/worker:1"] = tmp_path / "image"
     for name, uri in (("known", "here/worker:1"), ("unknown", "here/worker:2")):
         client.create_function(
             FunctionName=name, Role=account.role, PackageType="Image", Code={"ImageUri": uri},
@@ -199,6 +207,40 @@ def test_cpu_time_takes_as_long_as_its_share_makes_it(call, account, monkeypatch
     call(name, do="spin", s=0.2)
     assert sum(waited) == pytest.approx(0.2, rel=0.25)
     assert time.process_time() - began < 5
+
+
+def test_memory_and_time_of_what_a_handler_starts_count_too(call, account, monkeypatch) -> None:
+    monkeypatch.setattr(account.lambdas, "cpu", "modelled")
+    waited: list[float] = []
+    monkeypatch.setattr(account.lambdas, "_sleep", waited.append)
+    name = call.function(memory=884)
+    call(name)
+    waited.clear()
+    code = "import time\nx = b'1' * (200 << 20)\nwhile time.process_time() < 0.4: pass"
+    _, error, report = call(name, do="start", code=code)
+    assert not error
+    assert report.used_mb > 200
+    assert sum(waited) == pytest.approx(0.4, rel=0.4)
+
+
+def test_memory_that_processes_share_counts_once(call) -> None:
+    """A process of 120 MB and two that it was forked into, which hold the same pages: no 256 MB."""
+    code = """
+import os, time
+def handler(event, context):
+    data = bytes(100 << 20).replace(bytes(1), b"x")
+    started = []
+    for _ in range(2):
+        pid = os.fork()
+        if not pid:
+            time.sleep(0.5)
+            os._exit(0)
+        started.append(pid)
+    for pid in started:
+        os.waitpid(pid, 0)
+    return len(data)
+"""
+    assert call(call.function("forks", code=code))[0] == 100 << 20
 
 
 @pytest.mark.parametrize("kept", ["quota", "duty"])
@@ -265,10 +307,33 @@ def test_an_event_is_accepted_and_tried_three_times(call, account) -> None:
     name = call.function()
     response = boto3.client("lambda").invoke(FunctionName=name, InvocationType="Event", Payload=b'{"do": "raise"}')
     assert response["StatusCode"] == 202
-    deadline = time.monotonic() + 30
-    while len(account.lambdas.invocations) < 3 and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for(account.lambdas.invocations, 3)
     assert [one.error for one in account.lambdas.invocations] == ["ValueError"] * 3
+
+
+def wait_for(invocations: list[Any], number: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(invocations) < number and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert len(invocations) == number
+
+
+def test_an_event_is_tried_as_often_as_its_function_says_and_waits_where_there_is_no_room(call, account) -> None:
+    """Throttling is no try: an event that is throttled five times, and then fails, is still tried again."""
+    name, client = call.function("patient"), boto3.client("lambda")
+    client.put_function_event_invoke_config(FunctionName=name, MaximumRetryAttempts=1)
+    account.lambdas.throttled.clear()
+    account.lambdas.concurrency = 0
+    try:
+        client.invoke(FunctionName=name, InvocationType="Event", Payload=b'{"do": "raise"}')
+        while sum(account.lambdas.throttled.values()) < 5:
+            time.sleep(0.01)
+        assert not account.lambdas.invocations
+    finally:
+        account.lambdas.concurrency = 1000
+    wait_for(account.lambdas.invocations, 2)
+    with pytest.raises(ClientError, match="1048576"):
+        client.invoke(FunctionName=name, InvocationType="Event", Payload=json.dumps("x" * 1_100_000).encode())
 
 
 def test_faults_strike_before_or_after_the_work(call, account) -> None:

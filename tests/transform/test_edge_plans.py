@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from prefect_slo.edges import EdgePlan, Way
 from prefect_slo.errors import InvalidValue
 from prefect_slo.observation import StageRun, StageRuns
 from prefect_slo.plan import Plan, StagePlan
-from prefect_slo.resources import Menu, Pool, Size
+from prefect_slo.resources import HandingOn, Menu, Pool, Size
 from prefect_slo.transform import DataStage, Links, Transfer, direct_until, with_passing
 from prefect_slo.transform.crossovers import by_fan_out, by_size
 from prefect_slo.transform.edge_plans import CLUSTER, ELSEWHERE, HERE
@@ -21,6 +23,7 @@ from prefect_slo.transform.passing import methods_of
 from prefect_slo.workflow import Edge, Stage, Workflow
 
 MB = 2.0**20
+HANDING_ON: dict[str, HandingOn] = {"lambda": "storage", "dask": "workers", "ray": "workers"}
 
 
 def rows(
@@ -37,7 +40,10 @@ def rows(
 
 def workflow(pools: tuple[str, str], *, kind: str = "all") -> tuple[Workflow, Plan]:
     """Two stages on these pools, and a plan for them."""
-    menus = [Menu("aws-lambda-x86" if pool == "lambda" else "local", pools=(Pool(pool),)) for pool in pools]
+    menus = [
+        Menu("aws-lambda-x86" if pool == "lambda" else "local", pools=(Pool(pool, handing_on=HANDING_ON.get(pool)),))
+        for pool in pools
+    ]
     stages = (Stage("make", menu=menus[0]), Stage("use", (Edge("make", kind),), menus[1], "given", 8))  # type: ignore[arg-type]
     sizes = [Size(1, 1769, hardware=pool if pool in ("lambda", "dask", "ray") else "cpu") for pool in pools]
     plans = {stage.name: StagePlan(4, size, pool) for stage, size, pool in zip(stages, sizes, pools, strict=True)}
@@ -286,3 +292,71 @@ def test_on_other_pools_data_travel_with_their_bundle_whatever_their_size() -> N
     runs = [*rows("make", [50.0] * 8), *rows("use", [0.01] * 8, taken_mb=400, items=8)]
     [edge] = with_passing(plan, flow, StageRuns.of(runs)).passing
     assert (edge.method, edge.others) == ("inline", ())
+
+
+# ---- what pools are -------------------------------------------------------------------------------------------------
+
+
+def between(pools: tuple[Pool, Pool], hardware: str = "cpu") -> EdgePlan:
+    """The edge between a stage on one pool and one on another, of 50 MB to each call."""
+    sizes = [Size(1, 1769, hardware=hardware)] * 2
+    stages = (
+        Stage("make", menu=Menu(pools=pools[:1])),
+        Stage("use", (Edge("make", "all"),), Menu(pools=pools[1:]), "given", 8),
+    )
+    names = [pool.name for pool in pools]
+    plans = {s.name: StagePlan(4, size, name) for s, size, name in zip(stages, sizes, names, strict=True)}
+    runs = [
+        *rows("make", [50.0] * 8, hardware=hardware),
+        *rows("use", [0.01] * 8, taken_mb=400.0, items=8, hardware=hardware),
+    ]
+    [edge] = with_passing(Plan("w", None, plans), Workflow("w", stages), StageRuns.of(runs)).passing
+    return edge
+
+
+@pytest.mark.parametrize("name", ["functions", "gpus", "lambda", "default"])
+def test_what_a_pool_declares_counts_and_not_what_it_or_its_machines_are_called(name: str) -> None:
+    for hardware in ("cpu", "lambda", "dask"):
+        methods = {
+            declared: between((Pool(name, handing_on=declared), Pool(name, handing_on=declared)), hardware).method
+            for declared in get_args(HandingOn)
+        }
+        assert methods == {
+            "objects": "machine", "machine": "machine", "workers": "direct", "storage": "remote", "calls": "inline",
+        }  # fmt: skip
+
+
+def test_a_pool_that_declares_nothing_passes_with_calls_unless_it_is_of_this_machine() -> None:
+    methods = {name: between((Pool(name), Pool(name))).method for name in ("lambda", "dask", "process", "thread")}
+    assert methods == {"lambda": "inline", "dask": "inline", "process": "machine", "thread": "machine"}
+
+
+def test_pools_say_what_becomes_of_large_results() -> None:
+    from prefect_slo import BatchJobs, BatchPool, LambdaPool
+
+    declared = {
+        "bucket": LambdaPool(bucket="s3://bucket/prefix").pool,
+        "no bucket": LambdaPool().pool,
+        "jobs": BatchPool(BatchJobs("queue", "image"), "s3://bucket/prefix").pool,
+    }
+    assert {what: pool.handing_on for what, pool in declared.items()} == {
+        "bucket": "storage", "no bucket": "calls", "jobs": "storage",
+    }  # fmt: skip
+
+
+def test_a_workflow_file_may_say_it(tmp_path: Path) -> None:
+    file = tmp_path / "workflow.toml"
+    file.write_text(
+        """
+        [[stages]]
+        name = "a"
+        menu.prices = "aws-lambda-x86"
+        menu.pools = [{ name = "default", handing_on = "storage" }, "process"]
+        """
+    )
+    read = Workflow.load(file)
+    assert [pool.handing_on for pool in read["a"].menu.pools] == ["storage", None]
+    assert Workflow.from_document(read.to_document()) == read
+    file.write_text(file.read_text().replace('"storage"', '"pigeons"'))
+    with pytest.raises(InvalidValue, match="objects, machine, workers, storage, calls"):
+        Workflow.load(file)

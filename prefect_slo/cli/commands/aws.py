@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,7 +28,7 @@ Pool = Annotated[
 def deploy(pool: Pool, /, *, json: AsJson = False) -> None:
     """Create the worker functions, job definitions and queues that there aren't; what there is stays."""
     lambdas = _pool(pool)
-    with working("deploying"):
+    with working("deploying"), _plainly():
         names = lambdas.deploy()
     if json:
         print_json({"functions": names})
@@ -41,7 +42,9 @@ def status(pool: Pool, /, *, json: AsJson = False) -> int:
     """Functions, job definitions and queues as the account has them; exit code 1: one is missing or was changed."""
     from dataclasses import asdict
 
-    rows = [asdict(row) for row in _pool(pool).status()]
+    wanted = _pool(pool)
+    with _plainly():
+        rows = [asdict(row) for row in wanted.status()]
     if json:
         print_json({"functions": rows})
     else:
@@ -58,7 +61,9 @@ def destroy(
     json: AsJson = False,
 ) -> None:
     """Delete the pool's functions, job definitions and queues of its own, and what is stored under its prefix."""
-    names = _pool(pool).destroy(only_old=old)
+    wanted = _pool(pool)
+    with _plainly():
+        names = wanted.destroy(only_old=old)
     if json:
         print_json({"deleted": names})
         return
@@ -94,7 +99,7 @@ def prices(
     folder = to or folders()[0]
     if folder == PRICES:
         raise InvalidValue("--to", None, f"a folder, or {OWN} set to one")
-    with working("asking AWS"):
+    with working("asking AWS"), _plainly():
         found = refreshed(region, today := date.today(), instances=instances)
     rows = []
     (folder / "services").mkdir(parents=True, exist_ok=True)
@@ -136,6 +141,13 @@ def fdl(
         output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
+def _plainly() -> AbstractContextManager[None]:
+    """What AWS refuses comes out as an error that says what to do."""
+    from prefect_slo.aws.refusals import plainly
+
+    return plainly()
+
+
 def _pool(entrypoint: str) -> LambdaPool | BatchPool:
     """The pool that an entry point names.
 
@@ -149,8 +161,9 @@ def _pool(entrypoint: str) -> LambdaPool | BatchPool:
     found: Any = load_object(entrypoint)
     if isinstance(found, (LambdaPool, BatchPool)):
         return found
-    elsewhere = getattr(getattr(found, "task_runner", None), "pools", {})
-    ours = [pool for pool in elsewhere.values() if isinstance(pool, (LambdaPool, BatchPool))]
+    elsewhere = getattr(getattr(found, "task_runner", None), "pools", None)
+    ours = [pool for pool in (elsewhere or {}).values() if isinstance(pool, (LambdaPool, BatchPool))]
     if len(ours) != 1:
-        raise InvalidValue("pool", entrypoint, f"a LambdaPool or BatchPool, or a flow with one; it has {len(ours)}")
+        have = f"this flow has {len(ours)}" if elsewhere is not None else f"this is of type {type(found).__name__}"
+        raise InvalidValue("pool", entrypoint, f"a LambdaPool or BatchPool, or a flow with one; {have}")
     return ours[0]

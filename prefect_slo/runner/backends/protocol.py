@@ -193,7 +193,7 @@ class Lost:
         bundle: The bundle it had when it was lost. One that was submitted to the lease after that is untouched: no
             further report speaks of it.
         billed_usd: What it is billed all the same, where it is metered.
-        requests: Invocations that this is for.
+        requests: Invocations and jobs that this is for.
         storage_usd: Of it, what reading and writing objects cost.
     """
 
@@ -245,8 +245,13 @@ class Finished:
         bytes_out: Bytes of outcomes.
         init_s: Seconds spent starting workers for it, where the backend starts them with the work.
         billed_usd: What it is billed, where that is metered; ``None`` where leases are paid for while they are held.
-        requests: Invocations that this is for.
+        requests: Invocations and jobs that this is for.
         storage_usd: Of it, what reading and writing objects cost.
+        waited_s: Of ``open_s``, until a service took it: throttled calls, the start of a job.
+        read_s: Of ``open_s``, fetching function and arguments from storage.
+        dump_s: Seconds spent pickling its outcomes together, beyond those of each.
+        write_s: Seconds spent sending them, or leaving them on storage.
+        billed_ms: Milliseconds that it is billed for.
     """
 
     lease: int
@@ -262,6 +267,11 @@ class Finished:
     billed_usd: Decimal | None = None
     requests: int = 0
     storage_usd: Decimal = Decimal()
+    waited_s: float = 0.0
+    read_s: float = 0.0
+    dump_s: float = 0.0
+    write_s: float = 0.0
+    billed_ms: int = 0
 
 
 @dataclass(frozen=True)

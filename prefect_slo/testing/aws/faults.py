@@ -15,7 +15,7 @@ from fnmatch import fnmatch
 from typing import Any, Literal
 
 When = Literal["before", "after"]
-Kind = Literal["throttle", "error", "slow-down", "lost-reply", "connection"]
+Kind = Literal["throttle", "error", "slow-down", "lost-reply", "connection", "unreachable"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Fault:
     Attributes:
         operation: ``lambda.Invoke``, ``s3.PutObject``; ``s3.*`` and ``*`` match several.
         kind: ``throttle``: 429 of Lambda; ``error``: 500; ``slow-down``: 503 of S3; ``lost-reply``: no answer in time;
-            ``connection``: it breaks.
+            ``connection``: it breaks; ``unreachable``: there is none, so that nothing can have been done.
         when: Before or after the work is done.
         probability: Of each call.
         times: At most so often; ``None`` for no end.
@@ -109,8 +109,10 @@ def _operation(event_name: str) -> str:
 
 def _response(rule: Fault, request: Any) -> Any:
     from botocore.awsrequest import AWSResponse
-    from botocore.exceptions import ConnectionClosedError, ReadTimeoutError
+    from botocore.exceptions import ConnectionClosedError, EndpointConnectionError, ReadTimeoutError
 
+    if rule.kind == "unreachable":
+        raise EndpointConnectionError(endpoint_url=request.url, error="no route")
     if rule.kind == "lost-reply":
         raise ReadTimeoutError(endpoint_url=request.url)
     if rule.kind == "connection":

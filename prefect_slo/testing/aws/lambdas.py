@@ -7,8 +7,6 @@ moto's ``LambdaFunction.invoke`` is where every invocation passes, whoever asks 
 from __future__ import annotations
 
 import base64
-import hashlib
-import io
 import json
 import math
 import shutil
@@ -16,7 +14,6 @@ import tempfile
 import threading
 import time
 import uuid
-import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,16 +21,20 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from prefect_slo.aws.packaging import HANDLER
-from prefect_slo.testing.aws.guard import FAKE, REGION
-from prefect_slo.testing.aws.sandbox import RUNTIME_PACKAGES, Ended, Sandbox, Spec, package_folder
+from prefect_slo.testing.aws import kept
+from prefect_slo.testing.aws.disk import package_folder
+from prefect_slo.testing.aws.guard import FAKE
+from prefect_slo.testing.aws.sandbox import RUNTIME_PACKAGES, Ended, Sandbox, Spec
 from prefect_slo.testing.aws.shares import cpu_limit
 
 Cpu = Literal["shares", "modelled", "off"]
 REQUEST_BYTES, REPLY_BYTES = 6_291_456, 6_291_556
+EVENT_BYTES = 1_048_576
+"""An asynchronous event, at most."""
+
 LOG_TAIL_BYTES = 4096
-ACCOUNT_SETTINGS = "{0}/(?P<api_version>[^/]+)/account-settings/?$"
-"""A path that moto leaves unanswered."""
+THROTTLED_WAIT_S = (0.05, 1.0)
+"""First and longest wait of an event that there is no room for; Lambda waits for minutes, and for six hours in all."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,9 @@ class LocalLambda:
         self.concurrency, self.cpu, self.cold_start_s, self.endpoint = concurrency, cpu, cold_start_s, endpoint
         self.invocations: list[Invocation] = []
         self.throttled: Counter[str] = Counter()
-        self._packages, self._sleep, self._images = packages, sleep, dict(images)
+        self._packages, self._sleep = packages, sleep
         self._folder = Path(tempfile.mkdtemp(prefix="prefect-slo-lambda-"))
+        self._kept = kept.Kept(self._folder, images)
         self._lock = threading.Lock()
         self._idle: defaultdict[Spec, list[Sandbox]] = defaultdict(list)
         self._every: list[Sandbox] = []
@@ -112,18 +114,20 @@ class LocalLambda:
     # ---- life -------------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> LocalLambda:
-        lambdas, kept = self, _moto_function()
+        lambdas, functions = self, kept.moto_function()
 
         def invoke(function: Any, body: Any, request_headers: Any, response_headers: Any) -> Any:
             return lambdas._invoked(function, body, request_headers, response_headers)
 
-        self._original, kept.invoke = kept.invoke, invoke
-        _moto_paths()[ACCOUNT_SETTINGS] = lambda request, url, headers: self._account(request)
+        self._original, functions.invoke = functions.invoke, invoke
+        kept.moto_paths()[kept.ACCOUNT_SETTINGS] = lambda request, url, headers: kept.account_settings(
+            request, self.concurrency
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
-        _moto_function().invoke = self._original
-        _moto_paths().pop(ACCOUNT_SETTINGS, None)
+        kept.moto_function().invoke = self._original
+        kept.moto_paths().pop(kept.ACCOUNT_SETTINGS, None)
         self._closing.set()
         self.reap()
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -243,91 +247,41 @@ class LocalLambda:
         headers = {str(name).lower(): value for name, value in dict(request_headers or {}).items()}
         if headers.get("x-amz-invocation-type") == "DryRun":
             return b""
-        if len(raw) > REQUEST_BYTES:
-            raise _refusal(413, "RequestEntityTooLargeException", f"{len(raw)} byte payload is too large")
-        spec = self._spec(function)
-        reserved = None if function.reserved_concurrency is None else int(function.reserved_concurrency)
-        if headers.get("x-amz-invocation-type") == "Event":
-            threading.Thread(target=self._asynchronous, args=(spec, raw, reserved), daemon=True).start()
+        asynchronous = headers.get("x-amz-invocation-type") == "Event"
+        if len(raw) > (most := EVENT_BYTES if asynchronous else REQUEST_BYTES):
+            words = f"{len(raw)} byte payload is too large for the {most} bytes of this kind of invocation"
+            raise kept.refusal(413, "RequestEntityTooLargeException", words)
+        spec, reserved = self._kept.spec(function), kept.reserved(function)
+        if asynchronous:
+            told = (spec, raw, reserved, kept.retries(function))
+            threading.Thread(target=self._asynchronous, args=told, daemon=True).start()
             return b""
         try:
             done, payload = self.run(spec, raw, reserved=reserved)
         except Throttled as error:
-            raise _refusal(429, "TooManyRequestsException", str(error), Reason=error.reason) from None
+            raise kept.refusal(429, "TooManyRequestsException", str(error), Reason=error.reason) from None
         if done.error:
             response_headers["x-amz-function-error"] = "Unhandled"
         response_headers["x-amz-executed-version"] = spec.version
         response_headers["x-amz-log-result"] = base64.b64encode(done.log.encode()[-LOG_TAIL_BYTES:]).decode()
         return payload
 
-    def _account(self, request: Any) -> tuple[int, dict[str, str], str]:
-        """``GetAccountSettings``: the concurrency of the account, and what functions have not reserved of it."""
-        from moto.awslambda.models import lambda_backends
+    def _asynchronous(self, spec: Spec, raw: bytes, reserved: int | None, retries: int) -> None:
+        """An event: as many more tries after an error as its function says, without Lambda's minutes between.
 
-        region = _region(request)
-        functions = [
-            function
-            for account in list(lambda_backends)
-            if region in lambda_backends[account]
-            for function in lambda_backends[account][region].list_functions()
-        ]
-        reserved = sum(int(function.reserved_concurrency or 0) for function in functions)
-        limit = {
-            "ConcurrentExecutions": self.concurrency,
-            "UnreservedConcurrentExecutions": max(self.concurrency - reserved, 0),
-            "TotalCodeSize": 80_530_636_800,
-            "CodeSizeUnzipped": 262_144_000,
-            "CodeSizeZipped": 52_428_800,
-        }
-        usage = {"FunctionCount": len(functions), "TotalCodeSize": 0}
-        return 200, {"Content-Type": "application/json"}, json.dumps({"AccountLimit": limit, "AccountUsage": usage})
-
-    def _asynchronous(self, spec: Spec, raw: bytes, reserved: int | None) -> None:
-        """An event: two more tries after an error, as Lambda makes them, without its minutes between."""
-        for _ in range(3):
+        One that there is no room for waits, and that is no try; of a function that never has room it is dropped.
+        """
+        tries, (wait_s, longest_s) = 0, THROTTLED_WAIT_S
+        while tries <= retries and not self._closing.is_set() and reserved != 0:
             try:
                 done, _ = self.run(spec, raw, reserved=reserved)
             except Throttled:
-                self._sleep(0.05)
+                self._sleep(wait_s)
+                wait_s = min(2 * wait_s, longest_s)
                 continue
             if not done.error:
                 return
-
-    def _spec(self, function: Any) -> Spec:
-        code = self._image(function) if function.package_type == "Image" else self._unpacked(function.code_bytes)
-        variables = function.environment_vars or {}
-        return Spec(
-            function.function_name,
-            function.function_arn,
-            str(function.version),
-            code,
-            _handler(function),
-            int(function.memory_size),
-            float(function.timeout),
-            tuple(sorted((str(name), str(value)) for name, value in variables.items())),
-            tuple(self._unpacked(_layer_zip(layer["Arn"])) for layer in function.layers),
-        )
-
-    def _image(self, function: Any) -> Path:
-        """The folder that stands for a function's image.
-
-        Raises:
-            LambdaClientError: There is none: images aren't run here.
-        """
-        uri = function.code.get("ImageUri", "")
-        if uri not in self._images:
-            words = f"no image is run here; name a folder that stands for it: images={{{uri!r}: folder}}"
-            raise _refusal(502, "InvalidRuntimeException", words)
-        return self._images[uri]
-
-    def _unpacked(self, content: bytes) -> Path:
-        folder = self._folder / f"code-{hashlib.sha256(content).hexdigest()[:16]}"
-        with self._lock:
-            if not folder.exists():
-                fresh = folder.with_suffix(".new")
-                _extract(content, fresh)
-                fresh.rename(folder)
-        return folder
+            tries += 1
 
 
 def _reported(spec: Spec, request: str, ended: Ended) -> Invocation:
@@ -346,72 +300,3 @@ def _reported(spec: Spec, request: str, ended: Ended) -> Invocation:
     return Invocation(
         spec.name, spec.memory_mb, ended.duration_ms, ended.init_ms, billed, ended.used_mb, ended.error, log
     )
-
-
-def _region(request: Any) -> str:
-    """The region that a request was signed for: the third field of its credential's scope."""
-    scope = str(request.headers.get("Authorization", "")).partition("Credential=")[2].split("/")
-    return scope[2] if len(scope) > 2 else REGION
-
-
-def _refusal(status: int, code: str, message: str, **fields: str) -> Exception:
-    """An error that moto turns into AWS's response."""
-    from moto.awslambda.exceptions import LambdaClientError
-
-    error: Any = LambdaClientError(code, message)
-    error.code = status
-    error.description = json.dumps({"__type": code, "Type": "User", "message": message, **fields})
-    return error  # type: ignore[no-any-return]
-
-
-def _handler(function: Any) -> str:
-    """``module.function``: of an image what its configuration says, by default that of the worker."""
-    if function.package_type != "Image":
-        return str(function.handler)
-    command = function.image_config.cmd
-    return str(command[0]) if command else HANDLER
-
-
-def _layer_zip(arn: str) -> bytes:
-    """The content of a version of a layer, as moto keeps it."""
-    from moto.awslambda.models import lambda_backends
-
-    _, _, _, region, account, *_ = arn.split(":")
-    kept: Any = lambda_backends[account][region].layers_versions_by_arn(arn)
-    return bytes(kept.code_bytes)
-
-
-def _extract(content: bytes, folder: Path) -> None:
-    """Unpack a zip with the permissions of its files: those of a layer may be programs."""
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        for entry in archive.infolist():
-            written = Path(archive.extract(entry, folder))
-            mode = entry.external_attr >> 16
-            if mode and written.is_file():
-                written.chmod(mode & 0o777)
-
-
-def _moto_paths() -> dict[str, Any]:
-    """What moto answers for Lambda, by path."""
-    from moto.awslambda.urls import url_paths
-
-    return url_paths
-
-
-def _moto_function() -> Any:
-    """moto's class of functions."""
-    from moto.awslambda.models import LambdaFunction
-
-    return LambdaFunction
-
-
-def role_arn(endpoint: str | None = None) -> str:
-    """A role that functions may run under, made in the mocked account, or in that of a server."""
-    import boto3
-
-    iam = boto3.client("iam", region_name=REGION, endpoint_url=endpoint)
-    try:
-        return str(iam.get_role(RoleName="prefect-slo-worker")["Role"]["Arn"])
-    except iam.exceptions.NoSuchEntityException:
-        made = iam.create_role(RoleName="prefect-slo-worker", AssumeRolePolicyDocument="{}", Path="/")
-        return str(made["Role"]["Arn"])

@@ -15,7 +15,8 @@ from prefect_slo.aws.clients import forget_clients
 from prefect_slo.aws.concurrency import forget_allowed
 from prefect_slo.testing.aws.batches import LocalBatch
 from prefect_slo.testing.aws.guard import REGION, fake_credentials, no_real_aws
-from prefect_slo.testing.aws.lambdas import LocalLambda, role_arn
+from prefect_slo.testing.aws.kept import role_arn
+from prefect_slo.testing.aws.lambdas import LocalLambda
 
 BUCKET = "prefect-slo-test"
 

@@ -1,4 +1,4 @@
-"""One execution environment: AWS's own runtime client in a process, and the Runtime API that it talks to.
+"""One execution environment: AWS's own runtime client in a process, watched and timed.
 
 The process runs the unpacked deployment package. It sees the packages that Lambda's Python runtime brings (boto3) and
 those it is given, and nothing else of this interpreter's, so that a handler that imports what was not deployed fails
@@ -8,22 +8,20 @@ here as it would there.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import dataclass
-from functools import cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.util import find_spec
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
 
+from prefect_slo.testing.aws.disk import Disk
+from prefect_slo.testing.aws.runtime_api import Event, RuntimeApi
 from prefect_slo.testing.aws.shares import CpuLimit
 from prefect_slo.testing.aws.watch import WATCH_S, Watch
 
@@ -33,15 +31,11 @@ RUNTIME_PACKAGES = (
 )  # fmt: skip
 """What Lambda's runtime for Python brings, as this interpreter has it."""
 
-SHUTDOWN_S = 1.0
-"""How often a sandbox's server looks whether it is to end; nobody waits for that."""
-
 INIT_LIMIT_S = 10.0
 _CPU_CLOCK = 2  # Linux: the clock of another process's CPU time, in the low bits of its clock id
-_PAGE_MB = os.sysconf("SC_PAGE_SIZE") / 2**20
+_PAGE_MB, _TICKS_S = os.sysconf("SC_PAGE_SIZE") / 2**20, os.sysconf("SC_CLK_TCK")
 _EXITED, _FULL, _LATE = "#exited", "#full", "#late"
 _WATCH = Watch()
-_API = "/2018-06-01/runtime/"
 
 
 @dataclass(frozen=True)
@@ -58,6 +52,7 @@ class Spec:
         timeout_s: Its timeout.
         environment: Its variables.
         layers: Folders of its unpacked layers, in order; together they are ``/opt``.
+        storage_mb: Its temporary disk.
     """
 
     name: str
@@ -69,6 +64,7 @@ class Spec:
     timeout_s: float
     environment: tuple[tuple[str, str], ...] = ()
     layers: tuple[Path, ...] = ()
+    storage_mb: int = 512
 
     @property
     def share(self) -> float:
@@ -121,25 +117,19 @@ class Sandbox:
         limit: CpuLimit | None = None,
     ) -> None:
         self.spec, self._limit = spec, limit
-        self._inbox: SimpleQueue[tuple[str, bytes, float] | None] = SimpleQueue()
+        self._inbox: SimpleQueue[Event | None] = SimpleQueue()
         self._outbox: SimpleQueue[tuple[str, bytes]] = SimpleQueue()
         self._ready = threading.Event()
         self._killing, self._killed = threading.Lock(), False
-        self._server = _Server(("127.0.0.1", 0), _Api)
-        self._server.sandbox = self
-        threading.Thread(target=self._server.serve_forever, args=(SHUTDOWN_S,), daemon=True).start()
-        self._log = folder / "log"
-        (folder / "tmp").mkdir(parents=True, exist_ok=True)
+        self._api = RuntimeApi(self)
+        self._disk, self._log = Disk.made(folder, spec.storage_mb, spec.layers), folder / "log"
         self._begun = time.monotonic()
-        opt, command = _opt(spec, folder)
         variables = {
-            "PATH": os.pathsep.join([*_paths(opt, "bin"), os.environ.get("PATH", os.defpath)]),
-            "PYTHONPATH": os.pathsep.join([str(spec.code), *_paths(opt, "python", *_SITE), *packages]),
-            **({"LD_LIBRARY_PATH": os.pathsep.join(_paths(opt, "lib"))} if _paths(opt, "lib") else {}),
+            **self._disk.variables,
+            "PYTHONPATH": os.pathsep.join([str(spec.code), *self._disk.python, *packages]),
             "PYTHONDONTWRITEBYTECODE": "1",
-            "TMPDIR": str(folder / "tmp"),
             "LAMBDA_TASK_ROOT": str(spec.code),
-            "AWS_LAMBDA_RUNTIME_API": f"127.0.0.1:{self._server.server_port}",
+            "AWS_LAMBDA_RUNTIME_API": self._api.address,
             "AWS_LAMBDA_FUNCTION_NAME": spec.name,
             "AWS_LAMBDA_FUNCTION_VERSION": spec.version,
             "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(spec.memory_mb),
@@ -151,7 +141,7 @@ class Sandbox:
         }
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*command, sys.executable, "-S", "-s", "-m", "awslambdaric", spec.handler],
+                [*self._disk.own, sys.executable, "-S", "-s", "-m", "awslambdaric", spec.handler],
                 cwd=spec.code, env=variables, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
         if limit is not None:
@@ -173,7 +163,7 @@ class Sandbox:
                 return failed
             init_ms = 1000 * (time.monotonic() - self._begun)
         begun, cpu = time.monotonic(), self._cpu_s()
-        self._inbox.put((request, body, time.time() + self.spec.timeout_s))
+        self._inbox.put(Event(request, body, time.time() + self.spec.timeout_s, self.spec.arn))
         ended = self._await(request, begun)
         ended.init_ms = init_ms
         ended.cpu_s = max(self._cpu_s() - cpu, 0.0) if ended.alive else 0.0
@@ -202,8 +192,7 @@ class Sandbox:
 
     def _close(self) -> None:
         self._inbox.put(None)  # whoever waits there for its next event
-        self._server.shutdown()
-        self._server.server_close()
+        self._api.close()
 
     def _start(self) -> Ended | None:
         """Wait until its runtime asks for work; how it ended, where it doesn't."""
@@ -244,6 +233,8 @@ class Sandbox:
         if kind == _LATE:
             words = _error("Sandbox.Timedout", f"{failed}Task timed out after {self.spec.timeout_s:.2f} seconds")
             return Ended(words, "Sandbox.Timedout", 1000 * self.spec.timeout_s, used_mb=used, alive=False)
+        if not kind and self._disk.overfull:
+            kind, payload = "OSError", _error("OSError", str(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
         return Ended(payload, kind, took, used_mb=max(used, self._peak_mb()))
 
     def _look(self, request: str) -> None:
@@ -251,11 +242,7 @@ class Sandbox:
         if self._process.poll() is not None:
             self._outbox.put((_EXITED, request.encode()))
             return
-        try:
-            pages = int(Path(f"/proc/{self.pid}/statm").read_bytes().split()[1])
-        except (OSError, IndexError):
-            return
-        self._used_mb = max(self._used_mb, pages * _PAGE_MB)
+        self._used_mb = max(self._used_mb, held_mb(self.pid, self.spec.memory_mb))
         if self._used_mb > self.spec.memory_mb:
             self._outbox.put((_FULL, request.encode()))
 
@@ -269,10 +256,13 @@ class Sandbox:
         return int(found.split()[1]) / 1024
 
     def _cpu_s(self) -> float:
+        """CPU time of the process, and of what it has started and waited for."""
         try:
-            return time.clock_gettime((~self.pid << 3) | _CPU_CLOCK)
+            own = time.clock_gettime((~self.pid << 3) | _CPU_CLOCK)
+            fields = Path(f"/proc/{self.pid}/stat").read_bytes().rpartition(b")")[2].split()
         except OSError:
             return 0.0
+        return own + (int(fields[13]) + int(fields[14])) / _TICKS_S  # cutime and cstime, behind the name
 
     def _new_log(self) -> str:
         with self._log.open("rb") as log:
@@ -281,9 +271,10 @@ class Sandbox:
         self._read += len(written)
         return written.decode("utf-8", "replace")
 
-    # ---- the Runtime API --------------------------------------------------------------------------------------------
+    # ---- what its runtime asks and tells ----------------------------------------------------------------------------
 
-    def next_event(self) -> tuple[str, bytes, float] | None:
+    def next_event(self) -> Event | None:
+        """Wait for the next event; the first time its start is over."""
         if self._limit is not None and not self._ready.is_set():
             self._limit.begin()
         self._ready.set()
@@ -293,114 +284,42 @@ class Sandbox:
         return event
 
     def ended(self, kind: str, payload: bytes) -> None:
+        """A reply, or an error of some kind."""
         self._outbox.put((kind, payload))
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    sandbox: Sandbox
+def held_mb(pid: int, limit_mb: float) -> float:
+    """Memory that a process holds together with what its main thread has started, and so on.
 
-
-class _Api(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    wbufsize = -1
-    disable_nagle_algorithm = True
-    server: _Server
-
-    def do_GET(self) -> None:
-        sandbox = self.server.sandbox
-        event = sandbox.next_event()
-        if event is None:
-            self.close_connection = True
-            return
-        request, body, deadline = event
-        headers = {
-            "Lambda-Runtime-Aws-Request-Id": request,
-            "Lambda-Runtime-Deadline-Ms": str(int(1000 * deadline)),
-            "Lambda-Runtime-Invoked-Function-Arn": sandbox.spec.arn,
-            "Content-Type": "application/json",
-        }
-        with contextlib.suppress(OSError):  # killed while it waited
-            self._reply(200, body, headers)
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        kind = ""
-        if self.path.endswith("/error"):
-            with contextlib.suppress(ValueError):
-                kind = str(json.loads(body).get("errorType", ""))
-            kind = kind or self.headers.get("Lambda-Runtime-Function-Error-Type", "Unhandled")
-        self._reply(202, b'{"status":"OK"}', {})
-        self.server.sandbox.ended(kind, body)
-
-    def _reply(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-        self.wfile.flush()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Says nothing."""
-
-
-_SITE = (f"python/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages",)
-_MOUNTED = 'mount --bind "$0" /opt && exec "$@"'
-
-
-def _opt(spec: Spec, folder: Path) -> tuple[Path | None, list[str]]:
-    """Where a sandbox finds its layers, and what its command begins with so that it does.
-
-    ``/opt`` itself where the system lets a process have file systems of its own; else a folder, which is on its paths.
+    Pages that several of them share count for each, unless that makes more than the limit: then they count once.
     """
-    if not spec.layers:
-        return None, []
-    opt = folder / "opt"
-    for layer in spec.layers:  # later ones are laid over earlier ones
-        shutil.copytree(layer, opt, dirs_exist_ok=True, symlinks=True)
-    if _may_mount():
-        return Path("/opt"), ["unshare", "--mount", "sh", "-c", _MOUNTED, str(opt)]
-    return opt, []
+    every = _family(pid)
+    held = sum(_resident_mb(each) for each in every)
+    return held if held <= limit_mb or len(every) == 1 else sum(_own_mb(each) for each in every)
 
 
-def _paths(opt: Path | None, *names: str) -> list[str]:
-    return [str(opt / name) for name in names] if opt is not None else []
-
-
-@cache
-def _may_mount() -> bool:
-    """Whether a process here may have an ``/opt`` of its own; not where this Python itself lies there."""
-    if Path(sys.prefix).is_relative_to("/opt") or Path(sys.base_prefix).is_relative_to("/opt"):
-        return False
-    if not Path("/opt").is_dir():
-        return False
+def _family(pid: int) -> list[int]:
     try:
-        tried = ["unshare", "--mount", "sh", "-c", _MOUNTED, "/tmp", "true"]
-        return subprocess.run(tried, capture_output=True, timeout=10, check=False).returncode == 0
-    except (OSError, subprocess.TimeoutExpired):
-        return False
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_bytes().split()
+    except OSError:
+        return [pid]
+    return [pid, *(one for child in children for one in _family(int(child)))]
 
 
-def package_folder(folder: Path, names: tuple[str, ...]) -> str:
-    """A folder with links to installed packages, and to nothing else beside them.
+def _resident_mb(pid: int) -> float:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE_MB
+    except (OSError, IndexError):
+        return 0.0
 
-    Sandboxes that start at once may all be at it: whoever comes second finds a link there, and the folder is whole for
-    each of them when this returns.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        spec = find_spec(name)
-        if spec is None or spec.origin is None:
-            continue
-        target = Path(spec.origin)
-        if target.name == "__init__.py":
-            target = target.parent
-        for installed in (target, *target.parent.glob(f"{name}.libs")):  # the latter: shared libraries of a wheel
-            with contextlib.suppress(FileExistsError):
-                (folder / installed.name).symlink_to(installed)
-    return str(folder)
+
+def _own_mb(pid: int) -> float:
+    """Its resident memory, of what it shares with others its part."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_bytes().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(b"Pss:")), 0.0)
 
 
 def _error(kind: str, message: str) -> bytes:

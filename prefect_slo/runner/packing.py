@@ -100,7 +100,7 @@ class Packer:
             items.append((named[0], payload))
             if isolated:
                 for call in together:
-                    call.sent_bytes = len(payload)
+                    call.sent_bytes = len(payload) // len(together)
             if len(named) > 1:
                 batches[named[0]] = named
         opened: Any = None

@@ -14,7 +14,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect_slo.blocks import PlanBlock, SLOProfile
 from prefect_slo.errors import InvalidPlan, InvalidValue
 from prefect_slo.loop.pinning import VARIABLE
-from prefect_slo.loop.planning import plan_digest
+from prefect_slo.loop.replanning import plan_digest
 from prefect_slo.plan import Plan
 from prefect_slo.planner.capacity import Antichains, max_weight_antichain
 from prefect_slo.resources import Capacity, Size

@@ -17,7 +17,7 @@ def wanted(known: Knowledge, slo: Slo, *, seed: int) -> Plan | None:
 
     ``None`` where the machine has a GPU, no menu has one, or nothing was measured on one.
     """
-    from prefect_slo.loop.planning import fastest, surest
+    from prefect_slo.loop.replanning import fastest, surest
 
     model, workflow = known.model, known.workflow
     if model is None or workflow is None or workflow.capacity.gpu_devices != ():

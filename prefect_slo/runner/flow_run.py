@@ -115,6 +115,7 @@ class Run:
                 PROCESS: self._here(),
                 **{name: definition.capacity for name, definition in self._elsewhere.items()},
             },
+            items=self._items,
             shelf_bytes=MEMORY_SHARE * usable_memory_mb() * 2**20,
             stays=lambda stage: stage not in self._brought,
         )

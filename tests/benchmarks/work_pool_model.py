@@ -138,7 +138,7 @@ def measure(runs: int, calibrate: int, poll_s: float, pauses: float, seed: int) 
     from prefect_slo.loop.director import Following, following
     from prefect_slo.loop.knowledge import knowledge
     from prefect_slo.loop.learning import refit
-    from prefect_slo.loop.planning import surest
+    from prefect_slo.loop.replanning import surest
     from prefect_slo.objective import Latency, Slo
     from prefect_slo.resources import Size
     from prefect_slo.runner.recipe import Recipe

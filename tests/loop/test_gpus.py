@@ -12,7 +12,8 @@ from prefect_slo.errors import InvalidValue
 from prefect_slo.loop import gpus, menus
 from prefect_slo.loop.knowledge import Fitted, Knowledge
 from prefect_slo.loop.menus import MenuSettings, stage_menu, with_menus
-from prefect_slo.loop.planning import decide, fits, ladders, replan
+from prefect_slo.loop.planning import decide, ladders
+from prefect_slo.loop.replanning import fits, replan
 from prefect_slo.loop.sweep import design, fallback_options
 from prefect_slo.models import WorkflowModel
 from prefect_slo.objective import Latency, Slo

@@ -90,8 +90,11 @@ def register(
     with working("Storing documents"):
         found = register_folder(folder)
     if json:
-        print_json({"stored": found.stored, "left_out": {name: list(v) for name, v in found.left_out.items()}})
+        left_out = {name: list(v) for name, v in found.left_out.items()}
+        print_json({"stored": found.stored, "kept": found.kept, "left_out": left_out})
         return
     print_table([{"stored": name} for name in found.stored])
+    for name in found.kept:
+        print_line(f"{name} was there and stays as it is.")
     for file, variables in found.left_out.items():
         print_line(f"{file} is left out: {', '.join(variables)} not set.")

@@ -171,7 +171,7 @@ def learn(stage: Stage, rows: History, *, kind: str, features: Sequence[str], we
 
 
 def _elsewhere(rows: History, wall_s: Floats, cold: Bools) -> dict[str, Any]:
-    """How often ordinary runs start cold, where workers start elsewhere, and what leases there cost beyond wall time."""
+    """How often ordinary runs start cold where workers start elsewhere, and what leases cost there beyond wall time."""
     billed = np.isfinite(rows["billed_s"])
     if not billed.any():
         return {}

@@ -321,7 +321,7 @@ def wait_for(invocations: list[Any], number: int) -> None:
 def test_an_event_is_tried_as_often_as_its_function_says_and_waits_where_there_is_no_room(call, account) -> None:
     """Throttling is no try: an event that is throttled five times, and then fails, is still tried again."""
     name, client = call.function("patient"), boto3.client("lambda")
-    client.put_function_event_invoke_config(FunctionName=name, MaximumRetryAttempts=1)
+    client.put_function_event_invoke_config(FunctionName=name, MaximumRetryAttempts=1, DestinationConfig={})
     account.lambdas.throttled.clear()
     account.lambdas.concurrency = 0
     try:

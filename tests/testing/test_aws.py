@@ -333,7 +333,7 @@ def test_an_event_is_tried_as_often_as_its_function_says_and_waits_where_there_i
         account.lambdas.concurrency = 1000
     wait_for(account.lambdas.invocations, 2)
     with pytest.raises(ClientError, match="1048576"):
-        client.invoke(FunctionName=name, InvocationType="Event", Payload=json.dumps("x" * 1_100_000).encode())
+        client.invoke(FunctionName=name, InvocationType="Event", Payload=json.dumps({"do": "x" * 1_100_000}).encode())
 
 
 def test_faults_strike_before_or_after_the_work(call, account) -> None:

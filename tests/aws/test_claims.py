@@ -181,9 +181,9 @@ def jobs(account: LocalAws) -> BatchJobs:
 
 
 def submitted(jobs: BatchJobs, key: str) -> list[dict[str, Any]]:
-    """Jobs whose names have a word in them."""
+    """Jobs for some work, by their name."""
     listed = boto3.client("batch").list_jobs(
-        jobQueue=jobs.queue_name, filters=[{"name": "JOB_NAME", "values": [f"{jobs.prefix}-{key}*"]}]
+        jobQueue=jobs.queue_name, filters=[{"name": "JOB_NAME", "values": [f"{jobs.prefix}-{key}"]}]
     )
     return list(listed["jobSummaryList"])
 

@@ -321,7 +321,7 @@ def wait_for(invocations: list[Any], number: int) -> None:
 def test_an_event_is_tried_as_often_as_its_function_says_and_waits_where_there_is_no_room(call, account) -> None:
     """Throttling is no try: an event that is throttled five times, and then fails, is still tried again."""
     name, client = call.function("patient"), boto3.client("lambda")
-    client.put_function_event_invoke_config(FunctionName=name, MaximumRetryAttempts=1)
+    client.put_function_event_invoke_config(FunctionName=name, MaximumRetryAttempts=1, DestinationConfig={})
     account.lambdas.throttled.clear()
     account.lambdas.concurrency = 0
     try:
@@ -333,7 +333,7 @@ def test_an_event_is_tried_as_often_as_its_function_says_and_waits_where_there_i
         account.lambdas.concurrency = 1000
     wait_for(account.lambdas.invocations, 2)
     with pytest.raises(ClientError, match="1048576"):
-        client.invoke(FunctionName=name, InvocationType="Event", Payload=json.dumps("x" * 1_100_000).encode())
+        client.invoke(FunctionName=name, InvocationType="Event", Payload=json.dumps({"do": "x" * 1_100_000}).encode())
 
 
 def test_faults_strike_before_or_after_the_work(call, account) -> None:

@@ -56,7 +56,9 @@ def test_a_function_has_what_a_sandbox_is_made_from(function: Any) -> None:
 
 def test_a_function_keeps_how_often_its_events_are_tried(function: Any) -> None:
     client = boto3.client("lambda")
-    client.put_function_event_invoke_config(FunctionName=function.function_name, MaximumRetryAttempts=1)
+    client.put_function_event_invoke_config(
+        FunctionName=function.function_name, MaximumRetryAttempts=1, DestinationConfig={}
+    )
     assert function.event_invoke_config[-1].config["MaximumRetryAttempts"] == 1
 
 

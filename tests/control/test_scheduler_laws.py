@@ -159,7 +159,7 @@ def machine(make_world):
 
 def test_every_order_of_events_keeps_the_laws(machine):
     case = machine.TestCase
-    case.settings = settings(max_examples=250, stateful_step_count=60, deadline=None)
+    case.settings = settings(max_examples=80, stateful_step_count=60, deadline=None)
     case().runTest()
 
 

@@ -85,17 +85,7 @@ def test_a_size_that_no_dask_worker_can_take_is_refused_with_what_to_start():
     )  # fmt: skip
 
 
-def test_a_size_that_no_ray_node_can_take_is_refused():
-    backend = RayPool(options={"num_cpus": 2}).backend(None)
-    reports: SimpleQueue[Any] = SimpleQueue()
-    backend.open(1, Size(99, 512), reports.put)
-    lost = until(reports, Lost, Opened)
-    backend.shutdown()
-    assert lost.reason == "start"
-    assert "no Ray node has CPU=99 (the most: " in lost.detail
-
-
-def test_on_ray_shares_of_a_gpu_are_fractions_of_one_and_the_device_is_rays():
+def test_on_ray_shares_of_a_gpu_are_fractions_of_one_and_the_device_is_rays_and_what_no_node_has_is_refused():
     """A GPU by name alone: Ray counts it, and shows it to whoever has a part of it."""
 
     def look(item: int) -> tuple[Any, ...]:
@@ -117,9 +107,14 @@ def test_on_ray_shares_of_a_gpu_are_fractions_of_one_and_the_device_is_rays():
             backend.submit(report.lease, bundle(report.lease, look, 0))
         seen += [cloudpickle.loads(item.outcome.payload) for item in getattr(report, "items", ())]
         ended += isinstance(report, Finished)
-    backend.open(4, Size(0.5, 512, 2, "gpu"), reports.put)
-    assert "no Ray node has" in until(reports, Lost).detail
+    refused = {}
+    for lease, size in ((4, Size(0.5, 512, 2, "gpu")), (5, Size(99, 512))):
+        backend.open(lease, size, reports.put)
+        refused[lease] = until(reports, Lost, Opened)
     backend.shutdown()
+    assert [lost.reason for lost in refused.values()] == ["start", "start"]
+    assert "no Ray node has" in refused[4].detail
+    assert "no Ray node has CPU=99 (the most: 4)" in refused[5].detail
     assert [told[:2] for told in seen] == [("0", "0.5000")] * 3
     assert max(sum(a <= at < b for _, _, a, b in seen) for _, _, at, _ in seen) <= 2
 

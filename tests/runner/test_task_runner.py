@@ -200,7 +200,7 @@ def test_a_run_ends_as_its_flow_ends(prefect_server, is_async):
     how = ("returns", "returns a failed task", "raises", "takes too long")
     for each in how:
         subject = flow(kinds[each == "takes too long"]).with_options(task_runner=SLOTaskRunner(director=told))
-        subject.timeout_seconds = 3 if each == "takes too long" else None
+        subject.timeout_seconds = 1 if each == "takes too long" else None
         state = subject(each, return_state=True)
         if is_async:
             asyncio.run(state)

@@ -6,7 +6,6 @@ scheduler sees one event at a time.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections import deque
@@ -31,11 +30,11 @@ from prefect_slo.runner.calls import OVER, Call
 from prefect_slo.runner.deposits import Deposits
 from prefect_slo.runner.endings import Endings
 from prefect_slo.runner.futures import Callbacks
+from prefect_slo.runner.leases import Leases, Sent
 from prefect_slo.runner.measure import Measure
 from prefect_slo.runner.packing import Packer
 from prefect_slo.runner.parcels import Parcels
 from prefect_slo.runner.remaking import Asked, Remaking
-from prefect_slo.runner.sent import Sent
 from prefect_slo.runner.supplies import Supplies
 from prefect_slo.runner.write_behind import WriteBehind
 
@@ -70,14 +69,13 @@ class Session:
         shelf_bytes: float = 0.0,
         stays: Callable[[str], bool] = lambda stage: True,
     ) -> None:
-        self._backends = backends
         self._measure, self._notice = measure, notice
         self._scheduler = Scheduler(capacity)
         self._inbox: SimpleQueue[Any] = SimpleQueue()
         self._calls: dict[int, Call] = {}
         self._reports: dict[int, protocol.ItemReport] = {}
         self._records: dict[int, Record] = {}
-        self._sent: dict[int, Sent] = {}
+        self._leases = Leases(backends, measure, self._inbox.put)
         self._writer = WriteBehind(context.copy())
         self._remaking = Remaking(
             items, lambda call: self._inbox.put((call.stage, None, [call])), self._ask, self._made_again
@@ -100,11 +98,9 @@ class Session:
         self._parcels = Parcels(run_key, context, shelf_bytes)
         self._packer = Packer(run_key, self._parcels, level, stays)
         self._events_of_run = relay.FlowRunEvents(context.copy())
-        self._ahead = Ahead(backends, self._capabilities)
+        self._ahead = Ahead(backends, self._leases.capabilities)
         self._rules: dict[str, StageRule] = {}
         self._follow_ups: deque[control.Event] = deque()
-        self._pool_of: dict[int, str] = {}
-        self._can: dict[str, protocol.Capabilities] = {}
         self._loss: protocol.Lost | None = None
         self._timer_at: float | None = None
         self._broken: BaseException | None = None
@@ -154,6 +150,7 @@ class Session:
                 message = self._next()
                 for event in self._events(message):
                     self._handle(event)
+                    self._loss = None  # what follows is no part of it
                     while self._follow_ups:
                         self._handle(self._follow_ups.popleft())
                 self._ahead.tell()
@@ -234,12 +231,10 @@ class Session:
 
     def _whole(self, lost: protocol.Lost) -> protocol.Lost:
         """A loss that also speaks of the bundle that was on its way when the worker was already gone."""
-        sent = self._sent.pop(lost.lease, None)
-        pool = self._pool_of.get(lost.lease)
-        if lost.reason == "start" and pool is not None and self._away(pool):
+        if self._leases.never_started_away(lost):
             stage = self._measure.stage_of(lost.lease)
             self._notice(f"A worker of stage {stage!r} did not start: {lost.detail.rstrip('.')}.", None)
-        return sent.whole(lost) if sent is not None else lost
+        return self._leases.lost(lost)
 
     def _submitted(self, stage: str, rule: StageRule | None, calls: list[Call]) -> list[control.Event]:
         events: list[control.Event] = []
@@ -287,7 +282,7 @@ class Session:
         """Whether a call has to wait for results that it takes; they are seen to."""
         if not self._deposits:
             return False
-        records = self._supplies.lacking(call, self._backends[self._rules[call.stage].pool])
+        records = self._supplies.lacking(call, self._leases.backend(self._rules[call.stage].pool))
         if records:
             self._supplies.order(call.item, records)
         return bool(records)
@@ -319,9 +314,8 @@ class Session:
 
     def _progressed(self, lease: int, reports: tuple[protocol.ItemReport, ...]) -> list[control.Event]:
         done, stuck = [], []
-        sent = self._sent.get(lease)
         for whole in reports:
-            together = sent.together(whole.item) if sent is not None else (whole.item,)
+            together = self._leases.together(lease, whole.item)
             for report in endings.shares(whole, together):
                 call = self._calls.get(report.item)
                 if call is None:
@@ -335,7 +329,7 @@ class Session:
         events: list[control.Event] = [control.ItemDone(lease, tuple(done))] if done else []
         for report in stuck:
             get_logger("slo").debug("Item of lease %s is stuck: %s", lease, report.outcome.unpicklable)
-            if (pool := self._pool_of.get(lease)) is not None and self._capabilities(pool).hosted:
+            if (pool := self._leases.pool_of(lease)) is not None and self._leases.capabilities(pool).hosted:
                 stage = self._calls[report.item].stage
                 self._notice(f"A call of stage {stage!r} cannot travel: {report.outcome.unpicklable}.", None)
             self._reports[report.item] = report
@@ -351,29 +345,25 @@ class Session:
                     self._settle(item, ending, attempts)
             case control.Dispatch():
                 self._dispatch(action)
-            case control.OpenLease(lease, stage, pool, size):
-                self._pool_of[lease] = pool
-                metered = self._capabilities(pool).metered
-                self._measure.leased(lease, stage, pool, size, time.monotonic(), metered=metered)
-                self._backends[pool].open(lease, size, self._inbox.put)
+            case control.OpenLease():
+                self._leases.open(action)
             case control.CloseLease(lease):
-                self._sent.pop(lease, None)
-                self._measure.released(lease, time.monotonic())
-                self._backends[self._pool_of.pop(lease)].close(lease)
+                self._leases.close(lease)
             case control.CancelBundle(lease):
-                self._backends[self._pool_of[lease]].cancel(lease)
+                self._leases.cancel(lease)
             case control.SetTimer(after_s):
                 self._timer_at = time.monotonic() + after_s
             case control.Notice(stage, what, detail):
                 self._tell(stage, what, detail)
 
     def _dispatch(self, action: control.Dispatch) -> None:
-        pool, begun = self._pool_of[action.lease], time.monotonic()
-        backend, rule = self._backends[pool], self._rules[action.stage]
+        begun, rule, pool = time.monotonic(), self._rules[action.stage], self._leases.pool_of(action.lease)
+        assert pool is not None
+        backend, can = self._leases.backend(pool), self._leases.capabilities(pool)
         calls = [self._calls[item] for item in action.items]
         lacking = {call.item: lacks for call in calls if (lacks := self._supplies.lacking(call, backend))}
         calls = [call for call in calls if call.item not in lacking]
-        packed = self._packer.pack(action, calls, rule, pool, backend, self._capabilities(pool)) if calls else None
+        packed = self._packer.pack(action, calls, rule, pool, backend, can) if calls else None
         if packed is not None:
             for item, error in packed.stuck.items():
                 self._reports[item] = _stuck(item, error)
@@ -392,23 +382,13 @@ class Session:
             self._follow_up(control.BundleDone(action.lease, 0.0))
             return
         self._records.update(dict.fromkeys(action.items, packed.record))
-        self._sent[action.lease] = Sent(action.bundle, tuple(call.item for call in calls), packed.batches)
         self._measure.dispatched(action.lease, action.bundle, begun, min(call.ready for call in calls))
-        backend.submit(action.lease, packed.bundle)
+        sent = Sent(action.bundle, tuple(call.item for call in calls), packed.batches)
+        self._leases.send(action.lease, packed.bundle, sent)
 
     def _follow_up(self, event: control.Event) -> None:
         """Have the scheduler hear of what came of an action, before anything else happens."""
         self._follow_ups.append(event)
-
-    def _capabilities(self, pool: str) -> protocol.Capabilities:
-        if pool not in self._can:
-            self._can[pool] = self._backends[pool].capabilities()
-        return self._can[pool]
-
-    def _away(self, pool: str) -> bool:
-        """Whether a pool's workers are not this machine's, so that a user has to hear why they don't start."""
-        can = self._capabilities(pool)
-        return can.hosted or can.elsewhere
 
     def _tell(self, stage: str, what: str, detail: str) -> None:
         if what == "fallback":
@@ -454,9 +434,7 @@ class Session:
                     self._calls.update((call.item, call) for call in calls)
                 case Asked(answer=answer):
                     answer.set_result(False)
-        for lease, pool in self._pool_of.items():
-            with contextlib.suppress(Exception):
-                self._backends[pool].cancel(lease)
+        self._leases.end()
         for call in self._calls.values():
             self._endings.broken(call, error)
         self._calls.clear()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import boto3
 import pytest
 from botocore.config import Config
@@ -108,6 +111,14 @@ def test_with_real_looking_credentials_all_that_the_fixtures_do_stays_on_this_ma
         """
     )
     pytester.runpytest_inprocess("-p", "no:cacheprovider", "-q").assert_outcomes(passed=1)
+
+
+def test_what_the_page_on_testing_shows_passes(pytester: pytest.Pytester, prefect_server: str) -> None:
+    """Its tests as a user would copy them, run by pytest with the fixtures that the package brings."""
+    page = Path(__file__).parents[2] / "docs/how-to/test-with-aws.md"
+    blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    pytester.makepyfile("\n".join(blocks))
+    pytester.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(passed=2)
 
 
 def test_a_default_session_from_before_is_put_aside_and_there_again_after(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,13 +115,13 @@ def decide(
 
 
 def _doing_without(known: Knowledge, plan: Plan, slo: Slo, seed: int) -> str:
-    """What it costs that this machine has no GPU, where a plan would use one; computed once for what is known."""
-    if known.workflow is None or known.workflow.capacity.gpu_devices != ():
+    """What it costs that places have no GPU, where a plan would use one there; computed once for what is known."""
+    if known.workflow is None or not (bare := gpus.lacking(known.workflow.capacity)):
         return ""
     key = slo, (("gpu", 1.0),)
     if key not in known.made:
         known.made[key] = gpus.wanted(known, slo, seed=seed) or plan
-    return gpus.price(known.made[key], plan)
+    return gpus.price(known.made[key], plan, bare)
 
 
 def told(known: Knowledge, plan: Plan, mode: str | None) -> Decision:

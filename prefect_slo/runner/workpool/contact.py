@@ -109,6 +109,7 @@ class Contact:
             lifetime_s=2 * terms.lifetime_s,
             heartbeat_s=terms.heartbeat_s,
             silent_s=SILENT * terms.heartbeat_s,
+            places_gpus=self._office.places_gpus,
         )
 
     def usable(self, size: Size) -> bool:

@@ -15,7 +15,7 @@ from prefect_slo.errors import InvalidValue
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.processes import ProcessBackend
 from prefect_slo.runner.backends.protocol import Bundle, Chatter, Finished, Lost, Opened, Outcome, Progress
-from prefect_slo.runner.local import cgroup, pool
+from prefect_slo.runner.local import cgroup, session
 
 however_started = pytest.mark.parametrize("start", ["zygote"], indirect=True)
 """A worker's own loop and the pool's line to it are the same however it was started: these run with one way to start.
@@ -266,8 +266,8 @@ def test_memory_that_leaps_between_two_looks_is_capped_by_the_kernel(desk, monke
     if group is None:
         pytest.skip("control groups can't be made here")
     group.close()
-    watch = pool.MemoryWatch
-    monkeypatch.setattr(pool, "MemoryWatch", lambda *told: watch(*told, interval_s=3))
+    watch = session.MemoryWatch
+    monkeypatch.setattr(session, "MemoryWatch", lambda *told: watch(*told, interval_s=3))
     lease = desk.open(Size(1, 200))
     desk.submit(lease, lambda payload: len(b"x" * (4000 << 20)), [b"", b""])
     lost = desk.lost(lease)

@@ -156,6 +156,7 @@ class LambdaPool:
             concurrency=max(together, 1),
             memory_mb=max(self.memory_mb),
             run_key=_run_key(),
+            hardware=HARDWARE[self.architecture],
             of_size={
                 memory: max(found.of(name, self.concurrency), 1)
                 for memory, name in zip(self.memory_mb, names, strict=True)
@@ -313,6 +314,7 @@ class BatchPool:
             concurrency=self.concurrency,
             memory_mb=self.jobs.memory_mb,
             run_key=_run_key(),
+            hardware=self.hardware,
         )
 
     def deploy(self) -> list[str]:

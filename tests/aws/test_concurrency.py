@@ -74,6 +74,7 @@ def test_a_function_is_held_to_what_is_reserved_for_it_and_others_go_on() -> Non
     assert opened == [0, 1, 9], "the other size does not wait behind the one that is full"
     backend.close(0)
     assert opened == [0, 1, 9, 2]
+    assert backend.capabilities().hardware == ("lambda",)
     backend.shutdown()
 
 

@@ -31,6 +31,7 @@ class LambdaBackend:
         concurrency: Invocations at once; later leases wait.
         of_size: Invocations at once of a memory size, where its function has less.
         memory_mb: The largest size.
+        hardware: Kind of machine, as the pool's measurements are kept.
         run_key: Names the run in keys of what is stored.
     """
 
@@ -42,10 +43,12 @@ class LambdaBackend:
         concurrency: int,
         memory_mb: int,
         run_key: str,
+        hardware: str = "lambda",
         of_size: Mapping[int, int] = MappingProxyType({}),
     ) -> None:
         self._exchange, self._name_of, self._run_key = exchange, name_of, run_key
         self._concurrency, self._memory_mb, self._of_size = concurrency, memory_mb, of_size
+        self._hardware = hardware
         self._lock = threading.Lock()
         self._leases: dict[int, Slot] = {}
         self._idle: list[Slot] = []
@@ -62,7 +65,7 @@ class LambdaBackend:
             vcpu_limits=True,
             vcpus=float("inf"),
             memory_mb=float(self._memory_mb),
-            hardware=("lambda",),
+            hardware=(self._hardware,),
             hosted=True,
             streams=False,
             metered=True,

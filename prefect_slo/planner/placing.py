@@ -83,17 +83,10 @@ class Placing:
 
     def _sets(self, held: frozenset[int]) -> list[tuple[int, ...]] | None:
         """Sets of the stages that hold GPUs which can overlap, every largest one among them; ``None``: too many."""
-        takers = frozenset(
-            i for i, own in enumerate(self.options) if any(self.capacity.devices_of(o) is not None for o in own)
-        )
-        for members in (takers, held):
-            if members not in self._listed:
-                found, complete = antichains(members, self.order)
-                self._listed[members] = found if complete else None
-            sets = self._listed[members]
-            if sets is not None:
-                return sorted({some for each in sets if (some := tuple(i for i in each if i in held))})
-        return None
+        if held not in self._listed:
+            found, complete = antichains(held, self.order)
+            self._listed[held] = found if complete else None
+        return self._listed[held]
 
 
 def surely_fit(options: Sequence[Option], order: Order, devices: Sequence[Device]) -> bool:

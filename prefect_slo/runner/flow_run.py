@@ -247,8 +247,11 @@ class Run:
             lacks_gpus=self._lacks_gpus,
         )
         planned = self.recipe.plan.stages.get(stage) if self.recipe.plan is not None else None
-        if planned is not None and planned.size.gpu and not rule.size.gpu and rule.pool != THREAD:
-            self._say_on_cpu(stage, planned.size, rule.size, rule.pool)
+        if not rule.size.gpu and rule.pool != THREAD:
+            offered = self._elsewhere[rule.pool].pool.sizes if rule.pool in self._elsewhere else ()
+            wanted = planned.size if planned is not None else min(offered, key=lambda size: size.gpu, default=rule.size)
+            if wanted.gpu:
+                self._say_on_cpu(stage, wanted, rule.size, rule.pool)
         free = THREAD not in (self.recipe.isolation, declaration.isolation)
         if free and get_transaction() is not None and TaskRunContext.get() is None:  # a task run has one of its own
             self._notice(f"Stage {stage!r} runs on threads: it is submitted inside a transaction.")
@@ -270,8 +273,8 @@ class Run:
         was, now = (3600 * prices.rate(s.vcpus, s.memory_mb, s.gpu, s.hardware) for s in (wanted, size))
         price = f"${now:.3g} an hour a worker" if now else f"a price that the list {prices.name!r} does not have"
         self._notice(
-            f"Stage {stage!r} was planned with {wanted.share}, and {self._lacks_gpus(pool)}: it runs on the CPU "
-            f"({size}), at {price} in place of ${was:.3g}, and the plan's prediction does not hold for it."
+            f"Stage {stage!r} was to have {wanted.share}, and {self._lacks_gpus(pool)}: it runs on the CPU "
+            f"({size}), at {price} in place of ${was:.3g}. A plan's prediction does not hold for it."
         )
 
     def _kind(self, stage: str, variant: Variant) -> Kind:

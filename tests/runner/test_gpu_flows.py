@@ -60,7 +60,7 @@ def test_where_there_is_no_gpu_it_runs_on_the_cpu_and_says_so(
 ) -> None:
     machine.setenv("PREFECT_INTEGRATIONS_SLO_GPU_DEVICES", "none")
     assert {device for device, _, _ in looks(3)} == {None}
-    assert "'look' was planned with 0.5 GPU, and there is no GPU here: it runs on the CPU" in caplog.text
+    assert "'look' was to have 0.5 GPU, and there is no GPU here: it runs on the CPU" in caplog.text
 
 
 def test_the_rule_of_a_stage_asks_for_gpus_only_where_it_needs_one() -> None:

@@ -241,7 +241,7 @@ def test_where_a_pool_turns_out_to_have_no_gpu_a_stage_runs_on_its_cpus_and_the_
     assert set(opened) == {LARGE}
     was, now = (3600 * price_list(prices).rate(s.vcpus, s.memory_mb, s.gpu, s.hardware) for s in (WITH_GPU, LARGE))
     said = " ".join(caplog.text.split())
-    assert "'double' was planned with 1 GPU, and its driver is gone: it runs on the CPU" in said
+    assert "'double' was to have 1 GPU, and its driver is gone: it runs on the CPU" in said
     assert f"at ${now:.3g} an hour a worker in place of ${was:.3g}" in said
     assert was > now > 0
 

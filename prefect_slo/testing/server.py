@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--image", action="append", default=[], metavar="URI=FOLDER", help="a folder that stands for a container image"
     )
+    parser.add_argument("--own-tmp", action="store_true", help="a /tmp of its own for each sandbox")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs that jobs may have")
     options = parser.parse_args(arguments)
     images = {uri: Path(folder) for uri, _, folder in (told.partition("=") for told in options.image)}
@@ -55,9 +56,14 @@ def main(arguments: list[str] | None = None) -> None:
         stack.callback(server.stop)
         host, port = server.get_host_and_port()
         endpoint = f"http://{host}:{port}"
-        stack.enter_context(
-            LocalLambda(endpoint=endpoint, concurrency=options.concurrency, cpu=options.cpu, images=images)
+        lambdas = LocalLambda(
+            endpoint=endpoint,
+            concurrency=options.concurrency,
+            cpu=options.cpu,
+            images=images,
+            own_tmp=options.own_tmp,
         )
+        stack.enter_context(lambdas)
         stack.enter_context(LocalBatch(endpoint=endpoint, gpus=options.gpus, images=images))
         print(f"AWS_ENDPOINT_URL={endpoint}\nPREFECT_SLO_TEST_ROLE={role_arn(endpoint)}", flush=True)
         ended.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import zipfile
@@ -13,7 +14,8 @@ from typing import Any
 import boto3
 import pytest
 
-from prefect_slo.testing.aws import LocalAws, disk, local_aws
+from prefect_slo.errors import InvalidValue
+from prefect_slo.testing.aws import LocalAws, disk, lambdas, local_aws
 from prefect_slo.testing.aws.disk import Disk
 
 CODE = """
@@ -67,7 +69,7 @@ def call(account: LocalAws) -> Iterator[Callable[..., Any]]:
 
 
 def needs_its_own() -> None:
-    if disk._own_file_systems() is None:
+    if disk.own_file_systems() is None:
         pytest.skip("no process here may have file systems of its own")
 
 
@@ -98,13 +100,56 @@ def test_an_error_of_the_disk_comes_out_as_one(call: Callable[..., Any]) -> None
 def test_where_there_are_no_file_systems_of_its_own_it_is_told_at_the_end(
     call: Callable[..., Any], account: LocalAws, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disk, "_own_file_systems", lambda: None)
+    monkeypatch.setattr(disk, "own_file_systems", lambda: None)
     assert call("small", 2)[1] == ""
     reply, error = call("large", 4)
     assert (error, reply["errorType"], reply["errorMessage"]) == (
         "OSError", "OSError", "[Errno 28] No space left on device",
     )  # fmt: skip
     account.lambdas.reap()
+
+
+@pytest.mark.parametrize("own", disk.OWN, ids=lambda own: own[1])
+def test_a_tmp_of_its_own_is_for_code_that_names_paths_there(
+    account: LocalAws, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, own: tuple[str, ...]
+) -> None:
+    """As root, and as anybody in a user namespace."""
+    if not disk.works(own):
+        pytest.skip(f"{' '.join(own)} is not allowed here")
+    monkeypatch.setattr(disk, "own_file_systems", lambda: own)
+    monkeypatch.setattr(account.lambdas, "_own_tmp", True)
+    code = """
+import os, tempfile
+def handler(event, context):
+    try:
+        with open("/tmp/large", "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, event["mb"] << 20)
+        fits = True
+    except OSError as error:
+        fits = error.errno
+    seen = os.path.exists(event["path"])
+    return {"fits": fits, "folder": tempfile.gettempdir(), "seen": seen}
+"""
+    client, package = boto3.client("lambda"), io.BytesIO()
+    with zipfile.ZipFile(package, "w") as archive:
+        archive.writestr("main.py", code)
+    client.create_function(
+        FunctionName="names", Runtime="python3.11", Role=account.role, Handler="main.handler", MemorySize=256,
+        Timeout=20, Code={"ZipFile": package.getvalue()}, EphemeralStorage={"Size": 512},
+    )  # fmt: skip
+    for mb, fits in ((600, errno.ENOSPC), (300, True)):
+        event = json.dumps({"mb": mb, "path": str(tmp_path)}).encode()
+        reply = json.loads(client.invoke(FunctionName="names", Payload=event)["Payload"].read())
+        assert reply == {"fits": fits, "folder": "/tmp", "seen": False}
+    assert not Path("/tmp/large").exists()
+    account.lambdas.reap()
+    client.delete_function(FunctionName="names")
+
+
+def test_a_tmp_of_its_own_is_refused_where_there_can_be_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lambdas, "own_file_systems", lambda: None)
+    with pytest.raises(InvalidValue, match="user namespaces"):
+        lambdas.LocalLambda(own_tmp=True)
 
 
 def test_holes_in_files_take_no_space(tmp_path: Path) -> None:

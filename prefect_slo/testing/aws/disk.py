@@ -24,10 +24,19 @@ _SITE = (f"python/lib/python{sys.version_info.major}.{sys.version_info.minor}/si
 _MOUNT = """
 mount -t tmpfs -o "size=$1m,mode=700" tmpfs "$2" || exit 1
 if [ -n "$3" ]; then mount --bind "$3" /opt || exit 1; fi
-shift 3
+if [ -n "$4" ]; then
+    mkdir -p "$2/tmp"
+    IFS=:
+    for seen in $5; do mkdir -p "$2$seen" && mount --bind "$seen" "$2$seen" || exit 1; done
+    mount --rbind "$2/tmp" /tmp || exit 1
+fi
+shift 5
 exec "$@"
 """
-_OWN = (("unshare", "--mount"), ("unshare", "--user", "--map-root-user", "--mount"))
+"""Makes a process its disk, and runs it: size, temporary folder, what lies at ``/opt``, whether ``/tmp`` is its own,
+and what it then still sees of the old one."""
+
+OWN = (("unshare", "--mount"), ("unshare", "--user", "--map-root-user", "--mount"))
 """How a process gets file systems of its own: as root, or in a user namespace."""
 
 
@@ -48,17 +57,27 @@ class Disk:
     own: tuple[str, ...] = ()
 
     @classmethod
-    def made(cls, folder: Path, size_mb: int, layers: Sequence[Path]) -> Disk:
-        """The disk of a sandbox whose files lie in a folder; later layers are laid over earlier ones."""
+    def made(cls, folder: Path, size_mb: int, layers: Sequence[Path], seen: Sequence[Path] | None = None) -> Disk:
+        """The disk of a sandbox whose files lie in a folder; later layers are laid over earlier ones.
+
+        Args:
+            folder: The folder.
+            size_mb: What fits into its temporary folder.
+            layers: Folders of its layers.
+            seen: Where it has a ``/tmp`` of its own, that folder: what it sees of this machine's; else ``None``.
+        """
         tmp, opt = folder / "tmp", folder / "opt"
         tmp.mkdir(parents=True, exist_ok=True)
         for layer in layers:
             shutil.copytree(layer, opt, dirs_exist_ok=True, symlinks=True)
-        own, mounted = _own_file_systems(), bool(layers) and _opt_is_free()
+        own, mounted = own_file_systems(), bool(layers) and _opt_is_free()
         if own is None:
             return cls(tmp, size_mb, opt if layers else None)
-        command = (*own, "sh", "-c", _MOUNT, "sh", str(size_mb), str(tmp), str(opt) if mounted else "")
-        return cls(tmp, size_mb, (Path("/opt") if mounted else opt) if layers else None, command)
+        at, whose = (tmp, "") if seen is None else (Path("/tmp"), "own")
+        old = ":".join(str(path) for path in seen or () if path.is_relative_to("/tmp"))
+        told = (str(size_mb), str(tmp), str(opt) if mounted else "", whose, old)
+        there = Path("/opt") if mounted else opt
+        return cls(at, size_mb, there if layers else None, (*own, "sh", "-c", _MOUNT, "sh", *told))
 
     def paths(self, *names: str) -> list[str]:
         """Folders of the layers."""
@@ -95,17 +114,19 @@ def _size_mb(folder: Path) -> float:
 
 
 @cache
-def _own_file_systems() -> tuple[str, ...] | None:
+def own_file_systems() -> tuple[str, ...] | None:
     """What lets a process here have file systems of its own; ``None`` where nothing does."""
+    return next((own for own in OWN if works(own)), None)
+
+
+def works(own: tuple[str, ...]) -> bool:
+    """Whether it does: a small disk is made and left."""
     with tempfile.TemporaryDirectory(prefix="prefect-slo-") as folder:
-        for own in _OWN:
-            tried = [*own, "sh", "-c", _MOUNT, "sh", "1", folder, "", "true"]
-            try:
-                if subprocess.run(tried, capture_output=True, timeout=10, check=False).returncode == 0:
-                    return own
-            except (OSError, subprocess.TimeoutExpired):
-                continue
-    return None
+        tried = [*own, "sh", "-c", _MOUNT, "sh", "1", folder, "", "", "", "true"]
+        try:
+            return subprocess.run(tried, capture_output=True, timeout=10, check=False).returncode == 0
+        except (OSError, subprocess.TimeoutExpired):
+            return False
 
 
 @cache

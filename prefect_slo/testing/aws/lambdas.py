@@ -10,6 +10,7 @@ import base64
 import json
 import math
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -21,8 +22,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from prefect_slo.errors import InvalidValue
 from prefect_slo.testing.aws import kept
-from prefect_slo.testing.aws.disk import package_folder
+from prefect_slo.testing.aws.disk import own_file_systems, package_folder
 from prefect_slo.testing.aws.guard import FAKE
 from prefect_slo.testing.aws.sandbox import RUNTIME_PACKAGES, Ended, Sandbox, Spec
 from prefect_slo.testing.aws.shares import cpu_limit
@@ -83,6 +85,9 @@ class LocalLambda:
             ``None`` for everything that is installed here.
         images: Folders that stand for container images, by URI: what is in one is what its handler sees beside Lambda's
             own runtime. Functions of other images are refused as they are invoked.
+        own_tmp: Sandboxes have a ``/tmp`` of their own, for code that names paths there: as large as their function's
+            disk, and empty but for what they run. What else lies in this machine's they don't see, such as files that a
+            test has made.
         endpoint: Address of a server that stands for AWS, for the sandboxes' own calls.
         sleep: Waits; a test may pass its own.
     """
@@ -95,13 +100,16 @@ class LocalLambda:
         cold_start_s: float = 0.0,
         packages: tuple[str, ...] | None = (),
         images: Mapping[str, Path] = MappingProxyType({}),
+        own_tmp: bool = False,
         endpoint: str | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        if own_tmp and own_file_systems() is None:
+            raise InvalidValue("own_tmp", own_tmp, "False, or Linux as root or with user namespaces")
         self.concurrency, self.cpu, self.cold_start_s, self.endpoint = concurrency, cpu, cold_start_s, endpoint
         self.invocations: list[Invocation] = []
         self.throttled: Counter[str] = Counter()
-        self._packages, self._sleep = packages, sleep
+        self._packages, self._sleep, self._own_tmp = packages, sleep, own_tmp
         self._folder = Path(tempfile.mkdtemp(prefix="prefect-slo-lambda-"))
         self._kept = kept.Kept(self._folder, images)
         self._lock = threading.Lock()
@@ -197,7 +205,9 @@ class LocalLambda:
             if self.cold_start_s:
                 self._sleep(self.cold_start_s)
             limit = cpu_limit(spec.share) if self.cpu == "shares" else None
-            sandbox = Sandbox(spec, self._folder / uuid.uuid4().hex[:12], self._seen(), self._environment(), limit)
+            folder, packages = self._folder / uuid.uuid4().hex[:12], self._packages_seen()
+            seen = self._seen(packages) if self._own_tmp else None
+            sandbox = Sandbox(spec, folder, packages, self._environment(), limit, seen)
         except BaseException:
             with self._lock:
                 self._busy[spec.name] -= 1
@@ -230,7 +240,12 @@ class LocalLambda:
         self._sleep(extra_s)
         ended.duration_ms += 1000 * extra_s
 
-    def _seen(self) -> list[str]:
+    def _seen(self, packages: list[str]) -> list[Path]:
+        """What a sandbox runs, wherever it lies: the bed's own files, this Python, packages and images."""
+        python = map(Path, (sys.prefix, sys.base_prefix, *packages))
+        return [path.resolve() for path in (self._folder, *python, *self._kept.images.values())]
+
+    def _packages_seen(self) -> list[str]:
         if self._packages is None:
             import sysconfig
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple, Protocol
@@ -66,6 +67,11 @@ class RuntimeApi:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     work: Work
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A runtime that is killed breaks its connections: nothing to tell."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 class _Answers(BaseHTTPRequestHandler):

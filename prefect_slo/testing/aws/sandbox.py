@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -106,6 +107,7 @@ class Sandbox:
         packages: Folders of packages that it sees.
         environment: Variables beyond those of the function.
         limit: Keeps it to its share of the CPU; ``None`` for no limit.
+        seen: Where it has a ``/tmp`` of its own, what it sees of this machine's; else ``None``.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class Sandbox:
         packages: list[str],
         environment: dict[str, str],
         limit: CpuLimit | None = None,
+        seen: Sequence[Path] | None = None,
     ) -> None:
         self.spec, self._limit = spec, limit
         self._inbox: SimpleQueue[Event | None] = SimpleQueue()
@@ -122,7 +125,7 @@ class Sandbox:
         self._ready = threading.Event()
         self._killing, self._killed = threading.Lock(), False
         self._api = RuntimeApi(self)
-        self._disk, self._log = Disk.made(folder, spec.storage_mb, spec.layers), folder / "log"
+        self._disk, self._log = Disk.made(folder, spec.storage_mb, spec.layers, seen), folder / "log"
         self._begun = time.monotonic()
         variables = {
             **self._disk.variables,

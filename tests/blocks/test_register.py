@@ -42,15 +42,18 @@ def stored_documents() -> dict[str, tuple[object, dict[str, object]]]:
     return {f"{d.block_type_name}/{d.name}": (d.id, d.data) for d in documents}
 
 
-def test_registering_twice_stores_every_document_once(prefect_server):
-    environment = {**os.environ, **PLACES, "PREFECT_API_URL": prefect_server}
-    command = [sys.executable, str(ROOT / "blocks" / "register.py")]
-    first = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+def test_registering_twice_stores_every_document_once(prefect_server, monkeypatch, capsys):
+    for name, value in PLACES.items():
+        monkeypatch.setenv(name, value)
+    script = str(ROOT / "blocks" / "register.py")
+    environment = {**os.environ, "PREFECT_API_URL": prefect_server}
+    first = subprocess.run([sys.executable, script], env=environment, check=True, capture_output=True, text=True)
     for name in ("slo-menu/local", "slo-pool/process", "slo-pool/kubernetes", "slo-s3-prefix/exchange"):
         assert name in first.stdout
     before = stored_documents()
-    again = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    assert "slo-profile/ml-pipeline was there and stays as it is" in again.stdout
+    capsys.readouterr()
+    runpy.run_path(script, run_name="__main__")
+    assert "slo-profile/ml-pipeline was there and stays as it is" in capsys.readouterr().out
     assert stored_documents() == before
     assert MenuBlock.load("local").menu.workers == (1, 2, 3, 4)
     assert PriceListBlock.load("aws-lambda-x86").prices == price_list("aws-lambda-x86")

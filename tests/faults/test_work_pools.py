@@ -19,6 +19,7 @@ from prefect_slo import SLOTaskRunner, WorkPool, slo_task
 from prefect_slo.errors import WorkerLost
 from prefect_slo.resources import Size
 from prefect_slo.runner.work_pools import shut_offices
+from prefect_slo.runner.workpool import office
 
 POOL = "faults"
 
@@ -79,14 +80,15 @@ def test_a_worker_that_is_killed_takes_no_pilot_with_it_that_runs(
 
 
 def test_a_job_that_nobody_starts_any_more_is_a_typed_error_that_says_so(
-    prefect_server: str, recorded: Any, run_isolated: Any, tmp_path: Path
+    prefect_server: str, recorded: Any, run_isolated: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(office, "LOOK_S", 0.2)
     with get_client(sync_client=True) as client, contextlib.suppress(ObjectAlreadyExists):
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
     runner = SLOTaskRunner(pools=[pool(tmp_path, patience_s=0.1, give_up_s=1.0)], record="full")
-    state = run_isolated(insists, 2, runner=runner)
+    state = run_isolated(insists, 1, runner=runner)
     shut_offices()
     with pytest.raises(WorkerLost, match="no worker started"):
         state.result()
-    found = recorded(state.state_details.flow_run_id, 2)
+    found = recorded(state.state_details.flow_run_id, 1)
     assert set(found) == {("insist", "Crashed")}

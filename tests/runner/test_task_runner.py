@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
@@ -407,7 +408,17 @@ def returns_before_a_long_task(folder: str):
     long.submit(folder)
 
 
-def test_ctrl_c_while_a_flow_that_has_returned_waits_for_its_tasks_ends_them(prefect_server, tmp_path, task_runs):
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C interrupts this process, also where a shell has started it in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_while_a_flow_that_has_returned_waits_for_its_tasks_ends_them(
+    interruptible, prefect_server, tmp_path, task_runs
+):
     told = Told(Recipe(isolation="process", workers=1))
     runner = SLOTaskRunner(director=told)
 

@@ -236,7 +236,7 @@ class WorkPoolUnusable(SloError):
 
 
 class NothingProposed(SloError):
-    """There is no plan to approve, or to roll back to.
+    """There is no plan to approve, to roll back to, or to pin.
 
     Args:
         flow_name: Name of the flow.

@@ -12,7 +12,7 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
 
 from prefect_slo.blocks import PlanBlock, SLOProfile
-from prefect_slo.errors import InvalidPlan, InvalidValue
+from prefect_slo.errors import InvalidValue, NothingProposed
 from prefect_slo.loop.menus import GPU
 from prefect_slo.loop.pinning import VARIABLE
 from prefect_slo.loop.replanning import plan_digest
@@ -39,6 +39,7 @@ class Pinning:
         block: Name of the ``slo-plan`` block that holds the plan.
         plan: The plan.
         size: Of the flow's own process.
+        sized: Whether jobs are told the size: not all types of work pool have variables for it.
         job_variables: Those of the deployment, with what is told.
     """
 
@@ -46,6 +47,7 @@ class Pinning:
     block: str
     plan: Plan
     size: Size
+    sized: bool
     job_variables: Mapping[str, Any]
 
 
@@ -59,14 +61,16 @@ def pin(deployment: str, plan: Plan | None = None, *, apply: bool = True) -> Pin
 
     Raises:
         InvalidValue: There is no such deployment, or it has no work pool.
-        InvalidPlan: The flow has no plan in force.
+        NothingProposed: The flow has no plan in force.
         WorkPoolUnusable: The pool of the deployment can't be told the size.
     """
     flow_name = deployment.partition("/")[0]
     profile = SLOProfile.of_flow(flow_name)
     plan = plan or (profile.plan_in_force() if profile is not None else None)
     if plan is None:
-        raise InvalidPlan("plan", None, f"a plan file, or a plan in force of {flow_name!r}: profile it first")
+        raise NothingProposed(
+            flow_name, "no plan is in force", "Profile it first (prefect-slo profile), or pin a plan file (--plan)."
+        )
     plan = replace(plan, workflow=flow_name)
     size = own_size(plan, profile.workflow() if profile is not None else None)
     name = f"{slug(flow_name)}-{plan_digest(plan)[:8]}"
@@ -76,7 +80,7 @@ def pin(deployment: str, plan: Plan | None = None, *, apply: bool = True) -> Pin
         given = dict(found.job_variables or {})
         given["env"] = {**(given.get("env") or {}), VARIABLE: name}
         sized = job_variables(checked(pool, None, [size], {"env": given["env"]}), size)
-        told = Pinning(deployment, name, plan, size, merged(given, sized))
+        told = Pinning(deployment, name, plan, size, bool(sized), merged(given, sized))
         if apply:
             PlanBlock(document=plan.to_document()).save(name, overwrite=True, _sync=True)  # type: ignore[call-arg]
             client.update_deployment(found.id, DeploymentUpdate(job_variables=dict(told.job_variables)))

@@ -89,4 +89,4 @@ def test_importing_the_flows_runs_nothing() -> None:
     for path in (ROOT / "flows").glob("*.py"):
         module = ModuleType(path.stem)
         exec(compile(path.read_text(), str(path), "exec"), vars(module))
-        assert isinstance(vars(module)[path.stem], Flow)
+        assert any(isinstance(value, Flow) for value in vars(module).values())

@@ -11,7 +11,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 
 from prefect_slo.blocks import PlanBlock
 from prefect_slo.cli import main
-from prefect_slo.errors import InvalidPlan, InvalidValue, WorkPoolUnusable
+from prefect_slo.errors import InvalidValue, NothingProposed, WorkPoolUnusable
 from prefect_slo.loop.deploying import OWN, own_size, pin, unpin
 from prefect_slo.loop.pinning import VARIABLE
 from prefect_slo.placement import Device
@@ -116,6 +116,7 @@ def test_a_pin_stores_the_plan_and_sizes_the_job_and_keeps_what_was_there(deploy
     found = variables(deployed)
     assert found["image"] == "ours:1"
     assert found["env"] == {"OURS": "1", VARIABLE: pinned.block}
+    assert pinned.sized
     assert "cpu_request" in found
     assert PlanBlock.load(pinned.block).plan == PLAN
     assert pin(deployed, PLAN) == pinned, "once more changes nothing"
@@ -129,7 +130,7 @@ def test_what_cannot_be_pinned_is_refused_with_what_to_do(deployed: str) -> None
         pin("told/missing", PLAN)
     with pytest.raises(InvalidValue, match=VARIABLE):
         pin("told/served", PLAN)
-    with pytest.raises(InvalidPlan, match="profile it first"):
+    with pytest.raises(NothingProposed, match="no plan is in force"):
         pin(deployed)
 
 

@@ -41,7 +41,8 @@ def pin(
             }
         )
         return
-    print_line(f"{deployment} follows slo-plan/{told.block} from its next run on, in jobs of {told.size}.")
+    size = f"in jobs of {told.size}" if told.sized else f"which takes {told.size}; its work pool sizes no jobs"
+    print_line(f"{deployment} follows slo-plan/{told.block} from its next run on, {size}.")
     print_table([{"job variable": name, "value": value} for name, value in told.job_variables.items()])
 
 

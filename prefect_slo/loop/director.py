@@ -155,7 +155,7 @@ class LoopDirector:
         with self._lock:
             self._active[run_id] = _Active(log, decision, told)
         if decision.note:
-            say_once(flow_name, decision.note)
+            say_once(flow_name, decision.note, level=logging.WARNING if decision.lacking else logging.INFO)
         if told is not None and told.recipe is not None:
             return told.recipe
         if decision.followed is None:
@@ -219,7 +219,7 @@ class LoopDirector:
         except GpuShareTooLarge as error:  # the menus have nothing else
             made, without = (None, "") if known.plan is None else gpus.without_now(known, known.plan, self.pools)
             if without:
-                return Decision(made, mode or "enforce", without, known.on_threads)
+                return Decision(made, mode or "enforce", without, known.on_threads, lacking=True)
             return Decision(None, "observe", f"runs as it is: there is no plan ({error})")
         except Exception as error:
             return Decision(None, "observe", f"runs as it is: there is no plan ({type(error).__name__}: {error}).")
@@ -245,7 +245,7 @@ class LoopDirector:
             known = Knowledge(flow_name)
         made, without = gpus.without_now(known, plan, self.pools)
         decision = told(known, made, mode)
-        return replace(decision, note=f"{decision.note} {without}".strip())
+        return replace(decision, note=f"{decision.note} {without}".strip(), lacking=bool(without))
 
     def _facts(self, decision: Decision) -> dict[str, Any]:
         slo = self.slo

@@ -29,7 +29,7 @@ def now(known: Knowledge, pools: Pools) -> Knowledge:
     key = tuple(sorted(there.items()))
     if key not in known.elsewhere:
         fitted = known.fitted.on(workflow) if known.fitted is not None else None
-        known.elsewhere[key] = replace(known, workflow=workflow, fitted=fitted, made={}, elsewhere={})
+        known.elsewhere[key] = replace(known, workflow=workflow, fitted=fitted, made={})
     return known.elsewhere[key]
 
 

@@ -113,7 +113,7 @@ class Knowledge:
         revision: Of the profile.
         made: Plans made from this knowledge so far, by objective and size of input.
         forecasts: What the model says of each stage under a plan, by the plan's digest.
-        elsewhere: The same with the GPUs of other places, or of other times, by these.
+        elsewhere: The same with the GPUs of other places, or of other times, by these; a copy begins without.
     """
 
     flow_name: str
@@ -126,7 +126,7 @@ class Knowledge:
     revision: int = 0
     made: dict[tuple[Slo, tuple[tuple[str, float], ...]], Plan] = field(default_factory=dict, compare=False)
     forecasts: dict[str, Mapping[str, StageForecast]] = field(default_factory=dict, compare=False)
-    elsewhere: dict[object, Knowledge] = field(default_factory=dict, compare=False)
+    elsewhere: dict[object, Knowledge] = field(default_factory=dict, init=False, compare=False)
 
     @classmethod
     def of(cls, flow_name: str, profile: SLOProfile | None) -> Knowledge:

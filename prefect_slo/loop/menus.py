@@ -141,15 +141,10 @@ Gpus = Mapping[str, tuple[Device, ...] | None]
 
 def gpus_now(places: Collection[str], pools: Pools) -> Gpus:
     """The GPUs that workers may have now in some pools, ``process`` being this machine."""
-    return {
-        place: usable_gpus()
-        if place == PROCESS
-        else ()
-        if lacks_gpus(place, pools)
-        else pools[place].capacity.gpu_devices
-        for place in places
-        if place == PROCESS or place in pools
+    there = {
+        name: () if lacks_gpus(name, pools) else pools[name].capacity.gpu_devices for name in places if name in pools
     }
+    return {**there, PROCESS: usable_gpus()} if PROCESS in places else there
 
 
 def with_gpus(capacity: Capacity, gpus: Gpus) -> Capacity:

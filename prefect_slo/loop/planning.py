@@ -38,6 +38,7 @@ class Decision:
         note: What the user should know, or nothing.
         on_threads: Stages that are known not to pickle, with the hash of their code.
         ladders: Larger sizes by stage, for items that run out of memory.
+        lacking: Whether it does without a GPU that it would have: then the note is a warning.
     """
 
     plan: Plan | None
@@ -45,6 +46,7 @@ class Decision:
     note: str = ""
     on_threads: Mapping[str, str] = field(default_factory=dict)
     ladders: Mapping[str, tuple[Size, ...]] = field(default_factory=dict)
+    lacking: bool = False
 
     @property
     def followed(self) -> Plan | None:
@@ -103,7 +105,7 @@ def decide(
     without = _doing_without(known, plan, slo, seed)
     if mode == "advise":
         shown = note or "a plan is ready; it is shown and not followed (mode 'advise')."
-        return Decision(plan, "advise", f"{shown} {without}".strip())
+        return Decision(plan, "advise", f"{shown} {without}".strip(), lacking=bool(without))
     mode = "enforce"
     if not note and explore and policy.explores(explore, rng):
         assert known.model is not None
@@ -111,7 +113,9 @@ def decide(
         if tried is not None:
             plan, mode = tried, "explore"
     told = f"{note} {without}".strip()
-    return Decision(plan.passing_as(in_force), mode, told, known.on_threads, ladders(plan, workflow))
+    return Decision(
+        plan.passing_as(in_force), mode, told, known.on_threads, ladders(plan, workflow), lacking=bool(without)
+    )
 
 
 def _doing_without(known: Knowledge, plan: Plan, slo: Slo, seed: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 
 from prefect_slo.declaration import Declaration
 from prefect_slo.errors import InvalidValue
-from prefect_slo.loop import gpus, menus
+from prefect_slo.loop import director, gpus, knowledge, menus
 from prefect_slo.loop.knowledge import Fitted, Knowledge
 from prefect_slo.loop.menus import MenuSettings, stage_menu, with_menus
 from prefect_slo.loop.planning import Decision, decide, ladders
@@ -175,10 +176,10 @@ def docker_pool(engine: DockerEngine, tmp_path: Path, *sizes: Size) -> Pools:
     return by_name([WorkPool(DOCKER, sizes or (Size(1, 1024, gpu=1),), str(tmp_path), docker_host=engine.url)])
 
 
-def known_on(pools: Pools, kinds: dict[str, float]) -> Knowledge:
-    """Of a stage that may run on this machine's CPUs or in containers with a GPU."""
-    on_cpus = Pool(PROCESS, (CPU,), workers=(1, 2))
-    menu = Menu(workers=(1, 2), pools=(on_cpus, replace(pools[DOCKER].pool, workers=(1, 2))))
+def known_on(pools: Pools, kinds: dict[str, float], *, elsewhere: bool = True) -> Knowledge:
+    """Of a stage that may run in containers with a GPU, or elsewhere on this machine's CPUs."""
+    on_cpus = (Pool(PROCESS, (CPU,), workers=(1, 2)),) if elsewhere else ()
+    menu = Menu(workers=(1, 2), pools=(*on_cpus, replace(pools[DOCKER].pool, workers=(1, 2))))
     stage = Stage("detect", menu=menu, fanout="given", items=8)
     capacity = Capacity(vcpus=4, pools={DOCKER: pools[DOCKER].capacity})
     flow = Workflow("video", (stage,), capacity=capacity)
@@ -205,7 +206,7 @@ def test_a_docker_pool_whose_engine_has_a_gpu_is_planned_for(engine: DockerEngin
     assert gpus.now(told, pools) is told
     decision = decided(told)
     assert decision.plan is not None
-    assert (decision.plan["detect"].pool, decision.note) == (DOCKER, "")
+    assert (decision.plan["detect"].pool, decision.note, decision.lacking) == (DOCKER, "", False)
 
 
 def test_one_whose_engine_has_none_is_not_and_the_price_of_that_is_said(engine: DockerEngine, tmp_path: Path) -> None:
@@ -214,10 +215,12 @@ def test_one_whose_engine_has_none_is_not_and_the_price_of_that_is_said(engine: 
     engine.gpus = ()
     bare = gpus.now(told, pools)
     assert gpus.now(told, pools) is bare, "plans made for it are kept"
+    assert gpus.now(replace(told, plan=decided(told).plan), pools).plan is not None, "but for another plan in force"
     decision = decided(bare)
     assert decision.plan is not None
     assert decision.plan["detect"].pool == PROCESS
     assert "GPU wanted for 'detect', and pool 'containers' has none: it runs on the CPU, predicted" in decision.note
+    assert decision.lacking, "it is a warning"
     assert re.search(r"\+[\d.]+ s, [+-]\$[\d.e-]+\)", decision.note)
     engine.gpus = ("GPU-a",)
     assert gpus.now(told, pools) is told, "back when it is back"
@@ -251,3 +254,31 @@ def test_an_engine_that_does_not_answer_is_taken_to_have_none(tmp_path: Path) ->
     assert replace(pool, docker_host=None).lacks_gpus() == ""
     with pytest.raises(InvalidValue, match="unix:///path"):
         replace(pool, docker_host="somewhere")
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_a_run_whose_stage_has_a_gpu_or_nothing_goes_to_the_cpu_with_a_warning(
+    engine: DockerEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pinned: bool
+) -> None:
+    """Pinned to its plan, or by the plan in force where the menu has nothing else."""
+    pools = docker_pool(engine, tmp_path)
+    plan = Plan("video", SLO, {"detect": StagePlan(2, Size(1, 1024, 1, DOCKER), DOCKER)})
+    told = replace(known_on(pools, {DOCKER: 2.0}, elsewhere=False), plan=None if pinned else plan)
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_SLO_TELEMETRY", "false")
+    monkeypatch.setattr(knowledge, "_REMEMBERED", knowledge._Remembered())
+    knowledge._REMEMBERED.put(told)
+    said: list[tuple[str, int]] = []
+    monkeypatch.setattr(director, "say_once", lambda _, message, level: said.append((message, level)))
+    parameters = {"slo_plan": plan.to_document()} if pinned else {}
+
+    def sizes() -> list[Size]:
+        recipe = director.LoopDirector(SLO, pools=pools, explore=0).recipe("video", f"run-{len(said)}", parameters)
+        return [stage.size for stage in recipe.plan.stages.values()] if recipe.plan is not None else []
+
+    assert sizes() == [Size(1, 1024, 1, DOCKER)]
+    assert not any("GPU wanted" in message for message, _ in said)
+    engine.gpus = ()
+    assert sizes() == [Size(1, 1024, hardware=f"{DOCKER}-cpu")]
+    message, level = said[-1]
+    assert "GPU wanted for 'detect', and pool 'containers' has none" in message
+    assert level == logging.WARNING

@@ -76,13 +76,13 @@ class Probe(Generic[T]):
     def get(self) -> T:
         """What holds now; waits for an answer, no longer than ``timeout_s``."""
         heard = self._heard
-        while (known := self.look()) is None:
+        while self._heard == heard:
+            if (known := self.look()) is not None:
+                return known
             with self._changed:
                 if self._heard == heard:
                     self._changed.wait(_LOOK_S)
-                else:  # since then, however short it is believed
-                    return self._known
-        return known
+        return self._known  # heard since then, however short it is believed
 
     def _run(self) -> None:
         answer, hung = None, False

@@ -25,7 +25,7 @@ from prefect_slo.runner.local.cgroup import MemoryGroup
 from prefect_slo.runner.local.gpu_ledger import GpuClaim, GpuLedger
 from prefect_slo.runner.local.gpus import devices, environment, mps_runs
 from prefect_slo.runner.local.keeping import PoolConfig
-from prefect_slo.runner.local.launch import Ended, Notice, Unstarted
+from prefect_slo.runner.local.launch import Ended, Forker, Notice, Unstarted
 from prefect_slo.runner.local.ledger import Claim, Ledger
 from prefect_slo.runner.local.limits import machine_memory_mb, pin
 from prefect_slo.runner.local.line import Line
@@ -49,7 +49,8 @@ class Session:
 
     def __init__(self, pool: WorkerPool, previous: Session | None) -> None:
         self.line = Line()
-        self.nursery = Nursery(pool.config.start, pool.config.preload, self.line)
+        zygote, pool.zygote = pool.zygote, None
+        self.nursery = Nursery(pool.config.start, pool.config.preload, self.line, zygote)
         self.watch = MemoryWatch(pool.busy, pool.seen, pool.exceeded)
         self.previous = previous
         self.thread = threading.Thread(target=pool.serve, args=(self,), name="prefect-slo-io", daemon=True)
@@ -70,10 +71,13 @@ class WorkerPool:
         config: How it keeps them.
         ledger: The machine's vCPUs.
         gpus: Its GPUs; by default those that there are, looked for when a size first asks for one.
+        zygote: One that is there already; its first session takes it.
     """
 
-    def __init__(self, config: PoolConfig, ledger: Ledger, gpus: GpuLedger | None = None) -> None:
-        self.config, self.ledger, self._gpus = config, ledger, gpus
+    def __init__(
+        self, config: PoolConfig, ledger: Ledger, gpus: GpuLedger | None = None, zygote: Forker | None = None
+    ) -> None:
+        self.config, self.ledger, self._gpus, self.zygote = config, ledger, gpus, zygote
         self._patience, self._gpu_patience = Patience(config.patience_s), Patience(config.patience_s)
         self._lock = threading.RLock()
         self._settled = threading.Condition(self._lock)

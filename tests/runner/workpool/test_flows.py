@@ -118,7 +118,7 @@ def test_there_is_one_deployment_for_each_pool(pools) -> None:
     with get_client(sync_client=True) as client:
         found = client.read_deployments(deployment_filter=wanted)
     assert sorted(deployment.name for deployment in found) == [CPU, GPU]
-    assert {deployment.entrypoint for deployment in found} == {"prefect_slo.runner.workpool.pilot.pilot"}
+    assert {deployment.entrypoint for deployment in found} == {"prefect_slo.runner.workpool.job.pilot"}
 
 
 @slo_task(pool=CPU, idempotent=True)

@@ -118,7 +118,7 @@ def test_more_workers_than_the_machine_has_vcpus_cost_the_machine(runs):
 
 
 def mapped(clock: Clock, *openings: tuple[float, Opened], items: int = 2, ready: float = 10.0) -> Measure:
-    """A stage that hears when its first item was ready once that has ended; leases are asked for, then up, at instants."""
+    """A stage that hears when its first item was ready once that has ended; leases are asked for at instants."""
     begun = clock.now
     seen = Measure(PRICES, machine=MACHINE)
     seen.submitted("train", items, None)

@@ -57,36 +57,11 @@ def fork_here(modules: tuple[str, ...], forget: Callable[[], None]) -> tuple[int
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
-    if pid:
-        theirs.close()
-        return pid, ours
-    code: object = 1
-    try:
+    if not pid:
         ours.close()
-        os.setsid()
-        with open(os.devnull) as nothing:
-            os.dup2(nothing.fileno(), 0)
-        os.environ.update(thread_environment(1))  # a pool of native threads would not survive the next fork
-        forget()
-        preload(modules)
-        Zygote(theirs, parent).serve()
-        code = 0
-    except SystemExit as ended:  # of a worker that has said goodbye
-        code = ended.code
-    except BaseException:
-        traceback.print_exc()
-    leave(code if isinstance(code, int) else 0 if code is None else 1)
-
-
-def leave(code: int) -> NoReturn:
-    """End a forked process, with the exit handlers of what ran in it: what it was called from is its parent's stack."""
-    try:
-        threading._shutdown()  # type: ignore[attr-defined]  # as the interpreter does, and multiprocessing
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
+        _serve_from_here(theirs, parent, modules, forget)
+    theirs.close()
+    return pid, ours
 
 
 class Zygote:
@@ -186,6 +161,33 @@ class Zygote:
     def _answer(self, *message: object) -> None:
         with contextlib.suppress(OSError):  # the parent is gone: the next poll says so
             self._control.send(pickle.dumps(message))
+
+
+def _serve_from_here(
+    control: socket.socket, parent: int, modules: tuple[str, ...], forget: Callable[[], None]
+) -> NoReturn:
+    """Be a zygote, and end without going back: what this was called from is the parent's stack."""
+    code: object = 1
+    try:
+        os.setsid()
+        with open(os.devnull) as nothing:
+            os.dup2(nothing.fileno(), 0)
+        os.environ.update(thread_environment(1))  # a pool of native threads would not survive the next fork
+        forget()
+        preload(modules)
+        Zygote(control, parent).serve()
+        code = 0
+    except SystemExit as ended:  # of a worker that has said goodbye
+        code = ended.code or 0
+    except BaseException:
+        traceback.print_exc()
+    try:  # exit handlers of what ran here, as multiprocessing does it
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code if isinstance(code, int) else 1)
 
 
 def unsafe_to_fork() -> str:

@@ -320,7 +320,7 @@ class Contact:
         return unpaid_s
 
     def _leave_debts(self, lease: Lease | None) -> None:
-        """Leave to the next lease of its size what nobody has paid for: what it idled, or a start that came to nothing."""
+        """Leave to the next lease of its size what nobody has paid for: what it idled, a start that came to nothing."""
         idle_s = time.monotonic() - self.idle_since if lease is None and self.ready else 0.0
         self._office.owe(self.size, self._unpaid_s + idle_s)
         self._unpaid_s = 0.0

@@ -1,8 +1,8 @@
 """What a job in a work pool loads by its name: the flow ``pilot``, and with it a zygote for the pilot's worker.
 
 Prefect's engine loads the flow in its main thread, before it starts any other, and has imported Prefect by then: a fork
-of it at that moment is a zygote that took milliseconds, where an interpreter of its own takes as long as the engine took
-to start. Where the engine has threads already there is none, and the worker starts as it does anywhere else.
+of it at that moment is a zygote that took milliseconds, where an interpreter of its own takes as long as the engine
+took to start. Where the engine has threads already there is none, and the worker starts as it does anywhere else.
 
 The flow is deployed by the name of this module, so that no code has to be stored.
 """

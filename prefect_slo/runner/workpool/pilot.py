@@ -1,8 +1,8 @@
 """A pilot: a job in a work pool that runs the bundles which come by its mailbox, until it is not needed any more.
 
-Bundles run in a worker process beside it, as they do on the flow's own machine: sized, watched and ended by force where an item overruns
-or outgrows its memory, which the job survives. What a worker reports goes back in small messages, and task runs are
-those of the flow that sent the work.
+Bundles run in a worker process beside it, as they do on the flow's own machine: sized, watched and ended by force where
+an item overruns or outgrows its memory, which the job survives. What a worker reports goes back in small messages, and
+task runs are those of the flow that sent the work.
 """
 
 from __future__ import annotations

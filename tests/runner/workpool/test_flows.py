@@ -112,6 +112,13 @@ def test_the_next_run_of_the_process_finds_its_pilots_warm(pools) -> None:
     assert first & second
 
 
+def test_the_worker_of_a_job_comes_from_a_fork_of_the_job_and_not_from_another_interpreter(pools) -> None:
+    _, _, pids, _ = sums.with_options(task_runner=SLOTaskRunner(pools=pools))(2)
+    for pid in pids:
+        zygote, job, *_ = psutil.Process(pid).parents()
+        assert zygote.cmdline() == job.cmdline()
+
+
 def test_there_is_one_deployment_for_each_pool(pools) -> None:
     sums.with_options(task_runner=SLOTaskRunner(pools=pools))(1)
     wanted = DeploymentFilter(name=DeploymentFilterName(any_=[CPU, GPU]))
@@ -153,7 +160,7 @@ def fragile(which: Any, flag: str) -> tuple[UUID, Any]:
 
 def kill_pilot(worker: int) -> None:
     """Kill the job that a worker process belongs to, as a node that goes away would."""
-    job = next(process for process in psutil.Process(worker).parents() if "-c" not in process.cmdline())
+    _zygote, job, *_ = psutil.Process(worker).parents()
     assert job.pid != os.getpid(), "the worker is a job's, not this process's"
     job.kill()
 

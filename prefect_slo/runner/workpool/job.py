@@ -21,8 +21,8 @@ def __getattr__(name: str) -> Any:
     """The flow, when the job asks for it."""
     if name != "pilot":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from prefect_slo.runner.backends.local import PRELOAD
     from prefect_slo.runner.local.launch import Forker
+    from prefect_slo.runner.preload import PRELOAD
 
     # first of all: what is imported from here on, the two import side by side
     zygote = Forker.forked(PRELOAD, _forget) if os.environ.get("PREFECT__FLOW_RUN_ID") else None

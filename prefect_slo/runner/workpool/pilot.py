@@ -23,10 +23,11 @@ import psutil
 from prefect.logging import get_logger
 
 from prefect_slo.resources import Size
-from prefect_slo.runner.backends.local import PRELOAD, worker_environment
+from prefect_slo.runner.backends.local import worker_environment
 from prefect_slo.runner.backends.processes import ProcessBackend
 from prefect_slo.runner.backends.protocol import Bundle, Finished, Lost, Opened, Progress, Report
 from prefect_slo.runner.local.launch import Forker
+from prefect_slo.runner.preload import PRELOAD
 from prefect_slo.runner.workpool.mailbox import FROM_JOB, TO_JOB, Incoming, Outgoing, Pulse
 from prefect_slo.runner.workpool.stores import Store, referred
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -117,6 +118,24 @@ def test_the_worker_of_a_job_comes_from_a_fork_of_the_job_and_not_from_another_i
     for pid in pids:
         zygote, job, *_ = psutil.Process(pid).parents()
         assert zygote.cmdline() == job.cmdline()
+
+
+@slo_task(pool=CPU)
+@task
+def integrations() -> tuple[set[str], set[str]]:
+    installed = {point.value.partition(":")[0] for point in entry_points(group="prefect.collections")}
+    return installed, installed & sys.modules.keys()
+
+
+@flow
+def looks_around() -> tuple[set[str], set[str]]:
+    return integrations.submit().result()
+
+
+def test_a_worker_imports_no_integration_of_prefect_to_know_its_flow(pools) -> None:
+    installed, imported = looks_around.with_options(task_runner=SLOTaskRunner(pools=pools))()
+    assert "prefect_dask" in installed
+    assert "prefect_dask" not in imported
 
 
 def test_there_is_one_deployment_for_each_pool(pools) -> None:

@@ -21,7 +21,7 @@ from prefect_slo.runner.local.cgroup import MemoryGroup
 from prefect_slo.runner.local.gpu_ledger import GpuLedger
 from prefect_slo.runner.local.gpus import environment
 from prefect_slo.runner.local.keeping import PoolConfig
-from prefect_slo.runner.local.launch import Ended, Notice, Unstarted
+from prefect_slo.runner.local.launch import Ended, Forker, Notice, Unstarted
 from prefect_slo.runner.local.ledger import Ledger
 from prefect_slo.runner.local.limits import machine_memory_mb
 from prefect_slo.runner.local.member import Fate, Lease, Worker
@@ -44,10 +44,13 @@ class WorkerPool:
         config: How it keeps them.
         ledger: The machine's vCPUs.
         gpus: Its GPUs; by default those that there are, looked for when a size first asks for one.
+        zygote: One that is there already; its first session takes it.
     """
 
-    def __init__(self, config: PoolConfig, ledger: Ledger, gpus: GpuLedger | None = None) -> None:
-        self.config, self.ledger = config, ledger
+    def __init__(
+        self, config: PoolConfig, ledger: Ledger, gpus: GpuLedger | None = None, zygote: Forker | None = None
+    ) -> None:
+        self.config, self.ledger, self.zygote = config, ledger, zygote
         self._seating = Seating(ledger, gpus, gpu_devices=config.gpu_devices, patience_s=config.patience_s)
         self._lock = threading.RLock()
         self._settled = threading.Condition(self._lock)
@@ -67,7 +70,8 @@ class WorkerPool:
         with self._lock:
             try:
                 if not self._awake and not self._stopping:
-                    self._session = Session(self.config, self, self._serve, self._session)
+                    zygote, self.zygote = self.zygote, None
+                    self._session = Session(self.config, self, self._serve, self._session, zygote)
                     self._awake = True
             except OSError as error:
                 refuse(lease, f"no thread or socket could be had: {error}")

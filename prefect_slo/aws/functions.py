@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -141,7 +142,8 @@ class WorkerFunctions:
         keep = {self.name(memory) for memory in memory_mb} if only_old else set()
         gone = [name for found in self._listed() if (name := found["FunctionName"]) not in keep]
         for name in gone:
-            self._lambda.delete_function(FunctionName=name)
+            with suppress(self._lambda.exceptions.ResourceNotFoundException):  # somebody else was faster
+                self._lambda.delete_function(FunctionName=name)
         return gone
 
     def _create(self, name: str, memory_mb: int) -> None:

@@ -27,5 +27,7 @@ if __name__ == "__main__":
         print(f"Stored at {client.api_url}:")
     found = register()
     print("\n".join(f"  {name}" for name in found.stored))
+    for name in found.kept:
+        print(f"  {name} was there and stays as it is")
     for file, variables in found.left_out.items():
         print(f"  {file} is left out: {', '.join(variables)} not set")

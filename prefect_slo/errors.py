@@ -210,8 +210,8 @@ class ResultLost(SloError):
         self.stage, self.size_bytes, self.why = stage, size_bytes, why
         super().__init__(
             f"a result of stage {stage!r} ({size_bytes / 2**20:.1f} MB), which lay on its cluster, is lost ({why}). "
-            "Run the flow again (retries= on the flow), or have results brought to it as they are made: the pool's "
-            "keep_mb=None."
+            "Say that its task may run again (slo_task(idempotent=True), or retries=), run the flow again (retries= on "
+            "the flow), or have results brought to it as they are made: the pool's keep_mb=None."
         )
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
@@ -236,7 +236,7 @@ class WorkPoolUnusable(SloError):
 
 
 class NothingProposed(SloError):
-    """There is no plan to approve, or to roll back to.
+    """There is no plan to approve, to roll back to, or to pin.
 
     Args:
         flow_name: Name of the flow.

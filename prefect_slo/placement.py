@@ -13,7 +13,7 @@ taken have a whole device free between them and no room for a half.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
@@ -95,24 +95,18 @@ class Share:
         return f"{self.gpu:g} GPU{memory}"
 
 
-@dataclass
 class Occupancy:
     """What is held on every device.
 
-    Attributes:
+    Args:
         devices: The devices, in the order in which they are tried.
-        held: By key, a share and the positions of its devices.
     """
 
-    devices: Sequence[Device]
-    held: dict[Hashable, tuple[Share, tuple[int, ...]]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._cores = [0.0] * len(self.devices)
-        self._memory_mb = [0.0] * len(self.devices)
-        self._sharers = [0] * len(self.devices)
-        for share, at in self.held.values():
-            self._count(share, at, 1)
+    def __init__(self, devices: Sequence[Device]) -> None:
+        self.devices = devices
+        self._cores = [0.0] * len(devices)
+        self._memory_mb = [0.0] * len(devices)
+        self._sharers = [0] * len(devices)
 
     def find(self, share: Share, fit: Fit = "best") -> tuple[int, ...] | None:
         """Positions of the devices that a share would go on now; ``None`` where it has to wait."""
@@ -122,15 +116,12 @@ class Occupancy:
         found = tuple(islice(fitting, share.devices))
         return tuple(sorted(found)) if len(found) == share.devices else None
 
-    def put(self, key: Hashable, share: Share, at: tuple[int, ...]) -> None:
+    def put(self, share: Share, at: Iterable[int]) -> None:
         """Hold a share on the devices at these positions, as ``find`` has said."""
-        self.held[key] = (share, at)
-        self._count(share, at, 1)
-
-    def take(self, key: Hashable) -> None:
-        """Give back what a key holds; nothing where it holds nothing."""
-        if key in self.held:
-            self._count(*self.held.pop(key), -1)
+        for position in at:
+            self._sharers[position] += 1
+            self._cores[position] += share.cores
+            self._memory_mb[position] += share.memory_on(self.devices[position])
 
     def used(self, at: int) -> tuple[float, float]:
         """Share of the cores and MB of the memory that are held on a device."""
@@ -148,14 +139,6 @@ class Occupancy:
         device = self.devices[at]
         cores = 1 - (self._cores[at] + share.cores) / device.cores
         return min(cores, 1 - (self._memory_mb[at] + share.memory_on(device)) / device.memory_mb)
-
-    def _count(self, share: Share, at: Iterable[int], sign: int) -> None:
-        for position in at:
-            self._sharers[position] += sign
-            empty = not self._sharers[position]  # begin anew: sums of fractions drift
-            self._cores[position] = 0.0 if empty else self._cores[position] + sign * share.cores
-            moved = sign * share.memory_on(self.devices[position])
-            self._memory_mb[position] = 0.0 if empty else self._memory_mb[position] + moved
 
 
 def check(share: Share, devices: Sequence[Device]) -> None:
@@ -187,7 +170,7 @@ def pack(shares: Sequence[Share], devices: Sequence[Device]) -> list[tuple[int, 
         at = occupancy.find(shares[k], "first")
         if at is None:
             return None
-        occupancy.put(k, shares[k], at)
+        occupancy.put(shares[k], at)
         placed[k] = at
     return placed
 
@@ -226,7 +209,7 @@ class Interference:
 
     Shares divide the cores; caches, memory bandwidth and copy engines stay common. With *k* sharers of 1/k each, work
     takes ``slowdown[k]`` times what it takes alone on the whole device. It is measured, never assumed: where nothing
-    was measured it is 1, and ``measured`` is false.
+    was measured it is 1.
 
     Attributes:
         slowdown: Factor by number of sharers, at least 1 and not decreasing.
@@ -242,11 +225,6 @@ class Interference:
             factors[sharers] = last = max(float(factor), last)
         object.__setattr__(self, "slowdown", factors)
 
-    @property
-    def measured(self) -> bool:
-        """Whether it says anything."""
-        return bool(self.slowdown)
-
     def of(self, sharers: float) -> float:
         """The factor of so many sharers: linear between those measured, and on beyond the last two."""
         known = {1: 1.0, **self.slowdown}
@@ -261,25 +239,3 @@ class Interference:
     def at(self, gpu: float) -> float:
         """The factor of a share: its device is taken to be full of shares like it."""
         return self.of(math.floor(1 / gpu + _SLACK)) if 0 < gpu < 1 else 1.0
-
-    @classmethod
-    def from_runs(cls, runs: Iterable[tuple[int, float]]) -> Interference:
-        """From ``(sharers, seconds)`` of the same work: ratios of medians to that of one sharer, made monotone.
-
-        Raises:
-            InvalidValue: No run of one sharer, or a time that can't be.
-        """
-        times: dict[int, list[float]] = {}
-        for sharers, seconds in runs:
-            times.setdefault(int(sharers), []).append(positive(seconds, "interference.seconds"))
-        if 1 not in times:
-            raise InvalidValue("interference.runs", sorted(times), "some of one sharer alone, to compare with")
-        alone, last, factors = _median(times[1]), 1.0, {}
-        for sharers in sorted(times):
-            factors[sharers] = last = max(_median(times[sharers]) / alone, last)
-        return cls(factors)
-
-
-def _median(values: list[float]) -> float:
-    ordered, half = sorted(values), len(values) // 2
-    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2

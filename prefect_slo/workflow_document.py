@@ -116,7 +116,7 @@ def _capacity_document(capacity: Capacity) -> dict[str, Any]:
     }
     if capacity.gpu_devices is not None:
         document["gpu_devices"] = [asdict(device) for device in capacity.gpu_devices]
-    if capacity.gpu_slowdown.measured:
+    if capacity.gpu_slowdown.slowdown:
         document["gpu_slowdown"] = {str(count): factor for count, factor in capacity.gpu_slowdown.slowdown.items()}
     if capacity.pools:
         document["pools"] = {pool: _capacity_document(own) for pool, own in capacity.pools.items()}

@@ -7,7 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
@@ -19,6 +22,9 @@ for _service in ("TASK_RUN_RECORDER", "EVENT_PERSISTER"):
     os.environ.setdefault(f"PREFECT_SERVER_SERVICES_{_service}_BATCH_SIZE", "100")
     os.environ.setdefault(f"PREFECT_SERVER_SERVICES_{_service}_READ_BATCH_SIZE", "100")
 os.environ.setdefault("PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL", "1")  # below 1 it never sleeps
+os.environ.setdefault("PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED", "false")  # nothing here is automated
+# Whoever finds a lease taken asks again after this long, not after what its holders take on average.
+os.environ.setdefault("PREFECT_SERVER_CONCURRENCY_MAXIMUM_CONCURRENCY_SLOT_WAIT_SECONDS", "0.1")
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
@@ -34,9 +40,26 @@ def slo_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def prefect_server() -> Iterator[str]:
+def one_authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A file of one certificate authority, for this process and those that it starts.
+
+    Every client of the API reads all authorities anew, which takes it longer than a request; on loopback none is asked.
+    """
+    import certifi
+
+    end = "-----END CERTIFICATE-----\n"
+    path = tmp_path_factory.mktemp("authorities") / "one.pem"
+    path.write_text(Path(certifi.where()).read_text(encoding="utf-8").partition(end)[0] + end, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_API_SSL_CERT_FILE", str(path))
+        yield str(path)
+
+
+@pytest.fixture(scope="session")
+def prefect_server(one_authority: str) -> Iterator[str]:
     """URL of a real Prefect server on a temporary SQLite database; the settings of this process point at it."""
     from prefect.settings import (
+        PREFECT_API_SSL_CERT_FILE,
         PREFECT_API_URL,
         PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
         PREFECT_LOGGING_LEVEL,
@@ -49,6 +72,7 @@ def prefect_server() -> Iterator[str]:
     from prefect_slo.loop.background import settle
 
     quiet = {
+        PREFECT_API_SSL_CERT_FILE: one_authority,
         PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,  # stopping it takes up to a second a run
         PREFECT_LOGGING_LEVEL: "WARNING",
         PREFECT_LOGGING_TO_API_ENABLED: False,
@@ -59,8 +83,21 @@ def prefect_server() -> Iterator[str]:
         settle(30)  # what the last flows have left to learn is learned while there is a server
 
 
-@pytest.fixture(scope="session")
-def process_pool(prefect_server: str) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+@pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that can't reach the API tries as often as it does, and again at once rather than after seconds."""
+    import anyio
+    from prefect.client import base
+
+    async def pass_on(_: float) -> None:
+        await anyio.sleep(0)
+
+    monkeypatch.setattr(base, "time", SimpleNamespace(**{**vars(time), "sleep": lambda _: None}))
+    monkeypatch.setattr(base, "anyio", SimpleNamespace(**{**vars(anyio), "sleep": pass_on}))
+
+
+@contextlib.contextmanager
+def _process_pools(address: str) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     """Makes a work pool of that name, and a real worker that starts jobs on this machine; returns the worker.
 
     Both have the environment of this process and what is given by name; they are quiet unless that says otherwise.
@@ -69,13 +106,15 @@ def process_pool(prefect_server: str) -> Iterator[Callable[..., subprocess.Popen
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectAlreadyExists
 
+    from prefect_slo.runner.work_pools import shut_offices
+
     workers: list[subprocess.Popen[bytes]] = []
 
     def make(name: str, **environment: str) -> subprocess.Popen[bytes]:
         with get_client(sync_client=True) as client, contextlib.suppress(ObjectAlreadyExists):
             client.create_work_pool(WorkPoolCreate(name=name, type="process"))
         quiet = {
-            "PREFECT_API_URL": prefect_server,
+            "PREFECT_API_URL": address,
             "PREFECT_WORKER_QUERY_SECONDS": "0.5",
             "PREFECT_WORKER_HEARTBEAT_SECONDS": "2",
             "PREFECT_LOGGING_LEVEL": "WARNING",
@@ -94,10 +133,22 @@ def process_pool(prefect_server: str) -> Iterator[Callable[..., subprocess.Popen
         return worker
 
     yield make
-    from prefect_slo.runner.work_pools import shut_offices
-
     shut_offices()
     for worker in workers:
         worker.send_signal(signal.SIGINT)
     for worker in workers:
         worker.wait(60)
+
+
+@pytest.fixture(scope="module")
+def process_pool(prefect_server: str) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Makes work pools with real workers, see ``_process_pools``; they end with the module, as each keeps asking."""
+    with _process_pools(prefect_server) as make:
+        yield make
+
+
+@pytest.fixture
+def own_process_pool(prefect_server: str) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """The same for one test: its workers end with it."""
+    with _process_pools(prefect_server) as make:
+        yield make

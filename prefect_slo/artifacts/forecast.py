@@ -63,10 +63,11 @@ def stage_forecasts(model: WorkflowModel, plan: Plan, *, n_samples: int = 4000) 
     drawn = model.sample_plan(plan, n_samples, np.random.default_rng(np.random.SeedSequence([plan.seed, *_SHOWN])))
     walls = {name: np.asarray(drawn.stage_latency_s[name], dtype=np.float64) for name in workflow.order}
     waves = {name: _waves(workflow[name].items, plan[name].workers, plan[name].batch) for name in workflow.order}
-    whole = makespan(workflow, walls, waves=waves)
+    starts = drawn.stage_start_s
+    whole = makespan(workflow, walls, waves=waves, start_s=starts)
     found = {}
     for name, wall in walls.items():
-        shorter = makespan(workflow, {**walls, name: wall * (1 - _NUDGE)}, waves=waves)
+        shorter = makespan(workflow, {**walls, name: wall * (1 - _NUDGE)}, waves=waves, start_s=starts)
         critical = (wall > 0) & (whole - shorter >= 0.5 * _NUDGE * wall)
         cost = float(np.mean(drawn.stage_cost_usd[name]))
         found[name] = StageForecast(float(wall.mean()), float(np.quantile(wall, 0.95)), cost, float(critical.mean()))

@@ -20,7 +20,27 @@ DOCUMENTATION = HttpUrl("https://github.com/prefect-slo/prefect-slo/tree/main/do
 LOGO = HttpUrl("https://raw.githubusercontent.com/prefect-slo/prefect-slo/main/docs/assets/logo.png")
 
 
-class MenuBlock(Block):
+class DocumentBlock(Block):
+    """A block that holds a document: one that isn't what the block is for is refused."""
+
+    _logo_url: ClassVar[HttpUrl] = LOGO
+    _documentation_url: ClassVar[HttpUrl] = DOCUMENTATION
+
+    document: dict[str, Any]
+
+    @field_validator("document")
+    @classmethod
+    def _can_be_read(cls, document: dict[str, Any]) -> dict[str, Any]:
+        cls._check(document)
+        return document
+
+    @classmethod
+    def _check(cls, document: dict[str, Any]) -> None:
+        """Raise where a document isn't one."""
+        raise NotImplementedError
+
+
+class MenuBlock(DocumentBlock):
     """What the planner may choose from for a stage: worker counts, sizes, pools, batch sizes and prices.
 
     Example:
@@ -34,18 +54,14 @@ class MenuBlock(Block):
 
     _block_type_name: ClassVar[str] = "SLO Menu"
     _block_type_slug: ClassVar[str] = "slo-menu"
-    _logo_url: ClassVar[HttpUrl] = LOGO
-    _documentation_url: ClassVar[HttpUrl] = DOCUMENTATION
 
     document: dict[str, Any] = Field(
         description="The menu as the [menu] table of a workflow file: prices, workers, sizes, pools, batch, knobs."
     )
 
-    @field_validator("document")
     @classmethod
-    def _is_a_menu(cls, document: dict[str, Any]) -> dict[str, Any]:
+    def _check(cls, document: dict[str, Any]) -> None:
         _menu(document)
-        return document
 
     @property
     def menu(self) -> Menu:
@@ -53,7 +69,7 @@ class MenuBlock(Block):
         return _menu(self.document)
 
 
-class PriceListBlock(Block):
+class PriceListBlock(DocumentBlock):
     """What a second of a worker costs: unit prices of one service in one region on one day.
 
     Example:
@@ -68,18 +84,14 @@ class PriceListBlock(Block):
 
     _block_type_name: ClassVar[str] = "SLO Price List"
     _block_type_slug: ClassVar[str] = "slo-price-list"
-    _logo_url: ClassVar[HttpUrl] = LOGO
-    _documentation_url: ClassVar[HttpUrl] = DOCUMENTATION
 
     document: dict[str, Any] = Field(
         description="The price list as in a price file: name, vcpu_second, gb_second, gpu_second, as_of, region."
     )
 
-    @field_validator("document")
     @classmethod
-    def _is_a_price_list(cls, document: dict[str, Any]) -> dict[str, Any]:
+    def _check(cls, document: dict[str, Any]) -> None:
         PriceList.from_document(document)
-        return document
 
     @classmethod
     def of(cls, prices: PriceList) -> PriceListBlock:
@@ -109,7 +121,7 @@ class PriceListBlock(Block):
         return path
 
 
-class PlanBlock(Block):
+class PlanBlock(DocumentBlock):
     """A plan that flows can be pinned to: how many workers of which size each stage has, and where.
 
     Example:
@@ -123,16 +135,12 @@ class PlanBlock(Block):
 
     _block_type_name: ClassVar[str] = "SLO Plan"
     _block_type_slug: ClassVar[str] = "slo-plan"
-    _logo_url: ClassVar[HttpUrl] = LOGO
-    _documentation_url: ClassVar[HttpUrl] = DOCUMENTATION
 
     document: dict[str, Any] = Field(description="The plan as in a plan file: workflow, objective, stages.")
 
-    @field_validator("document")
     @classmethod
-    def _is_a_plan(cls, document: dict[str, Any]) -> dict[str, Any]:
+    def _check(cls, document: dict[str, Any]) -> None:
         Plan.from_document(document)
-        return document
 
     @property
     def plan(self) -> Plan:

@@ -22,7 +22,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from prefect.blocks.core import Block
 
@@ -46,11 +46,20 @@ class Registered:
 
     Attributes:
         stored: Slugs of the documents, such as ``slo-menu/local``.
+        kept: Slugs of those that were there, and stay as they are: profiles.
         left_out: Files that were not, with the variables that they miss.
     """
 
     stored: tuple[str, ...]
+    kept: tuple[str, ...]
     left_out: Mapping[str, tuple[str, ...]]
+
+
+class _Document(NamedTuple):
+    """A document of the API, and whether it was there and stays as it is."""
+
+    slug: str
+    kept: bool = False
 
 
 def register(folder: Path | None = None) -> Registered:
@@ -62,20 +71,19 @@ def register(folder: Path | None = None) -> Registered:
     """
     for block in TYPES:
         block.register_type_and_schema(_sync=True)  # type: ignore[call-arg]
-    stored: list[str] = []
     left_out: dict[str, tuple[str, ...]] = {}
-    for path in sorted(PRICES.glob("*.toml")):
-        stored.append(_store_prices(path, tomllib.loads(path.read_text())))
+    found = [_store_prices(path, tomllib.loads(path.read_text())) for path in sorted(PRICES.glob("*.toml"))]
     for kind, store in _STORES.items():
         for path, document, missing in _documents(folder, kind):
             if missing:
                 left_out[f"{kind}/{path.name}"] = missing
                 continue
             try:
-                stored.append(store(path, document))
+                found.append(store(path, document))
             except (SloError, ValueError, TypeError) as error:
                 raise InvalidValue(f"{kind}/{path.name}", "this document", f"another one: {error}") from None
-    return Registered(tuple(stored), left_out)
+    stored, kept = (tuple(one.slug for one in found if one.kept is kept) for kept in (False, True))
+    return Registered(stored, kept, left_out)
 
 
 def _documents(folder: Path | None, kind: str) -> Iterator[tuple[Path, dict[str, Any], tuple[str, ...]]]:
@@ -97,21 +105,21 @@ def _documents(folder: Path | None, kind: str) -> Iterator[tuple[Path, dict[str,
             raise InvalidValue(f"{kind}/{path.name}", "this file", f"{path.suffix[1:]} ({error})") from None
 
 
-def _saved(block: Block, name: str) -> str:
+def _saved(block: Block, name: str) -> _Document:
     block.save(name, overwrite=True, _sync=True)  # type: ignore[call-arg]
-    return f"{block.get_block_type_slug()}/{name}"
+    return _Document(f"{block.get_block_type_slug()}/{name}")
 
 
-def _store_prices(path: Path, document: Mapping[str, Any]) -> str:
+def _store_prices(path: Path, document: Mapping[str, Any]) -> _Document:
     prices = PriceList.from_document(document)
     return _saved(PriceListBlock.of(prices), prices.name)
 
 
-def _store_profile(path: Path, document: Mapping[str, Any]) -> str:
+def _store_profile(path: Path, document: Mapping[str, Any]) -> _Document:
     """A profile that knows its bound, where the flow has none; one that is there stays as it is."""
-    known = {"flow", "latency", "budget_usd", "percentile", "confidence"}
-    if (unknown := set(document) - known) or "flow" not in document:
-        raise InvalidValue("profile", sorted(unknown) or document, f"flow and some of {', '.join(sorted(known))}")
+    fields = {"flow", "latency", "budget_usd", "percentile", "confidence"}
+    if (unknown := set(document) - fields) or "flow" not in document:
+        raise InvalidValue("profile", sorted(unknown) or document, f"flow and some of {', '.join(sorted(fields))}")
     at = (document.get("percentile", 0.95), document.get("confidence", 0.99))
     latency = Latency(document["latency"], *at) if "latency" in document else None
     slo = Slo(latency, Budget(document["budget_usd"], *at) if "budget_usd" in document else None)
@@ -122,12 +130,13 @@ def _store_profile(path: Path, document: Mapping[str, Any]) -> str:
         "confidence": at[1],
     }
     flow_name = str(document["flow"])
-    if SLOProfile.of_flow(flow_name) is None:
+    known = SLOProfile.of_flow(flow_name)
+    if known is None:
         update_profile(flow_name, lambda p: p if p.revision else p.model_copy(update={"objective": bound}))
-    return f"{SLOProfile.get_block_type_slug()}/{slug(flow_name)}"
+    return _Document(f"{SLOProfile.get_block_type_slug()}/{slug(flow_name)}", kept=known is not None)
 
 
-_STORES: Mapping[str, Callable[[Path, dict[str, Any]], str]] = {
+_STORES: Mapping[str, Callable[[Path, dict[str, Any]], _Document]] = {
     "menus": lambda path, document: _saved(MenuBlock(document=document), path.stem),
     "prices": _store_prices,
     "s3": lambda path, document: _saved(S3PrefixBlock(**document), path.stem),

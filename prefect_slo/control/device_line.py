@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from prefect_slo.errors import InvalidValue
-from prefect_slo.placement import Device, Fit, Occupancy, Share, check
+from prefect_slo.placement import Device, Occupancy, Share
 
 OVERTAKES = 16
 """Later requests that may go ahead of one that waits."""
@@ -40,64 +39,27 @@ class DeviceLine:
     Attributes:
         devices: The devices.
         overtakes: How often one that waits may be overtaken.
-        fit: Which device a share goes on, of those that it fits.
         occupancy: What is held.
         waiting: Who waits, in order of arrival.
     """
 
     devices: Sequence[Device]
     overtakes: int = OVERTAKES
-    fit: Fit = "best"
     occupancy: Occupancy = field(init=False)
     waiting: list[Waiting] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.occupancy = Occupancy(self.devices)
 
-    def ask(self, id_: int, share: Share) -> None:
-        """Get in line.
-
-        Raises:
-            GpuShareTooLarge: The devices could never hold it.
-            InvalidValue: It waits or holds something already.
-        """
-        check(share, self.devices)
-        if id_ in self.occupancy.held or any(other.id == id_ for other in self.waiting):
-            raise InvalidValue("request", id_, "one that neither waits nor holds a share")
-        self.waiting.append(Waiting(id_, share))
-
-    def leave(self, id_: int) -> None:
-        """Give a share back, or stop waiting for it."""
-        self.occupancy.take(id_)
-        self.waiting = [other for other in self.waiting if other.id != id_]
-
     def serve(self, id_: int) -> tuple[int, ...] | None:
         """Give one that waits its share, if it is its turn and there is room; positions of its devices."""
-        ahead: list[Waiting] = []
-        for request in self.waiting:
-            if request.id == id_:
-                break
-            ahead.append(request)
-        else:
+        place = next((place for place, request in enumerate(self.waiting) if request.id == id_), None)
+        if place is None or any(ahead.overtaken >= self.overtakes for ahead in self.waiting[:place]):
             return None
-        if any(other.overtaken >= self.overtakes for other in ahead):
-            return None
-        at = self.occupancy.find(request.share, self.fit)
+        at = self.occupancy.find(self.waiting[place].share)
         if at is None:
             return None
-        for other in ahead:
-            other.overtaken += 1
-        self.waiting.remove(request)
-        self.occupancy.put(id_, request.share, at)
+        for ahead in self.waiting[:place]:
+            ahead.overtaken += 1
+        self.occupancy.put(self.waiting.pop(place).share, at)
         return at
-
-    def advance(self) -> list[tuple[int, tuple[int, ...]]]:
-        """Serve everyone whose turn it is, in order; their ids and the positions of their devices."""
-        served = []
-        for request in tuple(self.waiting):
-            at = self.serve(request.id)
-            if at is not None:
-                served.append((request.id, at))
-            elif request.overtaken >= self.overtakes:
-                break
-        return served

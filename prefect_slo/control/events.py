@@ -131,6 +131,21 @@ class Rejected:
 
 
 @dataclass(frozen=True, slots=True)
+class Postponed:
+    """Items that were dispatched to a lease and can't be sent yet; ``Ready`` or ``Barred`` follows."""
+
+    lease: int
+    items: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Barred:
+    """Items that wait, and can never run: what they take is lost; the runner holds why."""
+
+    items: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Timer:
     """The instant that ``SetTimer`` asked for has come."""
 
@@ -150,7 +165,19 @@ class Closed:
 
 
 Event = (
-    PlanChanged | Submitted | Ready | LeaseUp | LeaseLost | ItemDone | BundleDone | Rejected | Timer | Cancel | Closed
+    PlanChanged
+    | Submitted
+    | Ready
+    | LeaseUp
+    | LeaseLost
+    | ItemDone
+    | BundleDone
+    | Rejected
+    | Postponed
+    | Barred
+    | Timer
+    | Cancel
+    | Closed
 )
 
 # ---- actions --------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from itertools import count
 from prefect_slo.control import item_times, losses
 from prefect_slo.control.events import (
     Action,
+    Barred,
     BundleDone,
     Cancel,
     CancelBundle,
@@ -24,6 +25,7 @@ from prefect_slo.control.events import (
     Notice,
     OpenLease,
     PlanChanged,
+    Postponed,
     Ready,
     Rejected,
     SetTimer,
@@ -83,6 +85,10 @@ class Scheduler:
                 self._lease_lost(lease, reason, untouched)
             case Rejected(lease, items, ran):
                 self._rejected(lease, items, ran)
+            case Postponed(lease, items):
+                self._postponed(lease, items)
+            case Barred(items):
+                self._settle(items, "done")
             case PlanChanged(stage, rule):
                 self._plan_changed(stage, rule)
             case Timer():
@@ -209,6 +215,10 @@ class Scheduler:
         if not moved:
             self._fall_back(stage, "its results do not pickle" if ran else "its arguments do not pickle")
         stage.put_back(stuck)
+
+    def _postponed(self, lease_id: int, items: tuple[int, ...]) -> None:
+        if (lease := self._leases.get(lease_id)) is not None:
+            self._settle([item for item in lease.take(items) if self._dropped(item)], "cancelled")
 
     def _fall_back(self, stage: Stage, why: str) -> None:
         self._change_rule(stage, losses.fallen_back(stage.rule))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,13 +12,16 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
 
 from prefect_slo.blocks import PlanBlock, SLOProfile
-from prefect_slo.errors import InvalidPlan, InvalidValue
+from prefect_slo.errors import InvalidValue, NothingProposed
+from prefect_slo.loop.menus import GPU
 from prefect_slo.loop.pinning import VARIABLE
-from prefect_slo.loop.planning import plan_digest
-from prefect_slo.plan import Plan
-from prefect_slo.planner.capacity import Antichains, max_weight_antichain
-from prefect_slo.resources import Capacity, Size
-from prefect_slo.runner.pools import LOCAL, THREAD
+from prefect_slo.loop.replanning import plan_digest
+from prefect_slo.placement import Device
+from prefect_slo.plan import Plan, StagePlan
+from prefect_slo.planner.overlap import Order, heaviest, waits
+from prefect_slo.planner.placing import devices_at_once
+from prefect_slo.resources import Option, Size
+from prefect_slo.runner.pools import LOCAL, PROCESS, THREAD
 from prefect_slo.runner.workpool.sizing import checked, job_variables, merged
 from prefect_slo.telemetry.store import slug
 from prefect_slo.workflow import Workflow
@@ -36,6 +39,7 @@ class Pinning:
         block: Name of the ``slo-plan`` block that holds the plan.
         plan: The plan.
         size: Of the flow's own process.
+        sized: Whether jobs are told the size: not all types of work pool have variables for it.
         job_variables: Those of the deployment, with what is told.
     """
 
@@ -43,6 +47,7 @@ class Pinning:
     block: str
     plan: Plan
     size: Size
+    sized: bool
     job_variables: Mapping[str, Any]
 
 
@@ -56,14 +61,16 @@ def pin(deployment: str, plan: Plan | None = None, *, apply: bool = True) -> Pin
 
     Raises:
         InvalidValue: There is no such deployment, or it has no work pool.
-        InvalidPlan: The flow has no plan in force.
+        NothingProposed: The flow has no plan in force.
         WorkPoolUnusable: The pool of the deployment can't be told the size.
     """
     flow_name = deployment.partition("/")[0]
     profile = SLOProfile.of_flow(flow_name)
     plan = plan or (profile.plan_in_force() if profile is not None else None)
     if plan is None:
-        raise InvalidPlan("plan", None, f"a plan file, or a plan in force of {flow_name!r}: profile it first")
+        raise NothingProposed(
+            flow_name, "no plan is in force", "Profile it first (prefect-slo profile), or pin a plan file (--plan)."
+        )
     plan = replace(plan, workflow=flow_name)
     size = own_size(plan, profile.workflow() if profile is not None else None)
     name = f"{slug(flow_name)}-{plan_digest(plan)[:8]}"
@@ -73,7 +80,7 @@ def pin(deployment: str, plan: Plan | None = None, *, apply: bool = True) -> Pin
         given = dict(found.job_variables or {})
         given["env"] = {**(given.get("env") or {}), VARIABLE: name}
         sized = job_variables(checked(pool, None, [size], {"env": given["env"]}), size)
-        told = Pinning(deployment, name, plan, size, merged(given, sized))
+        told = Pinning(deployment, name, plan, size, bool(sized), merged(given, sized))
         if apply:
             PlanBlock(document=plan.to_document()).save(name, overwrite=True, _sync=True)  # type: ignore[call-arg]
             client.update_deployment(found.id, DeploymentUpdate(job_variables=dict(told.job_variables)))
@@ -101,33 +108,47 @@ def own_size(plan: Plan, workflow: Workflow | None = None) -> Size:
     """What the flow's own process and its workers hold at most: those of stages that can run at the same time.
 
     Stages on other pools hold nothing here. Threads share one interpreter: a stage of them counts for one vCPU, and
-    for the memory of one worker.
+    for the memory of one worker. Of GPUs it is as many whole ones as the shares of such stages find their places on.
 
     Args:
         plan: The plan.
         workflow: The graph; without it every stage may run beside every other.
     """
-    held = {name: _held(plan, name) for name in plan.stages}
-    vcpus, memory_mb = (_peak({name: h[i] for name, h in held.items()}, plan, workflow) for i in (0, 1))
-    return Size(OWN.vcpus + vcpus, OWN.memory_mb + int(memory_mb))
+    known = workflow is not None and set(workflow.order) == set(plan.stages)
+    names = workflow.order if workflow is not None and known else tuple(plan.stages)
+    order: Order = waits(workflow) if workflow is not None and known else frozenset()
+    held = [_held(plan[name]) for name in names]
+    vcpus, memory_mb = (heaviest([each[i] for each in held], order) for i in (0, 1))
+    options = [_on_own_gpus(plan[name]) for name in names]
+    gpus = _gpus(options, order, (workflow.capacity.gpu_devices if workflow is not None else None) or ())
+    own = Size(OWN.vcpus + vcpus, OWN.memory_mb + int(memory_mb))
+    return replace(own, gpu=float(gpus), hardware=GPU) if gpus else own
 
 
-def _held(plan: Plan, name: str) -> tuple[float, float]:
-    stage = plan[name]
+def _held(stage: StagePlan) -> tuple[float, float]:
     if stage.pool not in LOCAL:
         return 0.0, 0.0
     workers = 1 if LOCAL[stage.pool] == THREAD or stage.size.hardware == THREAD else stage.workers
     return workers * stage.size.vcpus, float(workers * stage.size.memory_mb)
 
 
-def _peak(held: Mapping[str, float], plan: Plan, workflow: Workflow | None) -> float:
-    """The heaviest set of stages that can run at once."""
-    if workflow is None or set(workflow.order) != set(held):
-        return sum(held.values())
-    limited = replace(workflow, capacity=Capacity(workers=1))  # any limit: only the order of stages is asked for
-    order = Antichains.of(limited, [[plan[name].option] for name in workflow.order]).order
-    weights = [held[name] for name in workflow.order]
-    return sum(weights[i] for i in max_weight_antichain(weights, order))
+def _on_own_gpus(stage: StagePlan) -> Option:
+    """A stage's option with what it takes of the flow's own GPUs."""
+    own = LOCAL.get(stage.pool) == PROCESS
+    return stage.option if own else replace(stage.option, size=stage.size.without_gpu)
+
+
+def _gpus(options: Sequence[Option], order: Order, there: Sequence[Device]) -> int:
+    """How many devices it takes: of the smallest kind that was planned for, where that is known and holds each share.
+
+    Of others nothing is known but that a share takes its part of the cores.
+    """
+    shares = [option.size.share for option in options if option.size.share is not None]
+    holding = [device for device in there if all(share.weight(device) <= 1 for share in shares)]
+    if holding:
+        return devices_at_once(options, order, min(holding, key=lambda device: (device.memory_mb, device.cores)))
+    bare = [replace(option, size=replace(option.size, gpu_memory_mb=0)) for option in options]
+    return devices_at_once(bare, order, Device("any", 1.0))
 
 
 def _deployment(client: SyncPrefectClient, name: str) -> DeploymentResponse:

@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from prefect_slo.declaration import Declaration
+from prefect_slo.errors import GpuShareTooLarge
 from prefect_slo.loop.menus import MenuSettings
 from prefect_slo.loop.saying import say_once
 from prefect_slo.objective import Slo
@@ -154,7 +155,7 @@ class LoopDirector:
         with self._lock:
             self._active[run_id] = _Active(log, decision, told)
         if decision.note:
-            say_once(flow_name, decision.note)
+            say_once(flow_name, decision.note, level=logging.WARNING if decision.lacking else logging.INFO)
         if told is not None and told.recipe is not None:
             return told.recipe
         if decision.followed is None:
@@ -202,22 +203,30 @@ class LoopDirector:
         """Never raises: what can't be decided is observed, and the reason said."""
         import numpy as np
 
-        from prefect_slo.loop.knowledge import knowledge
+        from prefect_slo.loop import gpus
+        from prefect_slo.loop.knowledge import Knowledge, knowledge
         from prefect_slo.loop.planning import Decision, decide
 
         mode = SLOSettings().mode or self.mode
         if (pinned := self._pinned(flow_name, parameters, mode)) is not None:
             return pinned
+        known = Knowledge(flow_name)
         try:
-            known = knowledge(flow_name)
+            known = gpus.now(knowledge(flow_name), self.pools)
             rng = np.random.default_rng([self.seed, *run_id.encode()])
             features = self.features_of(flow_name, parameters)
             return decide(known, self.slo, mode=mode, seed=self.seed, explore=self.explore, rng=rng, features=features)
+        except GpuShareTooLarge as error:  # the menus have nothing else
+            made, without = (None, "") if known.plan is None else gpus.without_now(known, known.plan, self.pools)
+            if without:
+                return Decision(made, mode or "enforce", without, known.on_threads, lacking=True)
+            return Decision(None, "observe", f"runs as it is: there is no plan ({error})")
         except Exception as error:
             return Decision(None, "observe", f"runs as it is: there is no plan ({type(error).__name__}: {error}).")
 
     def _pinned(self, flow_name: str, parameters: Mapping[str, Any], mode: Mode | None) -> Decision | None:
         """What a run does that is pinned to a plan; ``None`` where it is free, or its plan can't be read."""
+        from prefect_slo.loop import gpus
         from prefect_slo.loop.knowledge import Knowledge, knowledge
         from prefect_slo.loop.pinning import pinned
         from prefect_slo.loop.planning import told
@@ -234,7 +243,9 @@ class LoopDirector:
             known = knowledge(flow_name)
         except Exception:  # the plan is all that it takes
             known = Knowledge(flow_name)
-        return told(known, plan, mode)
+        made, without = gpus.without_now(known, plan, self.pools)
+        decision = told(known, made, mode)
+        return replace(decision, note=f"{decision.note} {without}".strip(), lacking=bool(without))
 
     def _facts(self, decision: Decision) -> dict[str, Any]:
         slo = self.slo

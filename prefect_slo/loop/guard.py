@@ -17,7 +17,7 @@ from prefect_slo.blocks import SLOProfile, plan_from_history, put_in_force
 from prefect_slo.errors import InvalidPlan, NothingProposed
 from prefect_slo.loop import policy
 from prefect_slo.loop.knowledge import forget
-from prefect_slo.loop.planning import plan_digest
+from prefect_slo.loop.replanning import plan_digest
 from prefect_slo.plan import Plan
 from prefect_slo.settings import SLOSettings
 from prefect_slo.units import fraction, positive

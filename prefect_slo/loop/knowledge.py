@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -79,6 +80,16 @@ class Fitted:
         """The model."""
         return self._open()
 
+    def on(self, workflow: Workflow) -> Fitted:
+        """The same for a workflow with another capacity."""
+
+        def moved() -> WorkflowModel:
+            model = copy(self.model)
+            model.workflow = workflow
+            return model
+
+        return Fitted(moved, self._verdicts)
+
     def verdict(self, stage: str) -> Verdict:
         """Whether a stage can be planned."""
         if self._verdicts is not None and stage in self._verdicts:
@@ -102,6 +113,7 @@ class Knowledge:
         revision: Of the profile.
         made: Plans made from this knowledge so far, by objective and size of input.
         forecasts: What the model says of each stage under a plan, by the plan's digest.
+        elsewhere: The same with the GPUs of other places, or of other times, by these; a copy begins without.
     """
 
     flow_name: str
@@ -114,6 +126,7 @@ class Knowledge:
     revision: int = 0
     made: dict[tuple[Slo, tuple[tuple[str, float], ...]], Plan] = field(default_factory=dict, compare=False)
     forecasts: dict[str, Mapping[str, StageForecast]] = field(default_factory=dict, compare=False)
+    elsewhere: dict[object, Knowledge] = field(default_factory=dict, init=False, compare=False)
 
     @classmethod
     def of(cls, flow_name: str, profile: SLOProfile | None) -> Knowledge:

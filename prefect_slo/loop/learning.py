@@ -31,8 +31,9 @@ from prefect_slo.loop import background, policy
 from prefect_slo.loop.guard import Guard
 from prefect_slo.loop.knowledge import UNPICKLED, Knowledge, impatient, knowledge, remember, remember_plan
 from prefect_slo.loop.menus import moving_much, with_menus
-from prefect_slo.loop.planning import KEPT, Decision, fits, plan_digest, replan
+from prefect_slo.loop.planning import Decision
 from prefect_slo.loop.policy import PastRun
+from prefect_slo.loop.replanning import KEPT, fits, plan_digest, replan
 from prefect_slo.loop.reporting import objective_of
 from prefect_slo.loop.saying import say_once
 from prefect_slo.objective import Slo

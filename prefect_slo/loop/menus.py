@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from statistics import median
@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from prefect_slo import units
 from prefect_slo.declaration import NOTHING, Declaration, dimension
 from prefect_slo.errors import InvalidValue
+from prefect_slo.placement import Device
 from prefect_slo.pricing import price_list
 from prefect_slo.resources import Capacity, Menu, Pool, Size
 from prefect_slo.runner.backends.local import usable_gpus, usable_memory_mb, usable_vcpus
-from prefect_slo.runner.pools import PROCESS, THREAD, Pools, resolved
+from prefect_slo.runner.pools import PROCESS, THREAD, Pools, lacks_gpus, resolved
 from prefect_slo.settings import SLOSettings
 from prefect_slo.workflow import Workflow
 
@@ -122,21 +123,42 @@ class MenuSettings:
         return replace(self, **changes)
 
 
-def capacity_of(pools: Pools = MappingProxyType({}), *, gpus: bool = False) -> Capacity:
+def capacity_of(pools: Pools = MappingProxyType({}), *, gpus_at: Collection[str] = ()) -> Capacity:
     """What this machine holds, and apart from it each of the pools.
 
     Args:
         pools: The pools.
-        gpus: Whether this machine's GPUs matter: they are looked for only then.
+        gpus_at: Where GPUs matter, ``process`` for this machine's: they are looked for there alone.
     """
     elsewhere = {name: definition.capacity for name, definition in pools.items()}
-    return Capacity(
-        usable_vcpus(),
-        float(usable_memory_mb()),
-        SLOSettings().capacity_workers,
-        pools=elsewhere,
-        gpu_devices=usable_gpus() if gpus else None,
-    )
+    here = Capacity(usable_vcpus(), float(usable_memory_mb()), SLOSettings().capacity_workers, pools=elsewhere)
+    return with_gpus(here, gpus_now(gpus_at, pools))
+
+
+Gpus = Mapping[str, tuple[Device, ...] | None]
+"""By pool, the GPUs of its workers; ``None`` where nobody can name them, and they may have some."""
+
+
+def gpus_now(places: Collection[str], pools: Pools) -> Gpus:
+    """The GPUs that workers may have now in some pools, ``process`` being this machine."""
+    there = {
+        name: () if lacks_gpus(name, pools) else pools[name].capacity.gpu_devices for name in places if name in pools
+    }
+    return {**there, PROCESS: usable_gpus()} if PROCESS in places else there
+
+
+def with_gpus(capacity: Capacity, gpus: Gpus) -> Capacity:
+    """A capacity with these GPUs."""
+    own = {
+        name: replace(each, gpu_devices=gpus[name]) if name in gpus else each for name, each in capacity.pools.items()
+    }
+    return replace(capacity, pools=own, gpu_devices=gpus.get(PROCESS, capacity.gpu_devices))
+
+
+def gpu_places(workflow: Workflow) -> frozenset[str]:
+    """Pools where some menu offers a GPU."""
+    menus = (stage.menu for stage in workflow.stages)
+    return frozenset(p.name for m in menus for p in m.pools if any(size.gpu for size in p.sizes or m.sizes))
 
 
 def _stored(name: str) -> MenuSettings:
@@ -237,8 +259,8 @@ def with_menus(
         if stage.sequential or stage.items == 1:
             menu = menu.pinned(workers=1)
         stages.append(replace(stage, menu=menu))
-    gpus = any(option.size.gpu and option.pool == PROCESS for s in stages for option in s.menu.options())
-    return replace(workflow, stages=tuple(stages), capacity=capacity_of(pools, gpus=gpus))
+    workflow = replace(workflow, stages=tuple(stages))
+    return replace(workflow, capacity=capacity_of(pools, gpus_at=gpu_places(workflow)))
 
 
 def moving_much(rows: StageRuns, plan: Plan | None = None) -> frozenset[str]:

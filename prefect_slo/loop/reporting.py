@@ -13,7 +13,7 @@ from prefect_slo.attainment import Attainment
 from prefect_slo.blocks import SLOProfile
 from prefect_slo.errors import NotEnoughObservations
 from prefect_slo.loop.knowledge import Knowledge
-from prefect_slo.loop.planning import plan_digest
+from prefect_slo.loop.replanning import plan_digest
 from prefect_slo.objective import Budget, Latency, Slo
 from prefect_slo.plan import Plan, StagePlan
 from prefect_slo.telemetry.learned import measured

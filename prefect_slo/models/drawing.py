@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, isnan
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,11 +44,25 @@ class Shared:
         return self.chill < max(self.cold, startup.share(float(option.workers), option.vcpus))
 
 
+class Drawn(NamedTuple):
+    """Times of a stage's options, shapes ``(n_sums, n_options, n_samples)``.
+
+    Attributes:
+        wall_s: Wall time, starts included.
+        busy_s: Mean busy time of its workers, likewise.
+        start_s: Of both, what starts add, ``(n_options, n_samples)``; ``None`` where no worker has to start.
+    """
+
+    wall_s: Samples32
+    busy_s: Samples32
+    start_s: Samples32 | None
+
+
 def draw_options(
     learned: Mapping[str, Learned], options: Sequence[Option], sums: Sequence[int], shared: Shared,
     stream: np.random.Generator, *, luck: Mapping[str, StageLuck] | None = None,
-) -> tuple[Samples32, Samples32]:  # fmt: skip
-    """Wall and busy time, shapes ``(len(sums), len(options), n_samples)``.
+) -> Drawn:  # fmt: skip
+    """Times of some options at some numbers of upstream workers.
 
     Args:
         learned: By hardware.
@@ -60,14 +75,18 @@ def draw_options(
     kinds = list(dict.fromkeys(option.size.kind for option in options))
     shape = (len(sums), len(options), len(shared.ranks))
     wall, busy = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
+    start: Samples32 | None = None
     for kind in kinds:
         at = [k for k, option in enumerate(options) if option.size.kind == kind]
         runs = None if luck is None else luck[kind]
         drawn = _draw(learned[kind], [options[k] for k in at], sums, shared, stream, runs)
         if len(kinds) == 1:
             return drawn
-        wall[:, at], busy[:, at] = drawn
-    return wall, busy
+        wall[:, at], busy[:, at] = drawn.wall_s, drawn.busy_s
+        if drawn.start_s is not None:
+            start = np.zeros(shape[1:], dtype=np.float32) if start is None else start
+            start[at] = drawn.start_s
+    return Drawn(wall, busy, start)
 
 
 @dataclass(frozen=True)
@@ -208,7 +227,7 @@ def _invocations(calls: float, stage: Stage, option: Option, item_s: float, plan
 def _draw(
     learned: Learned, options: Sequence[Option], sums: Sequence[int], shared: Shared, stream: np.random.Generator,
     luck: StageLuck | None,
-) -> tuple[Samples32, Samples32]:  # fmt: skip
+) -> Drawn:  # fmt: skip
     shape = (len(sums), len(options), len(shared.ranks))
     levels = learned.inputs.levels(shared.ranks)
     used = np.flatnonzero(np.bincount(levels)).tolist()
@@ -224,8 +243,8 @@ def _draw(
             wall[:, at], busy[:, at] = draws.wall_s, draws.busy_s
     wall, busy = (np.asarray(values, dtype=np.float32).reshape(shape) for values in (wall, busy))
     cold = np.stack([shared.starts(learned.startup, option) for option in options])
-    if cold.any():
-        extra_wall, extra_busy = learned.startup.sample(shape[2], stream.spawn(1)[0])
-        wall = wall + (extra_wall * cold).astype(np.float32)
-        busy = busy + (extra_busy * cold).astype(np.float32)
-    return wall, busy
+    if not cold.any():
+        return Drawn(wall, busy, None)
+    extra_wall, extra_busy = learned.startup.sample(shape[2], stream.spawn(1)[0])
+    start = (extra_wall * cold).astype(np.float32)
+    return Drawn(wall + start, busy + (extra_busy * cold).astype(np.float32), start)

@@ -44,7 +44,9 @@ class Driver:
             calls = np.ceil(np.maximum(rows["items"], 1) / rows["batch"])
             waves = dict(zip(rows["stage"].tolist(), np.ceil(calls / rows["workers"]).tolist(), strict=True))
             times = {stage.name: np.array([walls.get(stage.name, 0.0)]) for stage in workflow.stages}
-            path = makespan(workflow, times, waves=waves)
+            started = np.minimum(np.nan_to_num(rows["start_s"]), rows["wall_s"])
+            starts = dict(zip(rows["stage"].tolist(), started.tolist(), strict=True))
+            path = makespan(workflow, times, waves=waves, start_s=starts)
             rest = max(positive(latency, f"run_latency_s[{run_id}]") - float(path[0]), 0.0)
             measured.setdefault(_mark(float(latency), walls), float(f"{rest:.6g}"))
         latest = list(measured.items())[-_KEPT:]

@@ -161,7 +161,7 @@ def learn(stage: Stage, rows: History, *, kind: str, features: Sequence[str], we
         startup = Startup.of(chilled.wall_s, chilled.busy_s, *expected)
         if not enough_repeats(warm.points.settings):
             model = KINDS[kind]().fit(warm.followed_by(_warmed(chilled, *expected)))
-    startup = replace(startup, **_leases(rows, data.wall_s, cold))
+    startup = replace(startup, **_elsewhere(rows, data.wall_s, cold))
     sizes = data.points.features[:, 0] if data.points.features.shape[1] else None
     return Learned(
         model, startup, Inputs.of(data.points.items, data.points.features, data.weights),
@@ -170,11 +170,12 @@ def learn(stage: Stage, rows: History, *, kind: str, features: Sequence[str], we
     )  # fmt: skip
 
 
-def _leases(rows: History, wall_s: Floats, cold: Bools) -> dict[str, Any]:
-    """How often ordinary runs start cold, and what is paid beyond wall time, where rows are leases elsewhere."""
-    leased = np.isfinite(rows["billed_s"]) & ~np.isfinite(rows["requests"])
-    if not leased.any():
+def _elsewhere(rows: History, wall_s: Floats, cold: Bools) -> dict[str, Any]:
+    """How often ordinary runs start cold where workers start elsewhere, and what leases cost there beyond wall time."""
+    billed = np.isfinite(rows["billed_s"])
+    if not billed.any():
         return {}
+    leased = billed & ~np.isfinite(rows["requests"])
     held_s = mean_beyond((rows["billed_s"] / rows["workers"])[leased], wall_s[leased], cold[leased])
     seen = seen_by_setting(rows["workers"], rows["vcpus"], cold) if cold.any() else {}
     return {"seen": seen, "held_s": held_s}

@@ -34,6 +34,7 @@ class PlanSamples:
         stage_latency_s: By stage.
         stage_cost_usd: By stage.
         ran: Whether each stage ran.
+        stage_start_s: Of a stage's latency, what its workers took to start, of stages where any had to.
     """
 
     latency_s: Floats
@@ -41,6 +42,7 @@ class PlanSamples:
     stage_latency_s: Mapping[str, Samples32]
     stage_cost_usd: Mapping[str, Samples32]
     ran: Mapping[str, NDArray[np.bool_]]
+    stage_start_s: Mapping[str, Samples32] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class RunSampler:
         for name, stream in streams.items():
             needs_sums = any(learned.model.depends_on_upstream for learned in self.known[name].values())
             sums = upstream_sums(self.workflow, name) if needs_sums else (0,)
-            latency, cost = self.draw(name, options[name], sums, shared, stream)
+            latency, cost, _ = self.draw(name, options[name], sums, shared, stream)
             waves = waves_of(self.known[name], options[name])
             stages[name] = StageTable(name, options[name], sums, latency, cost, waves)
         driver = self.driver.sample(n_samples, rng.spawn(1)[0]).astype(np.float32)
@@ -122,14 +124,19 @@ class RunSampler:
     def draw(
         self, name: str, options: Sequence[Option], sums: Sequence[int], shared: Shared, stream: np.random.Generator,
         luck: Mapping[str, StageLuck] | None = None, planned: StagePlan | None = None,
-    ) -> tuple[Samples32, Samples32]:  # fmt: skip
-        """Latency and cost, shape ``(len(sums), len(options), n_samples)``; 0 in runs that skip the stage."""
-        wall, busy = draw_options(self.known[name], options, sums, shared, stream, luck=luck)
+    ) -> tuple[Samples32, Samples32, Samples32 | None]:  # fmt: skip
+        """Latency and cost, shape ``(len(sums), len(options), n_samples)``; 0 in runs that skip the stage.
+
+        And what starts add to latency, ``(len(options), n_samples)``; ``None`` where no worker has to start.
+        """
+        wall, busy, start = draw_options(self.known[name], options, sums, shared, stream, luck=luck)
         requests = requests_of(self.known[name], self.workflow[name], options, wall, shared, planned)
         beyond = beyond_wall_of(self.known[name], options, shared)
         cost = cost_of(self.workflow[name].menu, options, wall, busy, requests, beyond)
         ran = shared.ran[name]
-        return (wall, cost) if ran.all() else (wall * ran, cost * ran)
+        if ran.all():
+            return wall, cost, start
+        return wall * ran, cost * ran, start * ran if start is not None else None
 
 
 class Luck:
@@ -170,9 +177,10 @@ class Luck:
         latency = {name: stage.wall_s for name, stage in drawn.items()}
         cost = {name: stage.cost_usd for name, stage in drawn.items()}
         waves = {name: stage.waves for name, stage in drawn.items()}
-        total = makespan(workflow, latency, waves=waves, driver_s=self._driver)
+        starts = {name: stage.start_s for name, stage in drawn.items() if stage.start_s is not None}
+        total = makespan(workflow, latency, waves=waves, start_s=starts, driver_s=self._driver)
         dollars = reduce(np.add, cost.values())
-        return PlanSamples(total.astype(float), dollars.astype(float), latency, cost, self._shared.ran)
+        return PlanSamples(total.astype(float), dollars.astype(float), latency, cost, self._shared.ran, starts)
 
     def _stage(self, name: str, option: Option, upstream: int, planned: StagePlan | None) -> _StageRuns:
         key = name, option, upstream, planned
@@ -184,19 +192,21 @@ class Luck:
                     model, self._n_samples, np.random.default_rng(self._seeds[name]), self._blocks
                 )
             luck = {kind: self._luck[name, kind]}
-            wall, cost = sampler.draw(name, (option,), (upstream,), self._shared, stream, luck, planned)
+            wall, cost, start = sampler.draw(name, (option,), (upstream,), self._shared, stream, luck, planned)
             waves = waves_of(sampler.known[name], (option,))[0]
-            self._drawn[key] = _StageRuns(wall[0, 0], cost[0, 0], float(waves))
+            own = start[0] if start is not None else None
+            self._drawn[key] = _StageRuns(wall[0, 0], cost[0, 0], float(waves), own)
         return self._drawn[key]
 
 
 @dataclass(frozen=True, eq=False)
 class _StageRuns:
-    """Wall time and cost of a stage's runs, ``(n_samples,)``, and the calls that its busiest worker makes."""
+    """Wall time and cost of a stage's runs, ``(n_samples,)``, the calls that its busiest worker makes, and starts."""
 
     wall_s: Samples32
     cost_usd: Samples32
     waves: float
+    start_s: Samples32 | None
 
 
 def _quantiles(values: Floats) -> Quantiles:

@@ -1,8 +1,9 @@
 """What a cold start adds to a stage: seconds of wall and of busy time, beyond a warm run at the same setting.
 
-Where workers are leased elsewhere, starts are part of ordinary runs: a work pool's job is asked for, waits for the
-pool's next poll and boots, unless one is still warm from the run before. Whether it is depends on how far apart runs
-come, which no plan decides, so the share of runs that start cold is taken as the rows show it.
+Where workers start elsewhere, starts are part of ordinary runs: a work pool's job is asked for, waits for the pool's
+next poll and boots, an environment of a function starts, unless one is still warm from the run before. Whether it is
+depends on how far apart runs come, which no plan decides, so the share of runs that start cold is taken as the rows
+show it.
 
 What is paid for a lease there is not its stage's wall time either: it includes the job's boot and what it idled before,
 not the time until the pool's poll. Rows say how long was paid for.
@@ -60,9 +61,10 @@ class Startup:
 
     def share(self, workers: float, vcpus: float) -> float:
         """Share of ordinary runs in which a stage of this setting waits for workers to start."""
-        if not self.seen:
+        runs = sum(seen.runs for seen in self.seen.values())
+        if not runs:
             return 0.0
-        everywhere = sum(seen.cold for seen in self.seen.values()) / sum(seen.runs for seen in self.seen.values())
+        everywhere = sum(seen.cold for seen in self.seen.values()) / runs
         own = self.seen.get((workers, vcpus), Seen())
         return (own.cold + _PRIOR_RUNS * everywhere) / (own.runs + _PRIOR_RUNS)
 
@@ -73,11 +75,15 @@ class Startup:
 
 
 def seen_by_setting(workers: Floats, vcpus: Floats, cold: Bools) -> dict[tuple[float, float], Seen]:
-    """How often each setting's rows were cold; arrays of shape ``(n_rows,)``."""
+    """How often each setting's rows were cold, oldest first, arrays of shape ``(n_rows,)``.
+
+    The first row of a setting counts for none: nothing can be warm for it, however close runs come. A sweep, which runs
+    each setting a few times, would show little else.
+    """
     counts: dict[tuple[float, float], Seen] = {}
     for setting, chilled in zip(zip(workers.tolist(), vcpus.tolist(), strict=True), cold.tolist(), strict=True):
-        known = counts.get(setting, Seen())
-        counts[setting] = Seen(known.cold + bool(chilled), known.runs + 1)
+        known = counts.get(setting)
+        counts[setting] = Seen(known.cold + bool(chilled), known.runs + 1) if known is not None else Seen()
     return counts
 
 

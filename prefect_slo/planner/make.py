@@ -18,7 +18,7 @@ from prefect_slo.planner.certify import CERTIFY_SAMPLES, SEARCH_SHARE, Verdict, 
 from prefect_slo.planner.criticality import criticality
 from prefect_slo.planner.goals import Balanced, PlanObjective, goal_of
 from prefect_slo.planner.problem import Choice, Goal, Problem, percentile
-from prefect_slo.planner.promise import promised, sure
+from prefect_slo.planner.promise import needed, promised, raised, sure
 from prefect_slo.planner.sampling import ENOUGH_SAMPLES, Sampler, TableSource
 from prefect_slo.planner.search import NODE_LIMIT, Found
 from prefect_slo.planner.solver import Solver, solve
@@ -141,13 +141,13 @@ def _certified(
     """
     confidence = slo.confidence if slo else 0.99
     error, risk, share = 1 - confidence, 1 - goal.percentile, SEARCH_SHARE
-    solver, tests = Solver(problem, node_limit), 0
+    solver, tests, least = Solver(problem, node_limit), 0, (1.0, 1.0)
     while tests < TESTS:
         if tests and problem.n_samples < ENOUGH_SAMPLES:
             problem = sampler.problem(tests)
             solver = Solver(problem, node_limit)
-        missing = 1.0
-        for found in promised(sampler, solver, goal, 1 - share * risk, confidence)[: TESTS - tests]:
+        missing, failed = 1.0, []
+        for found in promised(sampler, solver, goal, 1 - share * risk, confidence, least)[: TESTS - tests]:
             assert found.choice is not None
             latency, cost = sampler.fresh(problem, found.choice, tests)
             winner = Winner(problem, found.choice, latency, cost, None)
@@ -158,9 +158,12 @@ def _certified(
             if verdict.passed:
                 return replace(winner, certificate=_certificate(solver, goal, found, verdict, confidence))
             missing = min(0.97, missing, 0.98 * verdict.allowed / verdict.violations)
+            failed.append((found.choice, (percentile(latency, verdict.allowed), percentile(cost, verdict.allowed))))
         if missing == 1.0:
             break
         share *= missing
+        for choice, drawn in failed:
+            least = raised(least, needed(problem, goal, 1 - share * risk, choice, drawn))
     raise _infeasible(sampler, solver, goal, slo, factor)
 
 

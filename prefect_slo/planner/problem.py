@@ -170,7 +170,7 @@ class Problem:
             )
             rules[pair] = rules.get(pair, np.True_) & matrix
         antichains = Antichains.of(workflow, [stage.options for stage in stages])
-        for at, alone in enumerate(antichains.alone):
+        for at, alone in enumerate(antichains.placing.alone if antichains.placing is not None else ()):
             if allowed[at].any() and not (allowed[at] & alone).any():
                 raise _unplaceable(workflow, stages[at], allowed[at])
             allowed[at] &= alone

@@ -36,7 +36,9 @@ Room = tuple[float, float]
 """What the bounds of latency and cost are divided by."""
 
 
-def promised(sampler: Sampler, solver: Solver, goal: Goal, at: float, confidence: float) -> list[Found]:
+def promised(
+    sampler: Sampler, solver: Solver, goal: Goal, at: float, confidence: float, least: Room = (1.0, 1.0)
+) -> list[Found]:
     """Plans that keep the goal under a share ``confidence`` of the truths, the best first.
 
     Moves find plans for bounds with more and more or less room; the room of the best that can be promised is then
@@ -48,14 +50,15 @@ def promised(sampler: Sampler, solver: Solver, goal: Goal, at: float, confidence
         goal: What is asked, at the percentile that is promised.
         at: Percentile of the search.
         confidence: Of the promise.
+        least: Room that is known to be needed.
     """
     test = Promise(sampler, solver.problem, goal, at, confidence)
-    kept, room = _moved(test, solver) if test.open else (None, (1.0, 1.0))
+    kept, room = _moved(test, solver, least) if test.open else (None, least)
     found = Found(None, inf, -inf, 0, False)
     if kept is not None or not test.open:
         found = solver.solve(goal.at(at).within(*room), () if kept is None else (kept,))
     if found.choice is None:
-        others = (solver.solve(goal), solver.safest(goal))
+        others = (solver.solve(goal.within(*least)), solver.safest(goal))
         return [other for other in others if test.keeps(other)]
     plans = [found]
     if kept is not None and found.choice != kept:
@@ -65,7 +68,7 @@ def promised(sampler: Sampler, solver: Solver, goal: Goal, at: float, confidence
     return [thrifty, *plans] if thrifty.choice != plans[0].choice and test.keeps(thrifty) else plans
 
 
-def _moved(test: Promise, solver: Solver) -> tuple[Choice | None, Room]:
+def _moved(test: Promise, solver: Solver, least: Room) -> tuple[Choice | None, Room]:
     """The best plan that moves find and that can be promised, and the room that it was found with.
 
     A plan is looked for with as much room as the one before it needed: what that surely keeps, over what it keeps in
@@ -74,9 +77,8 @@ def _moved(test: Promise, solver: Solver) -> tuple[Choice | None, Room]:
     """
     goal, problem = test.goal, solver.problem
     start = solver.start(goal.at(test.at))
-    room = (1.0, 1.0) if start.reference is None else test.judge(start.reference).room
+    room = least if start.reference is None else raised(least, test.judge(start.reference).room)
     best: tuple[float, Choice, Room] | None = None
-    least = 1.0, 1.0
     for _ in range(ATTEMPTS):
         asked = goal.at(test.at).within(*room)
         start = solver.start(asked, () if start.plan is None else (start.plan,))
@@ -171,6 +173,24 @@ class Promise:
             over.append(safe / bound)
             room.append(max(safe / max(expected, 1e-300), 1.0))
         return Verdict((over[0], over[1]), (room[0], room[1]))
+
+
+def needed(problem: Problem, goal: Goal, at: float, choice: Choice, drawn: Room) -> Room:
+    """Room without which a plan that failed its test is found again: what it takes over what the search sees of it.
+
+    Args:
+        problem: What the search sees.
+        goal: What is asked.
+        at: Percentile of the next search.
+        choice: The plan.
+        drawn: What latency and cost must stay below for it to pass.
+    """
+    allowed, room = goal.at(at).allowed(problem.n_samples), []
+    bounds, seen = (goal.latency_bound_s, goal.cost_bound_usd), (problem.latency, problem.cost)
+    for passing, bound, samples in zip(drawn, bounds, seen, strict=True):
+        expected = max(percentile(samples(choice), allowed), 1e-300) if passing > bound else inf
+        room.append(max(passing, bound) / expected * OVERSHOOT if expected <= bound else 1.0)
+    return room[0], room[1]
 
 
 def raised(room: Room, least: Room) -> Room:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from prefect_slo.control import StageRule
+from prefect_slo.control import StageRule, losses
 from prefect_slo.control import events as control
 from prefect_slo.control.need import Need, Needs
 from prefect_slo.runner.backends.protocol import Backend, Capabilities, GrowingBackend
@@ -36,9 +36,14 @@ class Ahead:
                 self._needs.ready(items)
 
     def did(self, action: control.Action) -> None:
-        """Something has been done about it."""
-        if self._told and isinstance(action, control.Settle):
-            self._needs.settled(action.items)
+        """Something has been done about it: a stage that falls back or grows needs something else from then on."""
+        match action:
+            case control.Settle(items) if self._told:
+                self._needs.settled(items)
+            case control.Notice(stage, "fallback") if stage in self._rules:
+                self._rules[stage] = losses.fallen_back(self._rules[stage])
+            case control.Notice(stage, "grown") if stage in self._rules:
+                self._rules[stage] = losses.grown(self._rules[stage])
 
     def tell(self) -> None:
         """Tell pools what is new."""

@@ -53,6 +53,7 @@ class Call:
         ready: When the last upstream result was there (monotonic).
         late: Whether that was after the flow had returned, with nobody waiting for it.
         mapped: Upstream task runs whose results pass through memory that processes of this machine share.
+        sent_bytes: Of its arguments, as they were last sent to a worker.
     """
 
     item: int
@@ -72,6 +73,7 @@ class Call:
     ready: float = 0.0
     late: bool = False
     mapped: frozenset[UUID] = frozenset()
+    sent_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

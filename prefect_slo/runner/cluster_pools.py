@@ -64,12 +64,16 @@ class _ClusterPool(ABC):
 
     _package: ClassVar[str]
     _extra: ClassVar[str]
+    _tables: ClassVar[tuple[str, ...]] = ("resources", "options")
 
     def __post_init__(self) -> None:
         if find_spec(self._package) is None:
             raise SloError(f"{type(self).__name__} needs {self._package}: pip install 'prefect-slo[{self._extra}]'")
         object.__setattr__(self, "sizes", sizes_on(self._extra, self.sizes, self._extra))
         object.__setattr__(self, "workers", worker_counts(self.workers, self.concurrency, self._extra))
+        for name in self._tables:
+            if not isinstance(table := getattr(self, name), Mapping) and table is not None:
+                raise InvalidValue(f"{self._extra}.{name}", table, "a table")
         for quantity in self.resources:
             if quantity not in QUANTITIES:
                 raise InvalidValue(f"{self._extra}.resources", quantity, f"one of {', '.join(QUANTITIES)}")
@@ -144,6 +148,7 @@ class DaskPool(_ClusterPool):
 
     _package: ClassVar[str] = "distributed"
     _extra: ClassVar[str] = "dask"
+    _tables: ClassVar[tuple[str, ...]] = ("resources", "options", "cluster_options", "adapt")
 
     def __post_init__(self) -> None:
         if self.address is not None and self.cluster is not None:
@@ -235,6 +240,8 @@ class RayPool(_ClusterPool):
         options: Further arguments of ``ray.init``.
         capped: Whether items are held to the memory of their size.
         keep_mb: Results of at least so many megabytes stay on the cluster until the flow reads them; ``None`` for none.
+        ahead: Whether Ray's autoscaler is asked for what a plan says of the stages that are under way or next, before
+            their bundles queue. It holds one request for the whole cluster: that of somebody else is left alone.
 
     Raises:
         SloError: Ray is not installed.
@@ -242,6 +249,7 @@ class RayPool(_ClusterPool):
     """
 
     name: str = "ray"
+    ahead: bool = True
 
     _package: ClassVar[str] = "ray"
     _extra: ClassVar[str] = "ray"
@@ -255,6 +263,10 @@ class RayPool(_ClusterPool):
         from prefect_slo.runner.backends.ray_cluster import RayCluster
 
         return RayCluster(self._connect, self.resources, memory=self.capped)
+
+    @property
+    def _grows(self) -> bool:
+        return self.ahead
 
     def _connect(self) -> Callable[[], None]:
         here = {"include_dashboard": False, "resources": self._here or None} if self.address is None else {}

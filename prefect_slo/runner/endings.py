@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from concurrent.futures import InvalidStateError
 from contextvars import Context
 from dataclasses import replace
@@ -17,13 +18,14 @@ from prefect.states import Cancelled, Crashed, Failed, format_exception
 from prefect.utilities.engine import link_state_to_task_run_result
 
 from prefect_slo.control import events as control
-from prefect_slo.errors import OutOfMemory, ResultLost, SloError, TaskTimedOut, Unpicklable, WorkerLost
+from prefect_slo.errors import OutOfMemory, SloError, TaskTimedOut, Unpicklable, WorkerLost
 from prefect_slo.plan import Record
 from prefect_slo.runner import engine, program
 from prefect_slo.runner.backends import protocol
 from prefect_slo.runner.calls import Call, Raised, Returned, Several
 from prefect_slo.runner.deposits import Deposits, KeptRecord
 from prefect_slo.runner.measure import Measure
+from prefect_slo.runner.origins import Origin
 from prefect_slo.runner.write_behind import WriteBehind
 
 
@@ -35,16 +37,25 @@ class Endings:
         measure: Hears of failures.
         writer: Writes the records.
         deposits: Values of results that stay elsewhere.
+        origin: How the result of a call can be made again, where it may be.
     """
 
-    def __init__(self, context: Context, measure: Measure, writer: WriteBehind, deposits: Deposits) -> None:
-        self._context, self._measure, self._writer, self._deposits = context, measure, writer, deposits
+    def __init__(
+        self,
+        context: Context,
+        measure: Measure,
+        writer: WriteBehind,
+        deposits: Deposits,
+        origin: Callable[[Call], Origin | None] = lambda call: None,
+    ) -> None:
+        self._context, self._measure, self._writer = context, measure, writer
+        self._deposits, self._origin = deposits, origin
 
     def done(self, call: Call, report: protocol.ItemReport, record: Record | None) -> None:
         """A call has come back from its worker."""
         result = report.outcome.payload
         travelled = isinstance(result, bytes)
-        if isinstance(result, ResultLost):
+        if isinstance(result, BaseException):  # it never ran: something that it takes can't be had
             self.crashed(call, result)
             return
         if travelled:
@@ -85,7 +96,8 @@ class Endings:
         def arrived(value: Any) -> None:  # in any thread
             self._context.copy().run(link_state_to_task_run_result, hollow, value)
 
-        self._deposits.add(state.data.deposit, call.stage, arrived)
+        origin = self._origin(call) if not state.data.is_persisted else None
+        self._deposits.add(state.data.deposit, call.stage, arrived, origin)
         return True
 
     def dropped(self, call: Call) -> None:

@@ -30,7 +30,7 @@ from prefect_slo.runner.futures import CallFuture
 from prefect_slo.runner.graph import StageGraph
 from prefect_slo.runner.ids import uuid7
 from prefect_slo.runner.inputs import find_inputs, run_ids
-from prefect_slo.runner.pools import PROCESS, THREAD
+from prefect_slo.runner.pools import PROCESS, THREAD, lacks_gpus
 from prefect_slo.runner.recipe import ObservedRun, Recipe, StageSeen
 from prefect_slo.runner.rules import loss_retries, stage_rule
 from prefect_slo.runner.shelf import MEMORY_SHARE
@@ -96,11 +96,11 @@ class Run:
         self._invocations: list[Invocation] = []
         self.backends = FlowBackends(context.client if context is not None else None, self._elsewhere)
         offers = {name: definition.pool for name, definition in self._elsewhere.items()}
-        own = {name: price_list(pool.prices) for name, pool in offers.items() if pool.prices is not None}
+        self._prices = {name: price_list(pool.prices) for name, pool in offers.items() if pool.prices is not None}
         self.measure = Measure(
             self.recipe.prices,
             self._heard,
-            own,
+            self._prices,
             machine=Size(usable_vcpus(), usable_memory_mb()),
             planned=frozenset(self.recipe.plan.stages) if self.recipe.plan is not None else (),
         )
@@ -115,6 +115,7 @@ class Run:
                 PROCESS: self._here(),
                 **{name: definition.capacity for name, definition in self._elsewhere.items()},
             },
+            items=self._items,
             shelf_bytes=MEMORY_SHARE * usable_memory_mb() * 2**20,
             stays=lambda stage: stage not in self._brought,
         )
@@ -243,14 +244,14 @@ class Run:
             processes=self.backends.processes_available(),
             pools=self._elsewhere,
             priority=self._graph.depth_first().get(stage, 0.0),
-            gpus=lambda: bool(usable_gpus()),
+            lacks_gpus=self._lacks_gpus,
         )
         planned = self.recipe.plan.stages.get(stage) if self.recipe.plan is not None else None
-        if planned is not None and planned.size.gpu and rule.pool == PROCESS and not rule.size.gpu:
-            self._notice(
-                f"Stage {stage!r} was planned with {planned.size.share}, and there is no GPU here: it runs on the CPU, "
-                "and the plan's prediction does not hold for it."
-            )
+        if not rule.size.gpu and rule.pool != THREAD:
+            offered = self._elsewhere[rule.pool].pool.sizes if rule.pool in self._elsewhere else ()
+            wanted = planned.size if planned is not None else min(offered, key=lambda size: size.gpu, default=rule.size)
+            if wanted.gpu:
+                self._say_on_cpu(stage, wanted, rule.size, rule.pool)
         free = THREAD not in (self.recipe.isolation, declaration.isolation)
         if free and get_transaction() is not None and TaskRunContext.get() is None:  # a task run has one of its own
             self._notice(f"Stage {stage!r} runs on threads: it is submitted inside a transaction.")
@@ -259,6 +260,22 @@ class Run:
         self._batch[stage] = rule.batch
         self._pools[stage] = rule.pool
         return rule
+
+    def _lacks_gpus(self, pool: str) -> str:
+        """Why workers of a pool can have no GPU now; empty where they may."""
+        if pool == PROCESS:
+            return "" if usable_gpus() else "there is no GPU here"
+        return lacks_gpus(pool, self._elsewhere)
+
+    def _say_on_cpu(self, stage: str, wanted: Size, size: Size, pool: str) -> None:
+        """That a stage does without the GPU that its plan gives it, and what that changes."""
+        prices = self._prices.get(pool, self.recipe.prices)
+        was, now = (3600 * prices.rate(s.vcpus, s.memory_mb, s.gpu, s.hardware) for s in (wanted, size))
+        price = f"${now:.3g} an hour a worker" if now else f"a price that the list {prices.name!r} does not have"
+        self._notice(
+            f"Stage {stage!r} was to have {wanted.share}, and {self._lacks_gpus(pool)}: it runs on the CPU "
+            f"({size}), at {price} in place of ${was:.3g}. A plan's prediction does not hold for it."
+        )
 
     def _kind(self, stage: str, variant: Variant) -> Kind:
         """How calls of a variant differ from those of the one that its stage's rule was made for."""

@@ -60,7 +60,7 @@ class _Stage:
     compute_s: float = 0.0
     write_s: float = 0.0
     queued_s: float = 0.0
-    starts_s: float = 0.0
+    starts: list[tuple[float, float]] = field(default_factory=list)
     held_s: float = 0.0
     cost_usd: float = 0.0
     bytes_in: int = 0
@@ -135,10 +135,10 @@ class Measure:
         if lease.pool in LOCAL and not lease.metered:
             lease.billed_at = self._meter.begin(lease.size.vcpus, lease.up)
         seen = self._stages[lease.stage]
+        admitted = lease.asked + report.wait_s
         if seen.first_ready is not None:
-            ready, admitted = max(lease.asked, seen.first_ready), lease.asked + report.wait_s
-            seen.queued_s += max(admitted - ready, 0.0)
-            seen.starts_s += max(admitted + report.start_s - max(admitted, ready), 0.0)
+            seen.queued_s += max(admitted - max(lease.asked, seen.first_ready), 0.0)
+        seen.starts.append((admitted, admitted + report.start_s))
         seen.cold |= report.cold
         seen.now_leased += 1
         seen.most_leased = max(seen.most_leased, seen.now_leased)
@@ -312,6 +312,7 @@ class Measure:
         workers = planned or max(seen.most_leased, 1)
         assert seen.first_ready is not None
         took_s, queue_s, busy_s = seen.last_end - seen.first_ready, seen.queued_s / workers, seen.busy_s / workers
+        start_s = sum(max(up - max(begun, seen.first_ready), 0.0) for begun, up in seen.starts) / workers
         wall_s = max(took_s - queue_s, min(took_s, busy_s), 1e-6)
         unix, monotonic = self._started_at
         billed_s = self._billed_s(seen)
@@ -339,7 +340,7 @@ class Measure:
             requests=float(seen.requests) if seen.requests and not math.isnan(billed_s) else NAN,
             billed_s=billed_s,
             storage_usd=float(seen.storage_usd) if seen.requests and not math.isnan(billed_s) else NAN,
-            start_s=seen.starts_s / workers,
+            start_s=start_s,
         )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copyreg
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextvars import Context
@@ -10,15 +12,18 @@ from typing import Any
 from uuid import UUID
 
 import cloudpickle
+from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 from prefect.results import ResultRecord  # type: ignore[attr-defined]
 from prefect.utilities.annotations import BaseAnnotation, quote
 from prefect.utilities.collections import StopVisiting, visit_collection
 
+from prefect_slo.control.events import Ready
 from prefect_slo.plan import Record
 from prefect_slo.runner import program
 from prefect_slo.runner.backends.protocol import HostedProgram
 from prefect_slo.runner.calls import Call, Payload
+from prefect_slo.runner.deposits import KeptRecord, plain_record
 from prefect_slo.runner.futures import RaisedFuture
 from prefect_slo.runner.hosted import FunctionProgram
 from prefect_slo.runner.payloads import by_value, importable_by_workers
@@ -145,7 +150,7 @@ def _ready(call: Call, *, isolated: bool, found: Callable[[PrefectFuture[Any]], 
     if call.has_inputs:
         each = _only(call.mapped, found)
         parameters = {name: futures_to_states(v, isolated=isolated, each=each) for name, v in parameters.items()}
-        wait_for = [futures_to_states(value, isolated=isolated) for value in wait_for] if wait_for else None
+        wait_for = [_valueless(futures_to_states(value, isolated=isolated)) for value in wait_for or ()] or None
     return Payload(call.task_run_id, parameters, wait_for, call.dependencies, call.tags, call.has_inputs, call.late)
 
 
@@ -161,6 +166,26 @@ def pending(call: Call) -> list[PrefectFuture[Any]]:
 
     visit_collection([*call.parameters.values(), *(call.wait_for or ())], look, return_data=False, context={})
     return list(found.values())
+
+
+def await_upstream(call: Call, then: Callable[[Ready], None]) -> bool:
+    """Have ``then`` called, from any thread, when all that a call takes is done; false where it is already."""
+    upstream = pending(call)
+    remaining = [len(upstream)]
+    lock = threading.Lock()
+
+    def one_done(_: Any) -> None:
+        with lock:
+            remaining[0] -= 1
+            last = remaining[0] == 0
+        if last:
+            call.ready = time.monotonic()
+            then(Ready((call.item,)))
+
+    for future in upstream:
+        wrapped = getattr(future, "wrapped_future", None)  # its own callbacks may wait for each other
+        (wrapped if isinstance(wrapped, Future) else future).add_done_callback(one_done)
+    return bool(upstream)
 
 
 def _only(
@@ -195,6 +220,17 @@ def futures_to_states(value: Any, *, isolated: bool, each: Callable[[PrefectFutu
         return found
 
     return visit_collection(value, replace, return_data=True, max_depth=-1, context={})
+
+
+def _valueless(awaited: Any) -> Any:
+    """What a call only waits for, without values that stay elsewhere: they need not come for this."""
+
+    def replace(found: Any, context: dict[str, Any]) -> Any:
+        if isinstance(found, State) and isinstance(found.data, KeptRecord):
+            return found.model_copy(update={"data": plain_record(None, found.data.metadata, persisted=False)})
+        return found
+
+    return visit_collection(awaited, replace, return_data=True, context={})
 
 
 def _is_done(future: PrefectFuture[Any]) -> bool:

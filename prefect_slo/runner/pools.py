@@ -42,6 +42,15 @@ class PoolDefinition(Protocol):
         ...
 
 
+@runtime_checkable
+class KnowsGpus(Protocol):
+    """A definition that can tell whether its workers may have GPUs now; of others it is taken that they may."""
+
+    def lacks_gpus(self) -> str:
+        """Why they can have none now, in words; empty where they may, or nobody can tell. May ask, and take a while."""
+        ...
+
+
 Pools = Mapping[str, PoolDefinition]
 
 
@@ -71,7 +80,8 @@ def by_name(pools: Iterable[PoolDefinition]) -> dict[str, PoolDefinition]:
 def sizes_on(hardware: str, sizes: object, where: str) -> tuple[Size, ...]:
     """The sizes that a pool offers, each once; those that name no hardware of their own are on the pool's.
 
-    What is measured on a kind of hardware is kept apart from what is measured on others.
+    What is measured on a kind of hardware is kept apart from what is measured on others, and so is what is measured
+    without a GPU in a pool that also has some.
 
     Raises:
         InvalidValue: No sizes.
@@ -79,8 +89,34 @@ def sizes_on(hardware: str, sizes: object, where: str) -> tuple[Size, ...]:
     found = instances(Size, sizes, f"{where}.sizes")
     if not found:
         raise InvalidValue(f"{where}.sizes", sizes, "at least one size")
-    own = (replace(size, hardware=hardware) if size.hardware == "cpu" else size for size in found)
-    return tuple(dict.fromkeys(own))
+    mixed = any(size.gpu and size.hardware in ("cpu", hardware) for size in found)
+
+    def named(size: Size) -> Size:
+        if size.hardware != "cpu":
+            return size
+        return replace(size, hardware=_bare(hardware) if mixed and not size.gpu else hardware)
+
+    return tuple(dict.fromkeys(map(named, found)))
+
+
+def lacks_gpus(pool: str, pools: Pools) -> str:
+    """Why workers of a pool beyond this machine's can have no GPU now; empty where they may, or nobody can tell."""
+    definition = pools.get(pool)
+    return definition.lacks_gpus() if isinstance(definition, KnowsGpus) else ""
+
+
+def on_cpu(size: Size, pool: str, pools: Pools) -> Size:
+    """What to run at in place of a size with a GPU: the pool's least without one that holds as much, else the same."""
+    if not size.gpu or pool not in pools:
+        return size.without_gpu
+    offered = (each for each in pools[pool].pool.sizes if not each.gpu)
+    enough = [each for each in offered if each.vcpus >= size.vcpus and each.memory_mb >= size.memory_mb]
+    return min(enough) if enough else replace(size.without_gpu, hardware=_bare(size.hardware))
+
+
+def _bare(hardware: str) -> str:
+    """Name of machines of a kind without their GPUs: what is measured there is kept apart."""
+    return f"{hardware}-cpu"
 
 
 def worker_counts(counts: object, concurrency: int, where: str) -> tuple[int, ...]:

@@ -26,7 +26,8 @@ from prefect.context import FlowRunContext, SyncClientContext, hydrated_context,
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from prefect_slo.plan import Record
-from prefect_slo.runner import batches, deposits, engine, relay, shelf, worker_state
+from prefect_slo.runner import batches, engine, relay, shelf, worker_state
+from prefect_slo.runner.apart import dump_result, load_call, load_parts
 from prefect_slo.runner.backends.protocol import Outcome, RunItem
 from prefect_slo.runner.calls import ATOMS, Payload, Raised, Returned, Several
 
@@ -161,7 +162,7 @@ def load_result(outcome: Outcome) -> Result:
     Raises:
         Exception: Whatever unpickling the result raises.
     """
-    result: Result = deposits.load(outcome.payload, outcome.parts)
+    result: Result = load_parts(outcome.payload, outcome.parts)
     return result
 
 
@@ -216,7 +217,7 @@ def _run_pickled(
 ) -> Outcome:
     begun = time.perf_counter()
     try:
-        (content, record), mapped = shelf.load(payload) if isinstance(payload, bytes) else deposits.load_call(*payload)
+        (content, record), mapped = shelf.load(payload) if isinstance(payload, bytes) else load_call(*payload)
         calls = [Payload(*call) for call in content]
     except Exception as error:
         return Outcome(b"", failed=True, unpicklable=f"{type(error).__name__}: {error}")
@@ -227,7 +228,7 @@ def _run_pickled(
     ran = time.perf_counter()
     failed = is_failure(result)
     try:
-        dumped, parts = deposits.dump(result) if apart else (cloudpickle.dumps(result), ())
+        dumped, parts = dump_result(result) if apart else (cloudpickle.dumps(result), ())
         if failed:
             pickle.loads(dumped)  # exceptions with required arguments pickle, and then don't unpickle
     except Exception as error:

@@ -15,7 +15,7 @@ from prefect_slo.declaration import Declaration, batched_names
 from prefect_slo.errors import SloError
 from prefect_slo.resources import Size
 from prefect_slo.runner.local.limits import machine_memory_mb, machine_vcpus
-from prefect_slo.runner.pools import PROCESS, THREAD, Pools, resolved
+from prefect_slo.runner.pools import PROCESS, THREAD, Pools, on_cpu, resolved
 from prefect_slo.runner.recipe import Recipe
 
 RETRIES_WHEN_IDEMPOTENT = 2
@@ -30,7 +30,7 @@ def stage_rule(
     processes: bool,
     pools: Pools = MappingProxyType({}),
     priority: float = 0.0,
-    gpus: Callable[[], bool] = lambda: True,
+    lacks_gpus: Callable[[str], str] = lambda _: "",
 ) -> StageRule:
     """The rule of a stage at its first call.
 
@@ -42,8 +42,8 @@ def stage_rule(
         processes: Whether this machine has the process backend.
         pools: The flow's pools beyond this machine's.
         priority: Served before stages with a lower one.
-        gpus: Whether this machine has a GPU; asked where the plan gives the stage one here. Without, it is run on the
-            CPU, with what else the plan gives it.
+        lacks_gpus: Why workers of a pool can have no GPU now; empty where they may. Asked where the stage is given one.
+            Without, it is run on the CPU, with what else the plan gives it.
 
     Raises:
         UnknownPool: A pool that there isn't.
@@ -73,8 +73,8 @@ def stage_rule(
     else:
         size = Size(min(1.0, machine_vcpus()), int(machine_memory_mb()))
     ladder = recipe.ladders.get(stage, ())
-    if size.gpu and pool == PROCESS and not gpus():
-        size, ladder = size.without_gpu, tuple(larger.without_gpu for larger in ladder)
+    if size.gpu and pool != THREAD and lacks_gpus(pool):
+        size, ladder = on_cpu(size, pool, pools), tuple(on_cpu(larger, pool, pools) for larger in ladder)
     if pool == THREAD:  # threads share the interpreter: their times are no measure of a worker process
         size = replace(size.without_gpu, hardware=THREAD)
     workers = planned.workers if planned is not None else recipe.workers

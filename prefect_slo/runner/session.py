@@ -6,14 +6,12 @@ scheduler sees one event at a time.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import Context
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from itertools import groupby
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -22,25 +20,23 @@ from prefect.logging import get_logger
 
 from prefect_slo.control import Scheduler, StageRule
 from prefect_slo.control import events as control
-from prefect_slo.errors import ResultLost
 from prefect_slo.plan import Record
 from prefect_slo.resources import Capacity
-from prefect_slo.runner import deposits, endings, parcels, relay
+from prefect_slo.runner import endings, parcels, relay
 from prefect_slo.runner.ahead import Ahead
 from prefect_slo.runner.backends import protocol
-from prefect_slo.runner.backends.protocol import Backend, Bundle
+from prefect_slo.runner.backends.protocol import Backend
 from prefect_slo.runner.calls import OVER, Call
 from prefect_slo.runner.deposits import Deposits
 from prefect_slo.runner.endings import Endings
 from prefect_slo.runner.futures import Callbacks
+from prefect_slo.runner.leases import Leases, Sent
 from prefect_slo.runner.measure import Measure
+from prefect_slo.runner.packing import Packer
 from prefect_slo.runner.parcels import Parcels
-from prefect_slo.runner.pools import PROCESS
+from prefect_slo.runner.remaking import Asked, Remaking
+from prefect_slo.runner.supplies import Supplies
 from prefect_slo.runner.write_behind import WriteBehind
-
-GRACE_S = 30.0
-"""What an attempt has at least beyond its task's own timeout, which counts the function alone: arguments have to be
-unpickled, inputs resolved, results written. Only what hangs for longer has its worker killed."""
 
 
 class Session:
@@ -54,6 +50,7 @@ class Session:
         notice: Tells the user something, once each; with a stage where that has moved to threads.
         level: Record level of the bundle that a call is in.
         capacity: By pool, what the run's leases may hold together.
+        items: Ids for calls.
         shelf_bytes: What results may take in memory that worker processes share.
         stays: Whether results of a stage may stay where they are made, where its pool can keep them.
     """
@@ -68,26 +65,42 @@ class Session:
         notice: Callable[[str, str | None], None],
         level: Callable[[Call], Record],
         capacity: Mapping[str, Capacity],
+        items: Iterator[int],
         shelf_bytes: float = 0.0,
         stays: Callable[[str], bool] = lambda stage: True,
     ) -> None:
-        self._run_key, self._backends, self._context = run_key, backends, context
-        self._measure, self._notice, self._level, self._stays = measure, notice, level, stays
+        self._measure, self._notice = measure, notice
         self._scheduler = Scheduler(capacity)
         self._inbox: SimpleQueue[Any] = SimpleQueue()
         self._calls: dict[int, Call] = {}
         self._reports: dict[int, protocol.ItemReport] = {}
         self._records: dict[int, Record] = {}
-        self._sent: dict[int, _Sent] = {}
+        self._leases = Leases(backends, measure, self._inbox.put)
         self._writer = WriteBehind(context.copy())
-        self._deposits = Deposits()
-        self._endings = Endings(context, measure, self._writer, self._deposits)
+        self._remaking = Remaking(
+            items, lambda call: self._inbox.put((call.stage, None, [call])), self._ask, self._made_again
+        )
+        self._deposits = Deposits(self._remaking.wait)
+        self._endings = Endings(
+            context,
+            measure,
+            self._writer,
+            self._deposits,
+            lambda call: self._remaking.origin(call, (call.kind or self._rules[call.stage]).loss_retries),
+        )
+        self._supplies = Supplies(
+            self._deposits,
+            self._remaking.again,
+            look=lambda item, error: self._inbox.put(_Look(item, error)),
+            home=lambda: self._inbox.put(None),
+            context=context,
+        )
         self._parcels = Parcels(run_key, context, shelf_bytes)
+        self._packer = Packer(run_key, self._parcels, level, stays)
         self._events_of_run = relay.FlowRunEvents(context.copy())
-        self._ahead = Ahead(backends, self._capabilities)
+        self._ahead = Ahead(backends, self._leases.capabilities)
         self._rules: dict[str, StageRule] = {}
-        self._pool_of: dict[int, str] = {}
-        self._can: dict[str, protocol.Capabilities] = {}
+        self._follow_ups: deque[control.Event] = deque()
         self._loss: protocol.Lost | None = None
         self._timer_at: float | None = None
         self._broken: BaseException | None = None
@@ -123,6 +136,7 @@ class Session:
         finally:
             try:
                 self._thread.join(timeout=5)
+                self._supplies.close()
                 self._deposits.close(at_once=at_once)
             finally:
                 self._parcels.close()
@@ -135,10 +149,10 @@ class Session:
             while not self._finished():
                 message = self._next()
                 for event in self._events(message):
-                    self._ahead.heard(event)
-                    for action in self._scheduler.handle(event, time.monotonic()):
-                        self._ahead.did(action)
-                        self._do(action)
+                    self._handle(event)
+                    self._loss = None  # what follows is no part of it
+                    while self._follow_ups:
+                        self._handle(self._follow_ups.popleft())
                 self._ahead.tell()
         except BaseException as error:  # a defect of ours must not leave the flow waiting for ever
             get_logger("slo").exception("The SLO runner failed; its unfinished task runs are crashed.")
@@ -146,11 +160,17 @@ class Session:
         finally:
             self._drained.set()
 
+    def _handle(self, event: control.Event) -> None:
+        self._ahead.heard(event)
+        for action in self._scheduler.handle(event, time.monotonic()):
+            self._ahead.did(action)
+            self._do(action)
+
     def _finished(self) -> bool:
         """Whether nothing is left to do; from then on nothing is taken either."""
         if self._closing is None or self._scheduler.unsettled or self._scheduler.leased:
             return False
-        if self.callbacks.outstanding and not self._closing.now:
+        if not self._closing.now and (self.callbacks.outstanding or not self._supplies.all_here()):
             return False
         with self._gate:
             self._over = self._inbox.empty()
@@ -188,12 +208,17 @@ class Session:
             case control.Closed():
                 if self._closing is None or message.now:
                     self._closing = message
+                if message.now:
+                    self._remaking.end()
                 return (message,)
-            case control.Ready(items) if self._closing is not None:
-                for item in items:
-                    self._calls[item].late = True
-                return (message,)
-            case None:  # the last callback has ended
+            case control.Ready(items):
+                return self._ready(items)
+            case _Look(item, error):
+                return self._looked(item, error)
+            case Asked():
+                self._remaking.answer(message)
+                return ()
+            case None:  # the last callback has ended, or the last result has come
                 return ()
             case _:
                 return (message,)
@@ -206,16 +231,10 @@ class Session:
 
     def _whole(self, lost: protocol.Lost) -> protocol.Lost:
         """A loss that also speaks of the bundle that was on its way when the worker was already gone."""
-        sent = self._sent.pop(lost.lease, None)
-        pool = self._pool_of.get(lost.lease)
-        if lost.reason == "start" and pool is not None and self._away(pool):
+        if self._leases.never_started_away(lost):
             stage = self._measure.stage_of(lost.lease)
             self._notice(f"A worker of stage {stage!r} did not start: {lost.detail.rstrip('.')}.", None)
-        if sent is None:
-            return lost
-        if sent.bundle != lost.bundle:
-            return replace(lost, running=None, untouched=sent.items)
-        return replace(lost, untouched=tuple(item for first in lost.untouched for item in sent.together(first)))
+        return self._leases.lost(lost)
 
     def _submitted(self, stage: str, rule: StageRule | None, calls: list[Call]) -> list[control.Event]:
         events: list[control.Event] = []
@@ -228,15 +247,15 @@ class Session:
             ready, waiting = [], []
             for call in alike:
                 try:
-                    awaited = call.has_inputs and self._await(call)
+                    awaited = call.has_inputs and parcels.await_upstream(call, self._inbox.put)
                 except BaseException as error:  # a future or an argument of somebody else's making
                     self._endings.broken(call, error)
                     continue
                 self._calls[call.item] = call
-                if awaited:
+                call.ready = call.ready if awaited else now
+                if awaited or self._lacks(call):
                     waiting.append(call.item)
                 else:
-                    call.ready = now
                     ready.append(call.item)
             if ready:
                 any_ready = True
@@ -246,30 +265,57 @@ class Session:
         self._measure.submitted(stage, len(calls), now if any_ready else None)
         return events
 
-    def _await(self, call: Call) -> bool:
-        """Hear of the moment when a call's upstream is done; ``False`` where it is already."""
-        upstream = parcels.pending(call)
-        remaining = [len(upstream)]
-        lock = threading.Lock()
+    def _ready(self, items: tuple[int, ...]) -> list[control.Event]:
+        """Calls whose upstream is done: they can run, unless results that they take have to come first."""
+        there = []
+        for item in items:
+            if (call := self._calls.get(item)) is None:
+                continue  # the run was cut short
+            call.late = self._closing is not None
+            if not self._lacks(call):
+                there.append(item)
+        return [control.Ready(tuple(there))] if there else []
 
-        def one_done(_: Any) -> None:
-            with lock:
-                remaining[0] -= 1
-                last = remaining[0] == 0
-            if last:
-                call.ready = time.monotonic()
-                self._inbox.put(control.Ready((call.item,)))
+    # ---- results that stay elsewhere --------------------------------------------------------------------------------
 
-        for future in upstream:
-            wrapped = getattr(future, "wrapped_future", None)  # its own callbacks may wait for each other
-            (wrapped if isinstance(wrapped, Future) else future).add_done_callback(one_done)
-        return bool(upstream)
+    def _lacks(self, call: Call) -> bool:
+        """Whether a call has to wait for results that it takes; they are seen to."""
+        if not self._deposits:
+            return False
+        records = self._supplies.lacking(call, self._leases.backend(self._rules[call.stage].pool))
+        if records:
+            self._supplies.order(call.item, records)
+        return bool(records)
+
+    def _looked(self, item: int, error: BaseException | None) -> list[control.Event]:
+        """What a call waited for has come, or never will."""
+        if (call := self._calls.get(item)) is None:
+            return []
+        if error is not None:
+            self._reports[item] = protocol.ItemReport(item, protocol.Outcome(error, True), 0.0, 0.0)
+            return [control.Barred((item,))]
+        return [] if self._lacks(call) else [control.Ready((item,))]
+
+    def _made_again(self, call: Call, why: str) -> None:
+        self._notice(f"Stage {call.stage!r} runs a call again: what it returned is lost ({why}).", None)
+        self._measure.failed(call.stage)  # what the stage takes in this run is no measure of it
+
+    def _ask(self, asked: Asked) -> bool:
+        """From any other thread: whether the session hears of it."""
+        if threading.current_thread() is self._thread:
+            return False
+        with self._gate:
+            if self._over or self._broken is not None:
+                return False
+            self._inbox.put(asked)
+        return True
+
+    # ---- reports ----------------------------------------------------------------------------------------------------
 
     def _progressed(self, lease: int, reports: tuple[protocol.ItemReport, ...]) -> list[control.Event]:
         done, stuck = [], []
-        sent = self._sent.get(lease)
         for whole in reports:
-            together = sent.together(whole.item) if sent is not None else (whole.item,)
+            together = self._leases.together(lease, whole.item)
             for report in endings.shares(whole, together):
                 call = self._calls.get(report.item)
                 if call is None:
@@ -283,7 +329,7 @@ class Session:
         events: list[control.Event] = [control.ItemDone(lease, tuple(done))] if done else []
         for report in stuck:
             get_logger("slo").debug("Item of lease %s is stuck: %s", lease, report.outcome.unpicklable)
-            if (pool := self._pool_of.get(lease)) is not None and self._capabilities(pool).hosted:
+            if (pool := self._leases.pool_of(lease)) is not None and self._leases.capabilities(pool).hosted:
                 stage = self._calls[report.item].stage
                 self._notice(f"A call of stage {stage!r} cannot travel: {report.outcome.unpicklable}.", None)
             self._reports[report.item] = report
@@ -299,93 +345,50 @@ class Session:
                     self._settle(item, ending, attempts)
             case control.Dispatch():
                 self._dispatch(action)
-            case control.OpenLease(lease, stage, pool, size):
-                self._pool_of[lease] = pool
-                metered = self._capabilities(pool).metered
-                self._measure.leased(lease, stage, pool, size, time.monotonic(), metered=metered)
-                self._backends[pool].open(lease, size, self._inbox.put)
+            case control.OpenLease():
+                self._leases.open(action)
             case control.CloseLease(lease):
-                self._sent.pop(lease, None)
-                self._measure.released(lease, time.monotonic())
-                self._backends[self._pool_of.pop(lease)].close(lease)
+                self._leases.close(lease)
             case control.CancelBundle(lease):
-                self._backends[self._pool_of[lease]].cancel(lease)
+                self._leases.cancel(lease)
             case control.SetTimer(after_s):
                 self._timer_at = time.monotonic() + after_s
             case control.Notice(stage, what, detail):
                 self._tell(stage, what, detail)
 
     def _dispatch(self, action: control.Dispatch) -> None:
-        pool = self._pool_of[action.lease]
-        backend, can = self._backends[pool], self._capabilities(pool)
-        isolated = can.isolated and not can.hosted
+        begun, rule, pool = time.monotonic(), self._rules[action.stage], self._leases.pool_of(action.lease)
+        assert pool is not None
+        backend, can = self._leases.backend(pool), self._leases.capabilities(pool)
         calls = [self._calls[item] for item in action.items]
-        record = self._level(calls[0])
-        variant, rule = calls[0].variant, calls[0].kind or self._rules[action.stage]
-        items: list[tuple[int, Any]] = []
-        batches: dict[int, tuple[int, ...]] = {}
-        parts: list[protocol.Kept] = []
-        leave = partial(deposits.dump_call, place=backend, parts=parts) if can.keeps is not None else None
-        rejected: list[int] = []
-        begun = time.monotonic()
-        batch = rule.batch if record != "full" else 1
-        for first in range(0, len(calls), batch):
-            together = calls[first : first + batch]
-            try:
-                where = {"here": pool == PROCESS, "elsewhere": can.elsewhere}
-                payload = self._parcels.payload(together, record, isolated=isolated, leave=leave, **where)
-                items.append((together[0].item, payload))
-                if len(together) > 1:
-                    batches[together[0].item] = tuple(call.item for call in together)
-            except ResultLost as error:
-                for call in together:
-                    self._reports[call.item] = protocol.ItemReport(call.item, protocol.Outcome(error, True), 0.0, 0.0)
-                    self._inbox.put(control.ItemDone(action.lease, (call.item,)))
-            except BaseException as error:
-                for call in together:
-                    self._reports[call.item] = _stuck(call.item, error)
-                    rejected.append(call.item)
-        opened: Any = None
-        if items:
-            try:
-                inline = self._rules[action.stage].workers is not None
-                if can.hosted:
-                    opened = self._parcels.hosted(variant)
-                else:
-                    where = {"isolated": isolated, "elsewhere": can.elsewhere, "apart": can.keeps is not None}
-                    opened = self._parcels.program(variant, inline=inline, **where)
-            except BaseException as error:
-                for item in action.items:
-                    self._reports[item] = _stuck(item, error)
-                rejected, items = list(action.items), []
-        if rejected:
-            self._inbox.put(control.Rejected(action.lease, tuple(rejected), ran=False))
-        if not items:
-            self._inbox.put(control.BundleDone(action.lease, 0.0))
+        lacking = {call.item: lacks for call in calls if (lacks := self._supplies.lacking(call, backend))}
+        calls = [call for call in calls if call.item not in lacking]
+        packed = self._packer.pack(action, calls, rule, pool, backend, can) if calls else None
+        if packed is not None:
+            for item, error in packed.stuck.items():
+                self._reports[item] = _stuck(item, error)
+            if packed.stuck:
+                self._follow_up(control.Rejected(action.lease, tuple(packed.stuck), ran=False))
+            for item, lost in packed.lost.items():
+                lacking[item] = self._supplies.lacking(self._calls[item], backend)
+                if not lacking[item]:  # it is hidden in something, where nobody looks for it
+                    self._inbox.put(_Look(item, lost))
+        if lacking:
+            self._follow_up(control.Postponed(action.lease, tuple(lacking)))
+        for item, records in lacking.items():
+            if records:
+                self._supplies.order(item, records)
+        if packed is None or packed.bundle is None:
+            self._follow_up(control.BundleDone(action.lease, 0.0))
             return
-        bundle = Bundle(
-            action.bundle,
-            f"{self._run_key}/{variant.ordinal if isolated or can.hosted else action.stage}",
-            opened,
-            tuple(items),
-            timeout_s=_hard_limit(calls) if can.hard_timeouts and not can.hosted else None,
-            parts=tuple(parts),
-            keep=can.keeps if self._stays(action.stage) else None,
-        )
-        self._records.update(dict.fromkeys(action.items, record))
-        self._sent[action.lease] = _Sent(action.bundle, action.items, batches)
+        self._records.update(dict.fromkeys(action.items, packed.record))
         self._measure.dispatched(action.lease, action.bundle, begun, min(call.ready for call in calls))
-        backend.submit(action.lease, bundle)
+        sent = Sent(action.bundle, tuple(call.item for call in calls), packed.batches)
+        self._leases.send(action.lease, packed.bundle, sent)
 
-    def _capabilities(self, pool: str) -> protocol.Capabilities:
-        if pool not in self._can:
-            self._can[pool] = self._backends[pool].capabilities()
-        return self._can[pool]
-
-    def _away(self, pool: str) -> bool:
-        """Whether a pool's workers are not this machine's, so that a user has to hear why they don't start."""
-        can = self._capabilities(pool)
-        return can.hosted or can.elsewhere
+    def _follow_up(self, event: control.Event) -> None:
+        """Have the scheduler hear of what came of an action, before anything else happens."""
+        self._follow_ups.append(event)
 
     def _tell(self, stage: str, what: str, detail: str) -> None:
         if what == "fallback":
@@ -429,48 +432,22 @@ class Session:
             match self._inbox.get():
                 case (str(), _, list(calls)):
                     self._calls.update((call.item, call) for call in calls)
-        for lease, pool in self._pool_of.items():
-            with contextlib.suppress(Exception):
-                self._backends[pool].cancel(lease)
+                case Asked(answer=answer):
+                    answer.set_result(False)
+        self._leases.end()
         for call in self._calls.values():
             self._endings.broken(call, error)
         self._calls.clear()
 
 
 @dataclass(frozen=True, slots=True)
-class _Sent:
-    """What a lease was sent last.
+class _Look:
+    """It is worth looking again whether an item lacks something; or something that it takes can't be had."""
 
-    Attributes:
-        bundle: Its id.
-        items: In order.
-        batches: Items that run as one, by the first of them.
-    """
-
-    bundle: int
-    items: tuple[int, ...]
-    batches: dict[int, tuple[int, ...]]
-
-    def together(self, first: int) -> tuple[int, ...]:
-        """Items that run as one with this."""
-        return self.batches.get(first, (first,))
+    item: int
+    error: BaseException | None
 
 
 def _stuck(item: int, error: BaseException) -> protocol.ItemReport:
     """Stands for the report of an item that never left."""
     return protocol.ItemReport(item, protocol.Outcome(b"", True, f"{type(error).__name__}: {error}"), 0.0, 0.0)
-
-
-def _hard_limit(calls: list[Call]) -> float | None:
-    """Seconds after which a call of the bundle can only hang: every attempt has had its timeout, and time to notice.
-
-    A tagged call may rightly wait for a concurrency slot for ever: it has no limit.
-    """
-    task = calls[0].task
-    if not task.timeout_seconds or task.tags or any(call.tags for call in calls):
-        return None
-    delays = task.retry_delay_seconds
-    each = delays if isinstance(delays, list) else [delays or 0.0]
-    waits = sum(float(each[min(i, len(each) - 1)]) for i in range(task.retries)) if each else 0.0
-    grace_s = max(GRACE_S, task.timeout_seconds)
-    return (task.retries + 1) * (task.timeout_seconds + grace_s) + waits * (1 + (task.retry_jitter_factor or 0.0))

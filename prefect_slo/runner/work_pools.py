@@ -19,6 +19,7 @@ from prefect_slo.pricing import price_list
 from prefect_slo.resources import Capacity, Pool, Size
 from prefect_slo.runner.backends.work_pool import WorkPoolBackend
 from prefect_slo.runner.pools import sizes_on, worker_counts
+from prefect_slo.runner.workpool.docker_engine import address_of, lack
 from prefect_slo.runner.workpool.jobs import Jobs
 from prefect_slo.runner.workpool.office import Office, Terms
 from prefect_slo.runner.workpool.sizing import Sizing, checked, job_variables
@@ -52,6 +53,8 @@ class WorkPool:
         give_up_s: How long before the stage is told that it can't run there.
         heartbeat_s: Between two signs of life of flow and pilot; after six without, either takes the other for dead.
         queue: Work queue of the pool.
+        docker_host: Docker engine of the pool's workers, ``unix:///path`` or ``tcp://host:port``: it is asked whether
+            its containers may have GPUs. Where they may not, stages run on the CPU. Without, nobody is asked.
 
     Raises:
         InvalidValue: A setting that can't be.
@@ -73,6 +76,7 @@ class WorkPool:
     give_up_s: float = 900.0
     heartbeat_s: float = 5.0
     queue: str | None = None
+    docker_host: str | None = None
 
     def __post_init__(self) -> None:
         where = f"work pool {text(self.name, 'work_pool.name')}"
@@ -89,6 +93,8 @@ class WorkPool:
             raise InvalidValue(f"{where}.job_variables", self.job_variables, "a table of variables")
         if self.prices is not None:
             price_list(self.prices)
+        if self.docker_host is not None:
+            address_of(self.docker_host)
 
     @property
     def pool(self) -> Pool:
@@ -99,6 +105,13 @@ class WorkPool:
     def capacity(self) -> Capacity:
         """Its concurrency."""
         return Capacity(workers=self.concurrency)
+
+    def lacks_gpus(self) -> str:
+        """Why its workers can have no GPU now, as its Docker engine says; empty where they may, or nobody can tell."""
+        if self.docker_host is None or not any(size.gpu for size in self.sizes):
+            return ""
+        why = lack(self.docker_host)
+        return f"work pool {self.name!r} has none: {why}" if why else ""
 
     def backend(self, client: Any) -> WorkPoolBackend:
         """A backend for one flow run, on the pilots of this process.
@@ -144,7 +157,8 @@ class WorkPool:
         def of(size: Size) -> dict[str, Any]:
             return job_variables(sizing, size, overhead_mb=overhead_mb, given=variables)
 
-        return Office(self.name, jobs, store, of, terms, copy_context())
+        in_common = found.type == "process"  # containers and machines of their own are given their GPUs
+        return Office(self.name, jobs, store, of, terms, copy_context(), places_gpus=in_common)
 
 
 _lock = threading.Lock()

@@ -18,8 +18,8 @@ from prefect_slo.blocks import SLOProfile
 from prefect_slo.decorators import director_of
 from prefect_slo.errors import InfeasibleSlo, InvalidValue, NotEnoughObservations
 from prefect_slo.loop.knowledge import Fitted, Knowledge
-from prefect_slo.loop.planning import fits, replan
 from prefect_slo.loop.policy import PastRun
+from prefect_slo.loop.replanning import fits, replan
 from prefect_slo.models import WorkflowModel
 from prefect_slo.objective import Slo
 from prefect_slo.plan import Plan

@@ -54,7 +54,7 @@ async def test_publishing_works_from_inside_an_event_loop(prefect_server: str, p
 
 
 def test_a_server_that_is_away_is_logged_once(
-    plan: Plan, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    quick_retries: None, plan: Plan, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publishing._failures.clear()
     monkeypatch.setattr(logging.getLogger("prefect"), "propagate", True)

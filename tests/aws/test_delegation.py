@@ -44,7 +44,8 @@ def account() -> Iterator[LocalAws]:
 
 @pytest.fixture(scope="module")
 def jobs(account: LocalAws) -> BatchJobs:
-    return BatchJobs(account.batch.queue(), "image", memory_mb=2048, timeout_s=60, poll_s=QUICK, region="us-east-1")
+    quick: dict[str, Any] = {"poll_s": QUICK, "gather_s": 0.0}
+    return BatchJobs(account.batch.queue(), "image", memory_mb=2048, timeout_s=60, region="us-east-1", **quick)
 
 
 @pytest.fixture(scope="module")

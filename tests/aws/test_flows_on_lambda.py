@@ -133,6 +133,21 @@ def test_a_plan_chooses_the_memory(run: Callable[..., Any], pool: LambdaPool) ->
     assert run(body, plan=plan)[1] == pool.functions.name(512)
 
 
+def test_a_stage_is_cold_where_an_environment_had_to_start_and_only_there(
+    run: Callable[..., Any], account: LocalAws
+) -> None:
+    def body():
+        return shift.map(range(3)).result(), where.submit().result()
+
+    told = Told(Recipe(workers=1))
+    account.lambdas.reap()
+    run(body, director=told)
+    run(body, director=told)
+    first, again = ({row.stage: row.cold for row in seen.stage_runs} for seen in told.runs)
+    assert first == {"shift": True, "where": False}
+    assert again == {"shift": False, "where": False}
+
+
 def test_prefects_retries_run_again_on_lambda_and_the_error_is_the_tasks_own(run: Callable[..., Any], account) -> None:
     @slo_task(pool="lambda")
     @task(retries=2)

@@ -18,7 +18,7 @@ import numpy as np
 from guarantee import PERCENTILE, Noise, StageTruth, Truth
 
 from prefect_slo.errors import InfeasibleSlo
-from prefect_slo.loop.planning import surest
+from prefect_slo.loop.replanning import surest
 from prefect_slo.loop.sweep import design, wanted_repeats
 from prefect_slo.models import WorkflowModel
 from prefect_slo.objective import Latency, Slo

@@ -29,6 +29,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -304,7 +305,7 @@ class Bench:
 def mps() -> Iterator[tuple[dict[str, str], str]]:
     """Environment in which MPS is used, and why it is not (empty where it is). What is started here is ended here."""
     gpus.forget()
-    if gpus.mps_runs():
+    if gpus.sharing() == "mps":
         yield {}, ""
         return
     if shutil.which("nvidia-cuda-mps-control") is None:
@@ -319,7 +320,7 @@ def mps() -> Iterator[tuple[dict[str, str], str]]:
         try:
             why = _control(["nvidia-cuda-mps-control", "-d"], "")[1]
             gpus.forget()
-            yield own, "" if gpus.mps_runs() else f"its control daemon does not answer: {why or _log(folder)}"
+            yield own, "" if gpus.sharing() == "mps" else f"its control daemon does not answer: {why or _log(folder)}"
         finally:
             _control(["nvidia-cuda-mps-control"], "quit -t 5\n")
             _end_daemon(Path(own["CUDA_MPS_PIPE_DIRECTORY"]) / "nvidia-cuda-mps-control.pid")
@@ -385,7 +386,7 @@ def measure(bench: Bench, device: Device) -> dict[str, Any]:
 def slot(bench: Bench, device: Device, own: Mapping[str, str], *, mps: bool) -> dict[str, Any]:
     """What a worker sees that has a quarter of the device and 4,096 MB of its memory, by this package's own hand."""
     share = Share(0.25, min(4_096.0, device.memory_mb / 4))
-    environ = gpus.environment(share, (device,), mps=mps)
+    environ = gpus.environment(share, (device,), "mps" if mps else "turns")
     found = bench.together([{**environ, **own}])
     return {"share": str(share), "environment": environ, **found}
 
@@ -434,6 +435,11 @@ def workers(bench: Bench, device: Device, own: Mapping[str, str]) -> dict[str, A
     }
 
 
+def _monotone(slowdown: Mapping[int, float]) -> dict[int, float]:
+    """A lucky run of many sharers makes none faster than fewer."""
+    return dict(zip(sorted(slowdown), accumulate((slowdown[k] for k in sorted(slowdown)), max), strict=True))
+
+
 def summary(report: Mapping[str, Any]) -> dict[str, Any]:
     """Slow-downs and whether shares hold, by kernel."""
     found: dict[str, Any] = {}
@@ -448,9 +454,7 @@ def summary(report: Mapping[str, Any]) -> dict[str, Any]:
             row[how] = {
                 "slowdown": slowdown,
                 "total_of_alone": {k: k * mean / whole for k, mean in means.items()},
-                "interference": dict(
-                    Interference.from_runs([(1, 1.0), *((k, max(v, 1e-9)) for k, v in slowdown.items())]).slowdown
-                ),
+                "interference": dict(Interference(_monotone({1: 1.0, **slowdown})).slowdown),
             }
         means = {p: mean for p, run in report.get("mps_alone", {}).items() if (mean := _mean(run, kernel))}
         row["mps_alone_of_whole"] = {p: mean / whole for p, mean in means.items()}

@@ -138,7 +138,7 @@ def measure(runs: int, calibrate: int, poll_s: float, pauses: float, seed: int) 
     from prefect_slo.loop.director import Following, following
     from prefect_slo.loop.knowledge import knowledge
     from prefect_slo.loop.learning import refit
-    from prefect_slo.loop.planning import surest
+    from prefect_slo.loop.replanning import surest
     from prefect_slo.objective import Latency, Slo
     from prefect_slo.resources import Size
     from prefect_slo.runner.recipe import Recipe
@@ -158,7 +158,7 @@ def measure(runs: int, calibrate: int, poll_s: float, pauses: float, seed: int) 
             wait_for(pool)
         pools = [
             WorkPool(
-                name, (Size(1, 512),), storage, workers=(1,), concurrency=2, idle_s=IDLE_S, hardware=f"made-up-{name}"
+                name, (Size(0.5, 512),), storage, workers=(1,), concurrency=2, idle_s=IDLE_S, hardware=f"made-up-{name}"
             )
             for name in ("cpu", "gpu")
         ]

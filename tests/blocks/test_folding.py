@@ -137,32 +137,36 @@ from prefect_slo.observation import StageRun
 from prefect_slo.telemetry import RunLog, StageKey
 from prefect_slo.telemetry.store import publish_log
 
-log = RunLog("processes", uuid4(), sys.argv[1])
-log.workflow({"name": "processes", "stages": [{"name": "train"}]})
+flow_name = sys.argv[3]
+log = RunLog(flow_name, uuid4(), sys.argv[1])
+log.workflow({"name": flow_name, "stages": [{"name": "train"}]})
 row = StageRun(log.run_id, "train", 2, 1024, 1.0, 1.0 + int(sys.argv[2]) / 10, items=4)
-log.stage_run(row, StageKey("train", "processes"))
+log.stage_run(row, StageKey("train", flow_name))
 log.end("completed", latency_s=2.0)
 assert publish_log(log)
-fold_in("processes", fit=lambda workflow, rows, latency_s: {"rows": len(rows), "total": float(rows["wall_s"].sum())})
+fold_in(flow_name, fit=lambda workflow, rows, latency_s: {"rows": len(rows), "total": float(rows["wall_s"].sum())})
 print(log.run_id)
 """
 
 
-def test_eight_processes_at_once_lose_no_observation_and_agree_on_one_profile(tmp_path, prefect_server):
-    script = tmp_path / "run.py"
+@pytest.mark.parametrize("number", [3, pytest.param(8, marks=pytest.mark.slow)])
+def test_processes_at_once_lose_no_observation_and_agree_on_one_profile(tmp_path, prefect_server, number):
+    script, flow_name = tmp_path / "run.py", f"{number} processes"
     script.write_text(PROCESS)
     environment = {**os.environ, "PREFECT_API_URL": prefect_server, "PREFECT_LOGGING_LEVEL": "WARNING"}
     started = [
         subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path / "logs"), str(n)], stdout=subprocess.PIPE, env=environment
+            [sys.executable, str(script), str(tmp_path / "logs"), str(n), flow_name],
+            stdout=subprocess.PIPE,
+            env=environment,
         )
-        for n in range(8)
+        for n in range(number)
     ]
     ids = [process.communicate(timeout=200)[0].decode().strip() for process in started]
-    assert [process.returncode for process in started] == [0] * 8
-    profile = SLOProfile.of_flow("processes")
+    assert [process.returncode for process in started] == [0] * number
+    profile = SLOProfile.of_flow(flow_name)
     assert sorted(profile.ledger().runs) == sorted(ids)
-    assert profile.model_document() == {"rows": 8, "total": pytest.approx(8 + 2.8)}
+    assert profile.model_document() == {"rows": number, "total": pytest.approx(sum(1 + n / 10 for n in range(number)))}
     assert list(Path(tmp_path / "logs").iterdir()) == []
 
 

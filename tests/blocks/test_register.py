@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import subprocess
@@ -9,23 +10,29 @@ from pathlib import Path
 import pytest
 from prefect.client.orchestration import get_client
 
-from prefect_slo import LambdaPool
+from prefect_slo import BatchJobs, BatchPool, DaskPool, LambdaPool, RayPool, WorkPool
 from prefect_slo.blocks import MenuBlock, PlanBlock, PoolBlock, PriceListBlock, S3PrefixBlock, SLOProfile, fold_in
 from prefect_slo.blocks.registering import register
 from prefect_slo.cli import main
+from prefect_slo.control.delegation import Needs
 from prefect_slo.errors import SloError
 from prefect_slo.loop.reporting import objective_of
 from prefect_slo.objective import Budget, Latency, Slo
 from prefect_slo.plan import Plan, StagePlan
 from prefect_slo.pricing import price_list
 from prefect_slo.resources import Size
+from prefect_slo.runner.workpool.sizing import job_variables
 from prefect_slo.telemetry.store import publish
 
 ROOT = Path(__file__).parents[2]
 
 
 TYPES = ("slo-menu", "slo-price-list", "slo-s3-prefix", "slo-pool", "slo-plan", "slo-profile")
-PLACES = {"SLO_BUCKET": "our-bucket", "SLO_KUBERNETES_POOL": "cluster", "SLO_MAILBOXES": "/shared/mailboxes"}
+PLACES = {
+    "SLO_BUCKET": "our-bucket", "SLO_KUBERNETES_POOL": "cluster", "SLO_MAILBOXES": "/shared/mailboxes",
+    "SLO_DASK_SCHEDULER": "tcp://scheduler:8786", "SLO_RAY_ADDRESS": "ray://head:10001",
+    "SLO_LAMBDA_ROLE": "arn:aws:iam::1:role/worker", "SLO_BATCH_QUEUE": "jobs", "SLO_BATCH_IMAGE": "image",
+}  # fmt: skip
 PLAN = Plan("letters", None, {"letter": StagePlan(2, Size(1, 512))})
 
 
@@ -35,21 +42,33 @@ def stored_documents() -> dict[str, tuple[object, dict[str, object]]]:
     return {f"{d.block_type_name}/{d.name}": (d.id, d.data) for d in documents}
 
 
-def test_registering_twice_stores_every_document_once(prefect_server):
-    environment = {**os.environ, **PLACES, "PREFECT_API_URL": prefect_server}
-    command = [sys.executable, str(ROOT / "blocks" / "register.py")]
-    first = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+def test_registering_twice_stores_every_document_once(prefect_server, monkeypatch, capsys):
+    for name, value in PLACES.items():
+        monkeypatch.setenv(name, value)
+    script = str(ROOT / "blocks" / "register.py")
+    environment = {**os.environ, "PREFECT_API_URL": prefect_server}
+    first = subprocess.run([sys.executable, script], env=environment, check=True, capture_output=True, text=True)
     for name in ("slo-menu/local", "slo-pool/process", "slo-pool/kubernetes", "slo-s3-prefix/exchange"):
         assert name in first.stdout
     before = stored_documents()
-    again = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    assert again.stdout == first.stdout
+    capsys.readouterr()
+    runpy.run_path(script, run_name="__main__")
+    assert "slo-profile/ml-pipeline was there and stays as it is" in capsys.readouterr().out
     assert stored_documents() == before
     assert MenuBlock.load("local").menu.workers == (1, 2, 3, 4)
     assert PriceListBlock.load("aws-lambda-x86").prices == price_list("aws-lambda-x86")
     assert S3PrefixBlock.load("exchange").store.bucket == "our-bucket"
     pool = PoolBlock.load("kubernetes").pool
     assert (pool.name, pool.storage.prefix.bucket) == ("cluster", "our-bucket")
+    dask, ray, functions, batch = (PoolBlock.load(name).pool for name in ("dask", "ray", "lambda", "batch"))
+    assert isinstance(dask, DaskPool)
+    assert (dask.address, dask.resources["memory_mb"]) == ("tcp://scheduler:8786", "MEMORY")
+    assert isinstance(ray, RayPool)
+    assert Size(2, 8192, 0.5, "gpu") in ray.sizes
+    assert functions.batch == BatchJobs("jobs", "image", 2.0, 8192, pool="lambda")
+    assert functions.bucket.bucket == "our-bucket"
+    assert isinstance(batch, BatchPool)
+    assert batch.jobs == BatchJobs("jobs", "image", 4.0, 16384, pool="batch")
     assert objective_of(SLOProfile.of_flow("ml-pipeline")) == Slo(Latency(60.0))
 
 
@@ -72,7 +91,10 @@ def test_a_folder_of_ones_own_is_registered_by_the_command_line(prefect_server, 
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert main(["register", str(tmp_path), "--json"]) == 0
-    assert "slo-plan/nightly" in capsys.readouterr().out
+    told = json.loads(capsys.readouterr().out)
+    assert "slo-plan/nightly" in told["stored"]
+    assert any(name.startswith("slo-profile/letters-to-register") for name in told["stored"])
+    assert told["kept"] == []
     assert PlanBlock.load("nightly").plan == PLAN
     assert PoolBlock.load("ours").pool == LambdaPool(memory_mb=(512,), concurrency=4)
     assert objective_of(SLOProfile.of_flow("letters to register")) == Slo(Latency(30.0), Budget(0.5))
@@ -87,7 +109,10 @@ def test_what_a_flow_has_learned_is_never_touched(prefect_server, tmp_path, make
     known = SLOProfile.of_flow("learned before")
     (tmp_path / "profiles").mkdir()
     (tmp_path / "profiles" / "it.toml").write_text('flow = "learned before"\nlatency = "1s"\n')
-    register(tmp_path)
+    found = register(tmp_path)
+    [kept] = found.kept
+    assert kept.startswith("slo-profile/learned-before")
+    assert kept not in found.stored
     assert SLOProfile.of_flow("learned before") == known
 
 
@@ -98,11 +123,35 @@ def test_what_a_flow_has_learned_is_never_touched(prefect_server, tmp_path, make
         {"name": "x", "storage": "/tmp/x", "colour": "red"},
         {"name": "x", "storage": "/tmp/x", "sizes": [{"cores": 1}]},
         {"name": "", "storage": "/tmp/x"},
+        {"name": "x", "storage": "/tmp/x", "sizes": {"vcpus": 1}},
+        {"name": "x", "storage": "/tmp/x", "sizing": {"rule": []}},
+        {"name": "x", "storage": "/tmp/x", "sizing": {"rules": [{"variable": "cpu"}]}},
+        {"kind": "lambda", "bucket": "s3://b", "batch": "a queue"},
+        {"kind": "lambda", "bucket": "s3://b", "batch": {"queue": "q"}},
+        {"kind": "lambda", "needs": {"cores": 4}},
+        {"kind": "batch", "bucket": "s3://b"},
+        {"kind": "batch", "bucket": "s3://b", "jobs": {"queue": {"name": 3}, "image": "i"}},
+        {"kind": "dask", "resources": {"cores": "CPU"}},
+        {"kind": "dask", "adapt": 4},
+        {"kind": "ray", "options": ["x"]},
     ],
 )
 def test_a_pool_that_cannot_be_is_refused(document):
     with pytest.raises((SloError, ValueError)):
         PoolBlock(document=document)
+
+
+def test_tables_in_the_document_of_a_pool_are_what_they_stand_for():
+    queue = {"name": "ours", "kind": "fargate-spot", "subnets": ["s-1"], "security_groups": ["g-1"]}
+    jobs = {"queue": queue, "image": "i", "vcpus": 1, "memory_mb": 2048, "execution_role": "arn", "poll_s": [0.5, 2]}
+    delegating = {"kind": "lambda", "bucket": "s3://b/p", "batch": jobs, "needs": {"gpu": 1, "memory_mb": 4096}}
+    pool = PoolBlock(document=delegating).pool
+    assert isinstance(pool, LambdaPool)
+    assert (pool.batch.queue.name, pool.batch.poll_s, pool.needs) == ("ours", (0.5, 2), Needs(1, 4096))
+    sizing = {"rules": [{"of": "memory_mb", "variable": "ram", "text": "{}Mi"}], "machines": {"small": [1, 2048]}}
+    sized = PoolBlock(document={"name": "x", "storage": "/tmp/x", "sizing": sizing}).pool
+    assert isinstance(sized, WorkPool)
+    assert job_variables(sized.sizing, Size(1, 512)) == {"ram": "512Mi"}
 
 
 @pytest.mark.parametrize("rebuild", [False, True])

@@ -232,10 +232,10 @@ def pools(ray: None, account: LocalAws, process_pool: Any, tmp_path_factory: pyt
     jobs.deploy()
     mailboxes = tmp_path_factory.mktemp("mailboxes of flows")
     made = (
-        DaskPool(concurrency=4),
-        RayPool(concurrency=4),
-        account.pool(memory_mb=(512,), concurrency=4),
-        BatchPool(jobs, account.bucket, concurrency=4),
+        DaskPool(concurrency=2),
+        RayPool(concurrency=2),
+        account.pool(memory_mb=(512,), concurrency=2),
+        BatchPool(jobs, account.bucket, concurrency=2),
         WorkPool("work pool", sizes=(Size(1, 512),), storage=mailboxes, concurrency=2),
     )
     return {pool.name: pool for pool in made}
@@ -250,9 +250,9 @@ def account() -> Iterator[LocalAws]:
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[None]:
-    """A Ray cluster of four CPUs on this machine, which flows and backends find connected."""
+    """A Ray cluster of two CPUs on this machine, which flows and backends find connected."""
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

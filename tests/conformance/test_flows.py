@@ -538,11 +538,13 @@ KINDS_ON_DASK = ("failing_task", "waits", "tagged")  # others take seconds a flo
 @pytest.fixture(scope="module")
 def seen(run_all):
     """Every flow, run everywhere; pinned to processes except where that is refused."""
-    ways = {name: ["stock", "thread", "auto" if name in REFUSED_WHEN_PINNED else "process"] for name in FLOWS}
-    for names, more in ((KINDS, ("decorated", "planned")), (KINDS_ELSEWHERE, ELSEWHERE), (KINDS_ON_DASK, ("dask",))):
-        for name in names:
-            ways[name] += more
-    runs = run_all((FLOWS[name], way) for name in FLOWS for way in ways[name])
+    pairs = [(name, way) for way in ("stock", "thread", "process") for name in FLOWS]
+    pairs = [(name, "auto" if way == "process" and name in REFUSED_WHEN_PINNED else way) for name, way in pairs]
+    pairs += [(name, way) for way in ("decorated", "planned") for name in KINDS]
+    # one pool after another: flows find its workers warm, and its pilots hold vCPUs of this machine as long as they are
+    elsewhere = dict.fromkeys(ELSEWHERE, KINDS_ELSEWHERE) | {"dask": (*KINDS_ELSEWHERE, *KINDS_ON_DASK)}
+    pairs += [(name, pool) for pool, names in elsewhere.items() for name in names]
+    runs = run_all((FLOWS[name], way) for name, way in pairs)
     return runs | {(name, "process"): runs[name, "auto"] for name in REFUSED_WHEN_PINNED}
 
 

@@ -136,6 +136,13 @@ class World:
         items, held.bundle = tuple(held.bundle[:n]), held.bundle[n:]
         return self.tell(e.Rejected(lease, items, ran))
 
+    def postpone(self, lease: int, n: int = 1) -> list[int]:
+        """Items of a lease can't be sent yet; those that wait from now on."""
+        held = self.leases[lease]
+        items, held.bundle = held.bundle[:n], held.bundle[n:]
+        self.tell(e.Postponed(lease, tuple(items)))
+        return items
+
     def tick(self) -> list[e.Action]:
         """Time passes until the timer."""
         assert self.timer_at is not None

@@ -92,6 +92,18 @@ def machine(make_world):
             if self.world.leases[lease].bundle and self.world.leases[lease].pool == "process":
                 self.world.reject(lease, n, ran=ran)
 
+        @precondition(lambda self: self.world.busy())
+        @rule(pick=PICK, n=st.integers(1, 3))
+        def items_cannot_be_sent_yet(self, pick, n):
+            self.waiting += self.world.postpone(self.one_of(self.world.busy(), pick), n)
+
+        @precondition(lambda self: self.waiting)
+        @rule(n=st.integers(1, 5))
+        def what_items_take_is_lost(self, n):
+            barred, self.waiting = self.waiting[:n], self.waiting[n:]
+            self.world.tell(e.Barred(tuple(barred)))
+            assert set(barred) <= set(self.world.settled)
+
         @precondition(lambda self: self.world.leases)
         @rule(pick=PICK, reason=LOSSES, done=st.integers(0, 3), running=st.integers(0, 1))
         def worker_is_lost(self, pick, reason, done, running):
@@ -147,7 +159,7 @@ def machine(make_world):
 
 def test_every_order_of_events_keeps_the_laws(machine):
     case = machine.TestCase
-    case.settings = settings(max_examples=250, stateful_step_count=60, deadline=None)
+    case.settings = settings(max_examples=80, stateful_step_count=60, deadline=None)
     case().runTest()
 
 

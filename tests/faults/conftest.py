@@ -59,7 +59,7 @@ def recorded(prefect_server: str) -> Recorded:
                 unsettled = any(name in ("Pending", "Running", "None") for _, name in found)
                 if (len(runs) >= expected and not unsettled) or time.monotonic() > deadline:
                     return found
-                time.sleep(0.5)
+                time.sleep(0.1)
 
     return read
 

@@ -16,7 +16,7 @@ from prefect_slo.declaration import slo_task
 from prefect_slo.errors import OutOfMemory, TaskTimedOut, WorkerLost
 from prefect_slo.plan import Plan, StagePlan
 from prefect_slo.resources import Size
-from prefect_slo.runner import session
+from prefect_slo.runner import packing
 from prefect_slo.runner.task_runner import SLOTaskRunner
 
 
@@ -134,7 +134,7 @@ def hangs():
 
 
 def test_a_task_that_hangs_in_c_code_is_timed_out(run_isolated, recorded, monkeypatch):
-    monkeypatch.setattr(session, "GRACE_S", 1.0)
+    monkeypatch.setattr(packing, "GRACE_S", 1.0)
     began = time.monotonic()
     state = run_isolated(hangs)
     (name, kind, error), other = state.result()

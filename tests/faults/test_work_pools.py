@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,43 +19,9 @@ from prefect_slo import SLOTaskRunner, WorkPool, slo_task
 from prefect_slo.errors import WorkerLost
 from prefect_slo.resources import Size
 from prefect_slo.runner.work_pools import shut_offices
+from prefect_slo.runner.workpool import office
 
 POOL = "faults"
-
-
-@pytest.fixture
-def worker_by(prefect_server: str) -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
-    """Starts the pool's worker on some address of the API; ended with the test."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start(address: str) -> subprocess.Popen[bytes]:
-        with get_client(sync_client=True) as client, contextlib.suppress(ObjectAlreadyExists):
-            client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
-        told = {
-            "PREFECT_API_URL": address,
-            "PREFECT_WORKER_QUERY_SECONDS": "0.5",
-            "PREFECT_WORKER_HEARTBEAT_SECONDS": "2",
-            "PREFECT_LOGGING_LEVEL": "ERROR",
-            "PREFECT_LOGGING_TO_API_ENABLED": "false",
-        }
-        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL]
-        started.append(
-            subprocess.Popen(
-                command,
-                env=os.environ | told,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-            )
-        )
-        return started[-1]
-
-    yield start
-    shut_offices()
-    for worker in started:
-        worker.send_signal(signal.SIGINT)
-    for worker in started:
-        worker.wait(60)
 
 
 def pool(folder: Path, **terms: Any) -> WorkPool:
@@ -91,9 +52,9 @@ def naps(n: int) -> list[int]:
 
 
 def test_an_outage_of_the_api_in_the_middle_loses_no_result_and_leaves_no_task_run_open(
-    wire: Any, worker_by: Any, recorded: Any, run_isolated: Any, tmp_path: Path
+    wire: Any, own_process_pool: Any, recorded: Any, run_isolated: Any, tmp_path: Path
 ) -> None:
-    worker_by(f"http://127.0.0.1:{wire.port}/api")
+    own_process_pool(POOL, PREFECT_API_URL=f"http://127.0.0.1:{wire.port}/api")
     runner = SLOTaskRunner(pools=[pool(tmp_path)], record="full")
     assert run_isolated(naps, 1, runner=runner).is_completed()  # the pilot is warm: the outage comes while items run
     threading.Timer(0.5, wire.break_off).start()
@@ -106,9 +67,9 @@ def test_an_outage_of_the_api_in_the_middle_loses_no_result_and_leaves_no_task_r
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_takes_no_pilot_with_it_that_runs(
-    prefect_server: str, worker_by: Any, recorded: Any, run_isolated: Any, tmp_path: Path
+    own_process_pool: Any, recorded: Any, run_isolated: Any, tmp_path: Path
 ) -> None:
-    worker = worker_by(prefect_server)
+    worker = own_process_pool(POOL)
     runner = SLOTaskRunner(pools=[pool(tmp_path)], record="full")
     assert run_isolated(naps, 1, runner=runner).is_completed()
     worker.kill()
@@ -119,14 +80,15 @@ def test_a_worker_that_is_killed_takes_no_pilot_with_it_that_runs(
 
 
 def test_a_job_that_nobody_starts_any_more_is_a_typed_error_that_says_so(
-    prefect_server: str, recorded: Any, run_isolated: Any, tmp_path: Path
+    prefect_server: str, recorded: Any, run_isolated: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(office, "LOOK_S", 0.2)
     with get_client(sync_client=True) as client, contextlib.suppress(ObjectAlreadyExists):
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
     runner = SLOTaskRunner(pools=[pool(tmp_path, patience_s=0.1, give_up_s=1.0)], record="full")
-    state = run_isolated(insists, 2, runner=runner)
+    state = run_isolated(insists, 1, runner=runner)
     shut_offices()
     with pytest.raises(WorkerLost, match="no worker started"):
         state.result()
-    found = recorded(state.state_details.flow_run_id, 2)
+    found = recorded(state.state_details.flow_run_id, 1)
     assert set(found) == {("insist", "Crashed")}

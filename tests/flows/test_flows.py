@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,7 +40,8 @@ def letters(n: int = 4) -> int:
 
 
 def flow_of(name: str) -> Flow[..., Any]:
-    return load_flow_from_entrypoint(str(ROOT / "flows" / f"{name}.py") + f":{name}")
+    [entrypoint] = (deployed["entrypoint"] for deployed in DEPLOYED if deployed["name"] == name)
+    return load_flow_from_entrypoint(f"{ROOT / entrypoint}")
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +56,11 @@ def test_every_deployment_names_a_flow_that_loads(deployment: dict[str, Any]) ->
     path, _, name = deployment["entrypoint"].partition(":")
     found = load_flow_from_entrypoint(f"{ROOT / path}:{name}", use_placeholder_flow=False)
     assert found.name.removeprefix("slo-") == deployment["name"]
+
+
+def test_no_file_of_a_flow_hides_a_module_of_the_standard_library() -> None:
+    """Prefect puts its folder first in the path: with a ``profile.py`` there, nothing could import ``cProfile``."""
+    assert not {path.stem for path in (ROOT / "flows").glob("*.py")} & sys.stdlib_module_names
 
 
 def test_every_maintenance_flow_is_deployed() -> None:
@@ -82,4 +89,4 @@ def test_importing_the_flows_runs_nothing() -> None:
     for path in (ROOT / "flows").glob("*.py"):
         module = ModuleType(path.stem)
         exec(compile(path.read_text(), str(path), "exec"), vars(module))
-        assert isinstance(vars(module)[path.stem], Flow)
+        assert any(isinstance(value, Flow) for value in vars(module).values())

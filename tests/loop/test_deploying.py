@@ -11,11 +11,12 @@ from prefect.client.schemas.actions import WorkPoolCreate
 
 from prefect_slo.blocks import PlanBlock
 from prefect_slo.cli import main
-from prefect_slo.errors import InvalidPlan, InvalidValue
+from prefect_slo.errors import InvalidValue, NothingProposed, WorkPoolUnusable
 from prefect_slo.loop.deploying import OWN, own_size, pin, unpin
 from prefect_slo.loop.pinning import VARIABLE
+from prefect_slo.placement import Device
 from prefect_slo.plan import Plan, StagePlan
-from prefect_slo.resources import Menu, Size
+from prefect_slo.resources import Capacity, Menu, Size
 from prefect_slo.workflow import Edge, Stage, Workflow
 
 STAGES = {
@@ -74,6 +75,39 @@ def test_the_own_process_holds_the_stages_that_can_run_at_once() -> None:
     assert own_size(PLAN) == Size(OWN.vcpus + 4 + 4 + 3 + 1, OWN.memory_mb + 2048 + 2048 + 6144 + 128)
 
 
+def gpu_stage(workers: int, gpu: float, memory_mb: int = 0) -> StagePlan:
+    return StagePlan(workers, Size(1, 512, gpu, "gpu", memory_mb), "process")
+
+
+def test_the_own_process_has_as_many_gpus_as_its_stages_find_their_places_on() -> None:
+    plan = Plan("told", None, {"a": gpu_stage(2, 0.5), "b": gpu_stage(2, 0.75), "c": StagePlan(1, Size(1, 512))})
+    side_by_side = (Stage("a", (), MENU), Stage("b", (), MENU), Stage("c", (), MENU))
+    in_turn = (Stage("a", (), MENU), Stage("b", (Edge("a"),), MENU), Stage("c", (), MENU))
+    assert own_size(plan, Workflow("told", side_by_side)).gpu == 3
+    assert own_size(plan, Workflow("told", in_turn)).gpu == 2
+    assert own_size(plan).gpu == 3, "without the graph every stage may run beside every other"
+    assert own_size(PLAN).gpu == 0
+
+
+def test_memory_of_the_devices_counts_where_they_are_known() -> None:
+    plan = Plan("told", None, {"a": gpu_stage(2, 0.25, 10_000)})
+    stages = (Stage("a", (), MENU),)
+    small, large = (Capacity(gpu_devices=(Device("0", mb),)) for mb in (16_384, 81_920))
+    assert own_size(plan, Workflow("told", stages, capacity=small)).gpu == 2
+    assert own_size(plan, Workflow("told", stages, capacity=large)).gpu == 1
+    assert own_size(plan, Workflow("told", stages)).gpu == 1
+
+
+def test_stages_on_other_pools_take_no_gpu_of_the_own_process() -> None:
+    there = StagePlan(4, Size(1, 512, 1, "gpu"), "gpu")
+    assert own_size(Plan("told", None, {"a": there})).gpu == 0
+
+
+def test_a_job_that_cannot_be_given_a_gpu_is_refused(deployed: str) -> None:
+    with pytest.raises(WorkPoolUnusable, match="gpu_limit"):
+        pin(deployed, Plan("told", None, {"a": gpu_stage(1, 1)}))
+
+
 def test_a_pin_stores_the_plan_and_sizes_the_job_and_keeps_what_was_there(deployed: str) -> None:
     shown = pin(deployed, PLAN, apply=False)
     assert variables(deployed) == {"env": {"OURS": "1"}, "image": "ours:1"}
@@ -82,6 +116,7 @@ def test_a_pin_stores_the_plan_and_sizes_the_job_and_keeps_what_was_there(deploy
     found = variables(deployed)
     assert found["image"] == "ours:1"
     assert found["env"] == {"OURS": "1", VARIABLE: pinned.block}
+    assert pinned.sized
     assert "cpu_request" in found
     assert PlanBlock.load(pinned.block).plan == PLAN
     assert pin(deployed, PLAN) == pinned, "once more changes nothing"
@@ -95,7 +130,7 @@ def test_what_cannot_be_pinned_is_refused_with_what_to_do(deployed: str) -> None
         pin("told/missing", PLAN)
     with pytest.raises(InvalidValue, match=VARIABLE):
         pin("told/served", PLAN)
-    with pytest.raises(InvalidPlan, match="profile it first"):
+    with pytest.raises(NothingProposed, match="no plan is in force"):
         pin(deployed)
 
 

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import logging
+import re
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from prefect_slo.declaration import Declaration
 from prefect_slo.errors import InvalidValue
-from prefect_slo.loop import gpus, menus
+from prefect_slo.loop import director, gpus, knowledge, menus
 from prefect_slo.loop.knowledge import Fitted, Knowledge
 from prefect_slo.loop.menus import MenuSettings, stage_menu, with_menus
-from prefect_slo.loop.planning import decide, fits, ladders, replan
+from prefect_slo.loop.planning import Decision, decide, ladders
+from prefect_slo.loop.replanning import fits, replan
 from prefect_slo.loop.sweep import design, fallback_options
 from prefect_slo.models import WorkflowModel
 from prefect_slo.objective import Latency, Slo
 from prefect_slo.observation import StageRun, StageRuns
 from prefect_slo.placement import Device, Interference
+from prefect_slo.plan import Plan, StagePlan
 from prefect_slo.resources import Capacity, Menu, Pool, Size
-from prefect_slo.runner.pools import PROCESS
+from prefect_slo.runner.pools import PROCESS, Pools, by_name
+from prefect_slo.runner.work_pools import WorkPool
+from prefect_slo.runner.workpool import docker_engine
+from prefect_slo.testing.docker import DockerEngine, serving
 from prefect_slo.workflow import Stage, Workflow
 
 DEVICE = Device("GPU-a", 16_384)
@@ -84,7 +93,7 @@ def test_devices_are_looked_for_only_where_a_menu_has_a_share(monkeypatch):
 
 def test_the_plan_takes_a_gpu_that_is_here_and_that_pays():
     plan, _ = replan(known((DEVICE,), {"cpu": 16.0, "gpu": 2.0, "gpu:0.5": 3.0}), Slo(Latency(4.0, 0.95, 0.9)), seed=0)
-    assert gpus.here(plan) == ("detect",)
+    assert gpus.using(plan, [PROCESS]) == ("detect",)
 
 
 def test_without_one_the_plan_is_the_cpus_and_says_what_that_costs():
@@ -92,7 +101,7 @@ def test_without_one_the_plan_is_the_cpus_and_says_what_that_costs():
     decision = decide(
         lacking, Slo(Latency(4.0, 0.95, 0.9)), mode="enforce", seed=0, explore=0, rng=np.random.default_rng(0)
     )
-    assert gpus.here(decision.followed) == ()
+    assert gpus.using(decision.followed, [PROCESS]) == ()
     assert "GPU wanted for 'detect', and none is here: it runs on the CPU, predicted" in decision.note
     assert "s, " in decision.note
     assert "$" in decision.note
@@ -149,3 +158,127 @@ def test_a_stage_that_was_measured_on_a_share_alone_is_planned_there():
     plan, reason = replan(replace(rich, workflow=flow), SLO, seed=0)
     assert plan is not None, reason
     assert plan["detect"].size == HALF
+
+
+DOCKER = "containers"
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[DockerEngine]:
+    """A Docker engine with a GPU, asked anew each time."""
+    monkeypatch.setattr(docker_engine, "_KEEP_S", 0.0)
+    monkeypatch.setattr(menus, "usable_gpus", lambda: ())
+    with serving(DockerEngine(gpus=("GPU-a",))) as served:
+        yield served
+
+
+def docker_pool(engine: DockerEngine, tmp_path: Path, *sizes: Size) -> Pools:
+    return by_name([WorkPool(DOCKER, sizes or (Size(1, 1024, gpu=1),), str(tmp_path), docker_host=engine.url)])
+
+
+def known_on(pools: Pools, kinds: dict[str, float], *, elsewhere: bool = True) -> Knowledge:
+    """Of a stage that may run in containers with a GPU, or elsewhere on this machine's CPUs."""
+    on_cpus = (Pool(PROCESS, (CPU,), workers=(1, 2)),) if elsewhere else ()
+    menu = Menu(workers=(1, 2), pools=(*on_cpus, replace(pools[DOCKER].pool, workers=(1, 2))))
+    stage = Stage("detect", menu=menu, fanout="given", items=8)
+    capacity = Capacity(vcpus=4, pools={DOCKER: pools[DOCKER].capacity})
+    flow = Workflow("video", (stage,), capacity=capacity)
+    rich = known((DEVICE,), kinds)
+    assert rich.model is not None
+    rows = rich.model.history("detect")
+    table = StageRuns.of(
+        [
+            StageRun(f"{k}", "detect", int(w), 1024, 1, float(s), overhead_s=0.01, items=8, hardware=str(h))
+            for k, (w, s, h) in enumerate(zip(rows["workers"], rows["wall_s"], rows.hardware, strict=True))
+        ]
+    )
+    return Knowledge("video", flow, Fitted.of(WorkflowModel(flow).fit(table)))
+
+
+def decided(told: Knowledge) -> Decision:
+    slo = Slo(Latency(4.0, 0.95, 0.9))
+    return decide(told, slo, mode="enforce", seed=0, explore=0, rng=np.random.default_rng(0))
+
+
+def test_a_docker_pool_whose_engine_has_a_gpu_is_planned_for(engine: DockerEngine, tmp_path: Path) -> None:
+    pools = docker_pool(engine, tmp_path)
+    told = known_on(pools, {"cpu": 16.0, DOCKER: 2.0})
+    assert gpus.now(told, pools) is told
+    decision = decided(told)
+    assert decision.plan is not None
+    assert (decision.plan["detect"].pool, decision.note, decision.lacking) == (DOCKER, "", False)
+
+
+def test_one_whose_engine_has_none_is_not_and_the_price_of_that_is_said(engine: DockerEngine, tmp_path: Path) -> None:
+    pools = docker_pool(engine, tmp_path)
+    told = known_on(pools, {"cpu": 16.0, DOCKER: 2.0})
+    engine.gpus = ()
+    bare = gpus.now(told, pools)
+    assert gpus.now(told, pools) is bare, "plans made for it are kept"
+    assert gpus.now(replace(told, plan=decided(told).plan), pools).plan is not None, "but for another plan in force"
+    decision = decided(bare)
+    assert decision.plan is not None
+    assert decision.plan["detect"].pool == PROCESS
+    assert "GPU wanted for 'detect', and pool 'containers' has none: it runs on the CPU, predicted" in decision.note
+    assert decision.lacking, "it is a warning"
+    assert re.search(r"\+[\d.]+ s, [+-]\$[\d.e-]+\)", decision.note)
+    engine.gpus = ("GPU-a",)
+    assert gpus.now(told, pools) is told, "back when it is back"
+
+
+def test_a_plan_that_a_run_is_pinned_to_runs_on_the_cpus_of_the_same_pool(engine: DockerEngine, tmp_path: Path) -> None:
+    pools = docker_pool(engine, tmp_path, Size(1, 1024), Size(1, 1024, gpu=1))
+    told = known_on(pools, {"cpu": 16.0, DOCKER: 2.0, f"{DOCKER}-cpu": 20.0})
+    pinned = Plan("video", None, {"detect": StagePlan(2, Size(1, 1024, 1, DOCKER), DOCKER)})
+    assert gpus.without_now(told, pinned, pools) == (pinned, "")
+    engine.gpus = ()
+    made, why = gpus.without_now(told, pinned, pools)
+    assert made["detect"] == replace(pinned["detect"], size=Size(1, 1024, hardware=f"{DOCKER}-cpu"))
+    assert re.search(r"predicted 1\d[\d.]* s and \$[\d.e-]+ a run in place of [\d.]+ s", why)
+
+
+def test_what_was_never_measured_on_the_cpu_is_said_to_be_unknown(engine: DockerEngine, tmp_path: Path) -> None:
+    pools = docker_pool(engine, tmp_path)
+    told = known_on(pools, {"cpu": 16.0, DOCKER: 2.0})
+    engine.gpus = ()
+    pinned = Plan("video", None, {"detect": StagePlan(2, Size(1, 1024, 1, DOCKER), DOCKER)})
+    made, why = gpus.without_now(told, pinned, pools)
+    assert made["detect"].size == Size(1, 1024, hardware=f"{DOCKER}-cpu")
+    assert "where nothing was measured" in why
+
+
+def test_an_engine_that_does_not_answer_is_taken_to_have_none(tmp_path: Path) -> None:
+    pool = WorkPool(DOCKER, (Size(1, 1024, gpu=1),), str(tmp_path), docker_host=f"unix://{tmp_path}/none.sock")
+    assert "no Docker engine answers" in pool.lacks_gpus()
+    assert replace(pool, sizes=(Size(1, 1024),)).lacks_gpus() == "", "nobody is asked where no size has a GPU"
+    assert replace(pool, docker_host=None).lacks_gpus() == ""
+    with pytest.raises(InvalidValue, match="unix:///path"):
+        replace(pool, docker_host="somewhere")
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_a_run_whose_stage_has_a_gpu_or_nothing_goes_to_the_cpu_with_a_warning(
+    engine: DockerEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pinned: bool
+) -> None:
+    """Pinned to its plan, or by the plan in force where the menu has nothing else."""
+    pools = docker_pool(engine, tmp_path)
+    plan = Plan("video", SLO, {"detect": StagePlan(2, Size(1, 1024, 1, DOCKER), DOCKER)})
+    told = replace(known_on(pools, {DOCKER: 2.0}, elsewhere=False), plan=None if pinned else plan)
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_SLO_TELEMETRY", "false")
+    monkeypatch.setattr(knowledge, "_REMEMBERED", knowledge._Remembered())
+    knowledge._REMEMBERED.put(told)
+    said: list[tuple[str, int]] = []
+    monkeypatch.setattr(director, "say_once", lambda _, message, level: said.append((message, level)))
+    parameters = {"slo_plan": plan.to_document()} if pinned else {}
+
+    def sizes() -> list[Size]:
+        recipe = director.LoopDirector(SLO, pools=pools, explore=0).recipe("video", f"run-{len(said)}", parameters)
+        return [stage.size for stage in recipe.plan.stages.values()] if recipe.plan is not None else []
+
+    assert sizes() == [Size(1, 1024, 1, DOCKER)]
+    assert not any("GPU wanted" in message for message, _ in said)
+    engine.gpus = ()
+    assert sizes() == [Size(1, 1024, hardware=f"{DOCKER}-cpu")]
+    message, level = said[-1]
+    assert "GPU wanted for 'detect', and pool 'containers' has none" in message
+    assert level == logging.WARNING

@@ -17,7 +17,7 @@ from prefect_slo.loop import knowledge
 from prefect_slo.loop.guard import Guard, approve, change, roll_back
 from prefect_slo.loop.knowledge import Knowledge
 from prefect_slo.loop.learning import replan_flow
-from prefect_slo.loop.planning import KEPT, plan_digest, predicted, surest
+from prefect_slo.loop.replanning import KEPT, plan_digest, predicted, surest
 from prefect_slo.objective import Latency, Slo
 from prefect_slo.observation import StageRuns
 from prefect_slo.plan import Plan

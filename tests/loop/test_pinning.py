@@ -15,7 +15,8 @@ from prefect_slo.errors import InvalidPlan
 from prefect_slo.loop.director import LoopDirector
 from prefect_slo.loop.knowledge import Knowledge
 from prefect_slo.loop.pinning import pinned, plan_of
-from prefect_slo.loop.planning import plan_digest, told
+from prefect_slo.loop.planning import told
+from prefect_slo.loop.replanning import plan_digest
 from prefect_slo.objective import Latency, Slo
 from prefect_slo.plan import Plan, StagePlan
 from prefect_slo.resources import Size

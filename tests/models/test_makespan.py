@@ -62,18 +62,22 @@ def test_item_edges_overlap_stages_but_never_beat_the_bottleneck() -> None:
     assert makespan(workflow, latency)[0] == 14.0
 
 
-def _simulate(counts: list[int], seconds: list[float], workers: list[int], sigma: float, seed: int) -> float:
-    """Wave-free truth: workers of each stage pull items as they get ready and free."""
+def _simulate(
+    counts: list[int], seconds: list[float], workers: list[int], sigma: float, seed: int, start_s: float = 0.0
+) -> float:
+    """Wave-free truth: workers of each stage start with its first item, and pull items as they get ready and free."""
     rng = np.random.default_rng(seed)
     env = simpy.Environment()
     pools = [simpy.Resource(env, capacity) for capacity in workers]
+    up: list[float | None] = [None] * len(workers)
     ends: list[float] = []
 
     def item(times: np.ndarray):
-        for pool, duration in zip(pools, times, strict=True):
+        for k, (pool, duration) in enumerate(zip(pools, times, strict=True)):
             with pool.request() as turn:
                 yield turn
-                yield env.timeout(float(duration))
+                up[k] = ready = env.now + start_s if up[k] is None else up[k]
+                yield env.timeout(max(ready - env.now, 0.0) + float(duration))
         ends.append(env.now)
 
     for _ in range(counts[0]):
@@ -93,10 +97,11 @@ def test_pipelines_of_items_agree_with_a_discrete_event_simulation(
     workflow = Workflow("pipe", chain(*names, kind="item"))
     waves = {name: float(-(-items // d)) for name, d in zip(names, workers, strict=True)}
     spread = float(np.exp(sigma**2 / 2))
-    latency = {n: np.array([waves[n] * s * spread]) for n, s in zip(names, seconds, strict=True)}
-    predicted = float(makespan(workflow, latency, waves=waves)[0])
-    actual = np.mean([_simulate([items], list(seconds), list(workers), sigma, seed) for seed in range(5)])
-    assert predicted == pytest.approx(actual, rel=most)
+    for start_s in (0.0, 8.0):
+        latency = {n: np.array([start_s + waves[n] * s * spread]) for n, s in zip(names, seconds, strict=True)}
+        predicted = float(makespan(workflow, latency, waves=waves, start_s=dict.fromkeys(names, start_s))[0])
+        runs = [_simulate([items], list(seconds), list(workers), sigma, seed, start_s) for seed in range(5)]
+        assert predicted == pytest.approx(np.mean(runs), rel=most)
 
 
 @given(st.integers(0, 1000))

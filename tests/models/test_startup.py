@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from prefect_slo.errors import InfeasibleSlo
 from prefect_slo.models import WorkflowModel
 from prefect_slo.models.startup import Startup, mean_beyond, seen_by_setting
+from prefect_slo.objective import Latency
 from prefect_slo.observation import StageRun, StageRuns
+from prefect_slo.planner import make_plan
 from prefect_slo.resources import Menu, Option, Pool, Size
 from prefect_slo.workflow import Edge, Stage, Workflow
 
@@ -75,6 +78,33 @@ def test_the_tail_of_runs_is_that_of_their_starts(workflow: Workflow, leased: An
     assert predicted == pytest.approx(float(np.quantile(list(walls.values()), 0.95)), rel=0.1)
 
 
+def test_starts_of_a_pipeline_follow_one_another_and_a_promise_counts_them() -> None:
+    """A stage that takes items one by one asks for its workers when the first is there, not when the run begins."""
+    menu = Menu(workers=(1,), sizes=(ELSEWHERE,), pools=(Pool("pool", (ELSEWHERE,)),))
+    stages = (Stage("read", (), menu, items=8), Stage("write", (Edge("read", "item"),), menu, items=8))
+    workflow, rng, rows, latencies = Workflow("piped", stages), np.random.default_rng(2), [], {}
+    for number in range(60):
+        cold, work = number % 4 == 1, 0.8 * float(rng.lognormal(0, 0.02))
+        start = START_S * float(rng.lognormal(0, 0.05)) if cold else 0.0
+        latencies[f"run-{number:02d}"] = 2 * start + 1.125 * work
+        for stage, wall in (("read", start + work), ("write", start + work)):
+            rows.append(
+                StageRun(
+                    f"run-{number:02d}", stage, 1, 1024, 1.0, wall, overhead_s=wall - work, items=8, cold=cold,
+                    hardware="elsewhere", start_s=start, billed_s=work + start,
+                )
+            )  # fmt: skip
+    model = WorkflowModel(workflow).fit(StageRuns.of(rows), run_latency_s=latencies)
+    real = np.quantile(list(latencies.values()), (0.5, 0.95))
+    predicted = model.predict(plan(1)).latency_s
+    assert (predicted.p50, predicted.p95) == pytest.approx(tuple(real), rel=0.05)
+    with pytest.raises(InfeasibleSlo):
+        make_plan(model, Latency(0.8 * float(real[1])), seed=0)
+    made = make_plan(model, Latency(1.15 * float(real[1])), seed=0)
+    assert made.certificate is not None
+    assert made.certificate.confidence >= 0.99
+
+
 def test_local_workers_and_rows_that_were_not_leased_are_predicted_warm(workflow: Workflow, leased: Any) -> None:
     drawn = WorkflowModel(workflow).fit(leased(paid=False)).predict(plan(1)).samples.latency_s
     assert np.max(drawn) < 4.0 + START_S
@@ -97,9 +127,17 @@ def test_a_setting_leans_on_the_others_until_it_was_seen_often() -> None:
     seen = seen_by_setting(np.array([1.0] * 10 + [4.0] * 10), np.ones(20), np.array([True] * 10 + [False] * 10))
     startup = Startup(seen=seen)
     assert startup.share(2, 1.0) == pytest.approx(0.5)
-    assert startup.share(1, 1.0) == pytest.approx(11 / 12)
-    assert startup.share(4, 1.0) == pytest.approx(1 / 12)
+    assert startup.share(1, 1.0) == pytest.approx(10 / 11)
+    assert startup.share(4, 1.0) == pytest.approx(1 / 11)
     assert Startup().share(1, 1.0) == 0.0
+
+
+def test_a_sweep_that_met_every_setting_cold_once_says_nothing_of_ordinary_runs() -> None:
+    workers = np.repeat([1.0, 2.0, 4.0], 4)
+    swept = Startup(seen=seen_by_setting(workers, np.ones(12), np.tile([True, False, False, False], 3)))
+    assert swept.share(1, 1.0) == swept.share(8, 1.0) == 0.0
+    once = Startup(seen=seen_by_setting(np.array([1.0, 2.0]), np.ones(2), np.array([True, True])))
+    assert once.share(1, 1.0) == 0.0
 
 
 def test_rows_that_do_not_say_what_was_paid_count_for_none() -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from prefect_slo.errors import GpuShareTooLarge
 from prefect_slo.placement import Device
-from prefect_slo.planner.capacity import Antichains, max_weight_antichain
+from prefect_slo.planner.capacity import Antichains
+from prefect_slo.planner.overlap import max_weight_antichain
 from prefect_slo.planner.problem import Goal, Problem
 from prefect_slo.planner.search import search
 from prefect_slo.resources import Capacity, Menu, Size
@@ -117,7 +118,8 @@ def test_shares_that_fit_in_sum_and_on_no_device_are_not_admitted():
 
 def test_an_option_that_could_not_be_placed_alone_is_not_tried():
     stage, at = with_gpus({"a": []}, ONE)
-    (alone,) = stage.alone
+    assert stage.placing is not None
+    (alone,) = stage.placing.alone
     assert alone[at[4, 0.25]]
     assert alone[at[1, 0.75]]
     assert not alone[at[2, 0.75]]

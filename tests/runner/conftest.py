@@ -33,6 +33,6 @@ def task_runs(prefect_server: str) -> Callable[..., list[TaskRun]]:
                 ended = all(run.state_name not in (None, "Pending", "Running") for run in found)
                 if (len(found) >= expected and ended) or time.monotonic() > deadline:
                     return found
-                time.sleep(0.5)
+                time.sleep(0.1)
 
     return read

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from prefect_slo.resources import Size
 from prefect_slo.runner import cluster_pools
 from prefect_slo.runner.backends.cluster import ClusterBackend
 from prefect_slo.runner.backends.protocol import Bundle, Finished, Lost, Opened, Outcome
+from prefect_slo.runner.backends.ray_request import requested
 from prefect_slo.runner.backends.remote import Clocks, Reply, machine, told
 from prefect_slo.runner.cluster_pools import RayPool
 from prefect_slo.runner.local.limits import machine_vcpus
@@ -83,17 +85,7 @@ def test_a_size_that_no_dask_worker_can_take_is_refused_with_what_to_start():
     )  # fmt: skip
 
 
-def test_a_size_that_no_ray_node_can_take_is_refused():
-    backend = RayPool(options={"num_cpus": 2}).backend(None)
-    reports: SimpleQueue[Any] = SimpleQueue()
-    backend.open(1, Size(99, 512), reports.put)
-    lost = until(reports, Lost, Opened)
-    backend.shutdown()
-    assert lost.reason == "start"
-    assert "no Ray node has CPU=99 (the most: " in lost.detail
-
-
-def test_on_ray_shares_of_a_gpu_are_fractions_of_one_and_the_device_is_rays():
+def test_on_ray_shares_of_a_gpu_are_fractions_of_one_and_the_device_is_rays_and_what_no_node_has_is_refused():
     """A GPU by name alone: Ray counts it, and shows it to whoever has a part of it."""
 
     def look(item: int) -> tuple[Any, ...]:
@@ -115,9 +107,14 @@ def test_on_ray_shares_of_a_gpu_are_fractions_of_one_and_the_device_is_rays():
             backend.submit(report.lease, bundle(report.lease, look, 0))
         seen += [cloudpickle.loads(item.outcome.payload) for item in getattr(report, "items", ())]
         ended += isinstance(report, Finished)
-    backend.open(4, Size(0.5, 512, 2, "gpu"), reports.put)
-    assert "no Ray node has" in until(reports, Lost).detail
+    refused = {}
+    for lease, size in ((4, Size(0.5, 512, 2, "gpu")), (5, Size(99, 512))):
+        backend.open(lease, size, reports.put)
+        refused[lease] = until(reports, Lost, Opened)
     backend.shutdown()
+    assert [lost.reason for lost in refused.values()] == ["start", "start"]
+    assert "no Ray node has" in refused[4].detail
+    assert "no Ray node has CPU=99 (the most: 4)" in refused[5].detail
     assert [told[:2] for told in seen] == [("0", "0.5000")] * 3
     assert max(sum(a <= at < b for _, _, a, b in seen) for _, _, at, _ in seen) <= 2
 
@@ -417,6 +414,63 @@ def test_an_adaptive_cluster_grows_from_nothing_to_what_the_next_stage_will_need
         return found
 
     assert grows() == [3, 4, 5, 6, 7]
+
+
+def test_rays_autoscaler_is_told_what_the_next_stage_will_need_and_others_requests_are_left_alone(
+    prefect_server, tmp_path
+):
+    """By Ray's own record of what is asked of it."""
+    ray = pytest.importorskip("ray")
+    size = Size(1, 512, hardware="ray")
+    plan = Plan("grows", None, {"first": StagePlan(1, size, "ray"), "second": StagePlan(3, size, "ray")})
+
+    @flow(name="grows", task_runner=SLOTaskRunner(plan, pools=[RayPool(concurrency=4)]))
+    def grows(asked: list[dict[str, float]]) -> list[int]:
+        begun = first.submit(tmp_path / "enough")
+        rest = second.map(unmapped(begun), range(5))
+        await_(lambda: requested() == asked)
+        (tmp_path / "enough").touch()
+        return rest.result()
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        assert grows([{"CPU": 1.0, "memory": 512.0 * 2**20}] * 3) == [3, 4, 5, 6, 7]
+        assert requested() == [], "it may shrink again"
+        ray.autoscaler.sdk.request_resources(bundles=[{"CPU": 7}])
+        assert grows([{"CPU": 7}]) == [3, 4, 5, 6, 7]
+        assert requested() == [{"CPU": 7}]
+    finally:
+        ray.shutdown()
+
+
+def test_a_stage_that_falls_back_to_threads_needs_nothing_of_the_cluster_any_more(prefect_server):
+    """What it takes doesn't pickle. A cluster that grew for it may shrink while it runs."""
+    made: list[LocalCluster] = []
+
+    def start(**options: Any) -> LocalCluster:
+        made.append(LocalCluster(**options))
+        return made[-1]
+
+    options = {"n_workers": 0, "processes": False, "threads_per_worker": 1, "dashboard_address": None}
+    adapt = {"minimum": 0, "maximum": 4, "interval": "50 ms"}
+    pool = DaskPool(cluster=start, cluster_options=options, adapt=adapt, concurrency=2)
+    plan = Plan("falls", None, {"held": StagePlan(2, Size(1, 512, hardware="dask"), "dask")})
+    running, go_on = threading.Event(), threading.Event()
+
+    @task
+    def held(number: int) -> bool:
+        running.set()
+        return go_on.wait(PATIENCE_S)
+
+    @flow(name="falls", task_runner=SLOTaskRunner(plan, pools=[pool]))
+    def falls() -> list[bool]:
+        waiting = held.map(range(4))
+        assert running.wait(PATIENCE_S)
+        await_(lambda: made[0]._adaptive.minimum == 0)
+        go_on.set()
+        return waiting.result()
+
+    assert falls() == [True] * 4
 
 
 def await_(condition: Any) -> None:

@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +22,8 @@ from prefect.context import FlowRunContext
 from prefect.futures import wait
 from prefect.states import State
 
-from prefect_slo import DaskPool, RayPool, SLOTaskRunner
-from prefect_slo.errors import ResultLost
+from prefect_slo import DaskPool, RayPool, SLOTaskRunner, slo_task
+from prefect_slo.errors import ResultLost, Unpicklable
 
 N, MB = 3, 2
 PATIENCE_S = 60.0
@@ -265,6 +266,129 @@ def _wait_for(condition: Callable[[], Any]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+@slo_task(idempotent=True)
+@task
+def make_again(seen: Path, number: int) -> Traced:
+    (seen / "runs" / f"{number} {time.monotonic_ns()}").touch()
+    return Traced(seen, number)
+
+
+@task(retries=1)
+def change(traced: Traced, number: int) -> Traced:
+    (traced.seen / "runs" / f"{number} {time.monotonic_ns()}").touch()
+    return Traced(traced.seen, number)
+
+
+class Box:
+    """Something that Prefect doesn't look into."""
+
+    def __init__(self, state: State[Any]) -> None:
+        self.state = state
+
+
+@task
+def unpack(box: Box) -> int:
+    return box.state.result().number
+
+
+def runs(seen: Path) -> Counter[int]:
+    """How often each number was made."""
+    return Counter(int(mark.name.split()[0]) for mark in (seen / "runs").iterdir())
+
+
+def test_what_is_lost_is_made_again_by_tasks_that_may_run_again_and_once(prefect_server, tmp_path, dask):
+    """With all that they take which is lost, too."""
+    (tmp_path / "runs").mkdir()
+
+    @flow(task_runner=runner(dask, stages={"take_all": {"isolation": "thread"}}))
+    def goes_on() -> dict[str, list[Any]]:
+        made = make_again.submit(tmp_path, 1)
+        changed = change.submit(made, 2)
+        changed.wait()
+        _kill_keepers(dask.address)
+        found = [take.submit(changed).result()]
+        assert runs(tmp_path) == {1: 2, 2: 2}
+        read = make_again.submit(tmp_path, 3)
+        elsewhere = make_again.submit(tmp_path, 4)
+        left = make_again.submit(tmp_path, 5)
+        wait([read, elsewhere, left])
+        _kill_keepers(dask.address)
+        found += [read.result().number, take_all.submit([elsewhere]).result()]
+        lost, hidden = take.submit(changed), unpack.submit(Box(changed.state))
+        wait([lost, hidden])
+        return {"found": found, "states": [lost.state, hidden.state, left.state]}
+
+    told = goes_on()
+    found, (lost, hidden, left) = told["found"], told["states"]
+    assert found == [(2, MB << 20), 3, [4]]
+    for state in (lost, hidden):
+        assert isinstance(state.result(raise_on_failure=False), ResultLost), "once, and no more"
+    assert left.result().number == 5, "what outlives the run is made again before its end"
+    assert runs(tmp_path) == {1: 2, 2: 2, 3: 2, 4: 2, 5: 2}
+
+
+class Slow:
+    """A value that the flow's process can't read before a file is there, or never."""
+
+    def __init__(self, reader: int, folder: Path, *, ever: bool = True) -> None:
+        self.reader, self.folder, self.ever, self.data = reader, folder, ever, b"1" * (MB << 20)
+
+    def __reduce__(self) -> Any:
+        return _slow, (self.reader, self.folder, self.ever, self.data)
+
+
+def _slow(reader: int, folder: Path, ever: bool, data: bytes) -> Slow:
+    if os.getpid() == reader:
+        assert ever, "it can't be read here"
+        (folder / "asked for").touch()
+        _wait_for((folder / "there").exists)
+    return Slow(reader, folder, ever=ever)
+
+
+@task
+def make_slow(reader: int, folder: Path, ever: bool) -> Slow:
+    return Slow(reader, folder, ever=ever)
+
+
+@task
+def take_slow(slow: Slow) -> int:
+    return len(slow.data)
+
+
+def test_a_fetch_that_takes_its_time_keeps_nobody_else_waiting_and_one_that_fails_fails_those_that_need_it(
+    prefect_server, tmp_path, dask
+):
+    stages = {"take_slow": {"pool": "process"}, "nap": {"isolation": "thread"}}
+
+    @flow(task_runner=runner(dask, stages=stages))
+    def goes_on() -> tuple[int, Any]:
+        slow, never = (make_slow.submit(os.getpid(), tmp_path, ever) for ever in (True, False))
+        first = take_slow.submit(slow)
+        _wait_for((tmp_path / "asked for").exists)
+        failed = take_slow.submit(never)
+        nap.submit(tmp_path / "asked for").result(timeout=PATIENCE_S)
+        failed.wait(timeout=PATIENCE_S)
+        assert not first.state.is_final()
+        (tmp_path / "there").touch()
+        return first.result(), failed.state.result(raise_on_failure=False)
+
+    size, error = goes_on()
+    assert size == MB << 20
+    assert isinstance(error, Unpicklable)
+    assert "it can't be read here" in str(error)
+
+
+def test_what_is_only_waited_for_stays_where_it_is(prefect_server, tmp_path, dask):
+    @flow(task_runner=runner(dask, stages={"nap": {"pool": "process"}}))
+    def waits() -> None:
+        made = make.submit(tmp_path, 1)
+        (tmp_path / "wake").touch()
+        nap.submit(tmp_path / "wake", wait_for=[made]).result()
+        assert not unpickled_here(tmp_path)
+
+    waits()
 
 
 @pytest.mark.slow

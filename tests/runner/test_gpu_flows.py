@@ -11,6 +11,7 @@ import pytest
 from prefect import flow, task
 
 from prefect_slo.declaration import Declaration
+from prefect_slo.placement import Share
 from prefect_slo.plan import Plan, StagePlan
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.protocol import Bundle, Outcome, Progress
@@ -59,20 +60,22 @@ def test_where_there_is_no_gpu_it_runs_on_the_cpu_and_says_so(
 ) -> None:
     machine.setenv("PREFECT_INTEGRATIONS_SLO_GPU_DEVICES", "none")
     assert {device for device, _, _ in looks(3)} == {None}
-    assert "'look' was planned with 0.5 GPU, and there is no GPU here: it runs on the CPU" in caplog.text
+    assert "'look' was to have 0.5 GPU, and there is no GPU here: it runs on the CPU" in caplog.text
 
 
 def test_the_rule_of_a_stage_asks_for_gpus_only_where_it_needs_one() -> None:
-    def rule(size: Size, *, there: bool) -> Size:
+    def rule(size: Size, *, lacks: str) -> Size:
         plan = Plan("f", None, {"look": StagePlan(1, size, PROCESS)})
-        made = stage_rule("look", look, Recipe(plan), Declaration(), processes=True, gpus=lambda: there)
+        made = stage_rule("look", look, Recipe(plan), Declaration(), processes=True, lacks_gpus=lambda _: lacks)
         assert made.fallback == (None if made.size.gpu else THREAD), "threads would use a device unaccounted for"
         return made.size
 
-    assert rule(HALF, there=True) == HALF
-    assert rule(HALF, there=False) == Size(0.25, 512)
+    assert rule(HALF, lacks="") == HALF
+    assert rule(HALF, lacks="none is here") == Size(0.25, 512)
     plain = Plan("f", None, {"look": StagePlan(1, Size(1, 512), PROCESS)})
-    stage_rule("look", look, Recipe(plain), Declaration(), processes=True, gpus=lambda: pytest.fail("asked in vain"))
+    stage_rule(
+        "look", look, Recipe(plain), Declaration(), processes=True, lacks_gpus=lambda _: pytest.fail("asked in vain")
+    )
 
 
 def test_on_a_cluster_a_share_is_told_to_libraries_and_the_device_is_the_clusters(
@@ -93,7 +96,7 @@ def test_on_a_cluster_a_share_is_told_to_libraries_and_the_device_is_the_cluster
 
 
 def test_a_share_with_memory_is_told_in_bytes_where_the_device_is_not_known() -> None:
-    told = gpus.limits(Size(1, 512, 0.25, "gpu", 2048).share, mps=True)
+    told = gpus.limits(Share(0.25, 2048), "mps")
     assert told["CUPY_GPU_MEMORY_LIMIT"] == str(2048 * 2**20)
     assert told["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"] == "0=2048M"
     assert gpus.FRACTION not in told

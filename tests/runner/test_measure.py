@@ -83,6 +83,22 @@ def test_of_workers_that_wait_differently_the_mean_counts(runs):
     assert (found.wall_s, found.queue_s) == pytest.approx((4.0, 1.0))
 
 
+def test_a_start_is_seen_of_a_stage_whose_items_get_ready_after_they_were_submitted(clock):
+    seen = Measure(PRICES, machine=MACHINE, planned={"train"})
+    seen.submitted("train", 1, None)
+    seen.leased(0, "train", PROCESS, SMALL, clock.now)
+    begun = clock.now
+    clock.now += 6.0  # one second in the queue, five to start; its item is ready after two
+    seen.opened(Opened(0, True, 5.0, 1.0, 1))
+    seen.dispatched(0, 0, clock.now, begun + 2.0)
+    clock.now += 3.0
+    seen.item(0, ItemReport(0, Outcome(b"", failed=False), begun + 6.0, clock.now), ready=begun + 2.0)
+    seen.finished(Finished(0, 0, begun + 6.0, clock.now))
+    only = row(seen)
+    assert (only.wall_s, only.queue_s, only.start_s) == pytest.approx((7.0, 0.0, 4.0))
+    assert only.cold
+
+
 def test_a_stage_with_failed_items_has_a_row_and_says_so(runs):
     assert runs((0.0, 1.0), (0.0, 1.0)).failed_items("train") == 0
     seen = runs((0.0, 1.0), (0.0, 1.0), fails=1)

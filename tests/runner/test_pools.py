@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -18,7 +19,7 @@ from prefect_slo.pricing import price_list
 from prefect_slo.resources import Capacity, Pool, Size
 from prefect_slo.runner.backends.protocol import Backend
 from prefect_slo.runner.backends.threads import ThreadBackend
-from prefect_slo.runner.pools import by_name
+from prefect_slo.runner.pools import by_name, on_cpu, sizes_on
 from prefect_slo.runner.recipe import ObservedRun, Recipe
 from prefect_slo.runner.rules import stage_rule
 from prefect_slo.runner.task_runner import SLOTaskRunner
@@ -214,3 +215,61 @@ def test_what_is_elsewhere_takes_no_room_on_this_machine() -> None:
     assert capacity.fits(here, there)
     assert not capacity.fits(here, here)
     assert not capacity.fits(there, there)
+
+
+@dataclass(frozen=True)
+class Bare(Cloud):
+    """A pool whose machines have no GPU after all."""
+
+    why: str = "its driver is gone"
+
+    def lacks_gpus(self) -> str:
+        return self.why
+
+
+WITH_GPU = Size(2, 4096, 1, "cloud")
+
+
+def test_where_a_pool_turns_out_to_have_no_gpu_a_stage_runs_on_its_cpus_and_the_price_is_said(
+    prefect_server: str, opened: list[Size], caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    prices = str(tmp_path / "ours.toml")
+    Path(prices).write_text('name = "ours"\nvcpu_second = 1e-5\ngb_second = 1e-6\ngpu_second = 1e-3\n')
+    pool = Bare(Pool("cloud", (WITH_GPU, LARGE), prices, (1, 4)))
+    plan = Plan("doubles", None, {"double": StagePlan(2, WITH_GPU, "cloud")})
+    assert doubles.with_options(task_runner=SLOTaskRunner(plan, pools=[pool]))(4) == 12
+    assert set(opened) == {LARGE}
+    was, now = (3600 * price_list(prices).rate(s.vcpus, s.memory_mb, s.gpu, s.hardware) for s in (WITH_GPU, LARGE))
+    said = " ".join(caplog.text.split())
+    assert "'double' was to have 1 GPU, and its driver is gone: it runs on the CPU" in said
+    assert f"at ${now:.3g} an hour a worker in place of ${was:.3g}" in said
+    assert was > now > 0
+
+
+def test_a_list_without_a_price_for_cpus_makes_none_up(prefect_server: str, caplog: pytest.LogCaptureFixture) -> None:
+    pool = Bare(Pool("cloud", (WITH_GPU,), "aws-ec2-gpu", (1, 4)))
+    plan = Plan("doubles", None, {"double": StagePlan(2, WITH_GPU, "cloud")})
+    assert doubles.with_options(task_runner=SLOTaskRunner(plan, pools=[pool]))(2) == 2
+    assert "at a price that the list 'aws-ec2-gpu' does not have in place of $" in " ".join(caplog.text.split())
+
+
+def test_a_pool_that_may_have_gpus_is_asked_and_left_as_planned(prefect_server: str, opened: list[Size]) -> None:
+    pool = Bare(Pool("cloud", (WITH_GPU,), None, (1, 4)), why="")
+    plan = Plan("doubles", None, {"double": StagePlan(2, WITH_GPU, "cloud")})
+    assert doubles.with_options(task_runner=SLOTaskRunner(plan, pools=[pool]))(4) == 12
+    assert set(opened) == {WITH_GPU}
+
+
+def test_the_size_without_a_gpu_is_the_least_that_holds_as_much_or_the_same_on_machines_of_their_own() -> None:
+    offered = by_name([Cloud(Pool("cloud", (WITH_GPU, SMALL, LARGE, Size(4, 8192, hardware="cloud"))))])
+    assert on_cpu(WITH_GPU, "cloud", offered) == LARGE
+    alone = by_name([Cloud(Pool("cloud", (WITH_GPU,)))])
+    assert on_cpu(WITH_GPU, "cloud", alone) == Size(2, 4096, hardware="cloud-cpu")
+    assert on_cpu(WITH_GPU, "process", {}) == Size(2, 4096)
+    assert on_cpu(SMALL, "cloud", alone) == SMALL
+
+
+def test_what_runs_without_a_gpu_in_a_pool_that_has_some_is_measured_apart() -> None:
+    sizes = sizes_on("ours", (Size(1, 1024), Size(1, 1024, 1), Size(1, 1024, 1, "h100")), "here")
+    assert [size.kind for size in sizes] == ["ours-cpu", "ours", "h100"]
+    assert [size.kind for size in sizes_on("ours", (Size(1, 1024),), "here")] == ["ours"]

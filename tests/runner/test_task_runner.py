@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
@@ -200,7 +201,7 @@ def test_a_run_ends_as_its_flow_ends(prefect_server, is_async):
     how = ("returns", "returns a failed task", "raises", "takes too long")
     for each in how:
         subject = flow(kinds[each == "takes too long"]).with_options(task_runner=SLOTaskRunner(director=told))
-        subject.timeout_seconds = 3 if each == "takes too long" else None
+        subject.timeout_seconds = 1 if each == "takes too long" else None
         state = subject(each, return_state=True)
         if is_async:
             asyncio.run(state)
@@ -407,7 +408,17 @@ def returns_before_a_long_task(folder: str):
     long.submit(folder)
 
 
-def test_ctrl_c_while_a_flow_that_has_returned_waits_for_its_tasks_ends_them(prefect_server, tmp_path, task_runs):
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C interrupts this process, also where a shell has started it in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_while_a_flow_that_has_returned_waits_for_its_tasks_ends_them(
+    interruptible, prefect_server, tmp_path, task_runs
+):
     told = Told(Recipe(isolation="process", workers=1))
     runner = SLOTaskRunner(director=told)
 

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,15 +125,20 @@ def test_threads_write_whole_lines(tmp_path):
 
 
 WRITER = """
-import sys
+import os, sys
 from prefect_slo.observation import Invocation, StageRun
 from prefect_slo.telemetry import RunLog, StageKey
-log = RunLog("demo", "r1", sys.argv[1])
-print("ready", flush=True)
-for number in range(10**7):
-    log.invocation(Invocation("train", number % 4, number + 1, 1.0, compute_s=0.1))
-    if number % 50 == 49:
-        log.stage_run(StageRun("r1", "train", 4, 1024, 1.0, 2.0, items=number + 1), StageKey("train", "v1"))
+for directory in sys.stdin:
+    if child := os.fork():
+        os.waitpid(child, 0)
+        print("gone", flush=True)
+        continue
+    log = RunLog("demo", "r1", directory.strip())
+    print(os.getpid(), flush=True)
+    for number in range(10**7):
+        log.invocation(Invocation("train", number % 4, number + 1, 1.0, compute_s=0.1))
+        if number % 50 == 49:
+            log.stage_run(StageRun("r1", "train", 4, 1024, 1.0, 2.0, items=number + 1), StageKey("train", "v1"))
 """
 
 
@@ -142,24 +146,24 @@ for number in range(10**7):
 def test_a_process_killed_at_any_moment_leaves_a_readable_log(tmp_path):
     rng = np.random.default_rng(7)
     (tmp_path / "writer.py").write_text(WRITER)
-    for round_ in range(4):
-        directories = [tmp_path / f"{round_}-{i}" for i in range(5)]
-        processes = [_started(tmp_path / "writer.py", directory) for directory in directories]
-        for process, delay in zip(processes, rng.uniform(0.0, 0.02, len(processes)), strict=True):
-            threading.Event().wait(delay)
-            os.kill(process.pid, signal.SIGKILL)
-        for process, directory in zip(processes, directories, strict=True):
-            process.wait()
-            process.stdout.close()
-            (path,) = directory.glob(f"*{SUFFIX}")
-            record = read_log(path)
-            assert (record.run_id, record.status) == ("r1", "crashed")
-            assert "damaged_lines" not in record.facts
-            assert [i.items for i in record.invocations] == list(range(1, len(record.invocations) + 1))
-            assert len(record.stages) in (len(record.invocations) // 50, len(record.invocations) // 50 - 1)
-
-
-def _started(script: Path, directory: Path) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen([sys.executable, str(script), str(directory)], stdout=subprocess.PIPE)
-    assert process.stdout.readline() == b"ready\n"
-    return process
+    writers = subprocess.Popen(
+        [sys.executable, str(tmp_path / "writer.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    )
+    for number, delay in enumerate(rng.uniform(0.0, 0.02, 20)):
+        writers.stdin.write(f"{tmp_path / str(number)}\n")
+        pid = int(writers.stdout.readline())
+        threading.Event().wait(delay)
+        os.kill(pid, signal.SIGKILL)
+        assert writers.stdout.readline() == "gone\n"
+        (path,) = (tmp_path / str(number)).glob(f"*{SUFFIX}")
+        record = read_log(path)
+        assert (record.run_id, record.status) == ("r1", "crashed")
+        assert "damaged_lines" not in record.facts
+        assert [i.items for i in record.invocations] == list(range(1, len(record.invocations) + 1))
+        assert len(record.stages) in (len(record.invocations) // 50, len(record.invocations) // 50 - 1)
+    writers.communicate(timeout=60)
+    assert writers.returncode == 0

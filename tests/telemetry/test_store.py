@@ -66,7 +66,7 @@ def test_runs_come_newest_first_over_all_pages(make_run, monkeypatch):
     assert len(list(read_runs("pages", since=third))) == 3
 
 
-def test_an_unreachable_api_keeps_the_log_for_a_later_sweep(ended_log, tmp_path, caplog):
+def test_an_unreachable_api_keeps_the_log_for_a_later_sweep(quick_retries, ended_log, tmp_path, caplog):
     log = ended_log("kept-while-offline")
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
         assert not publish_log(log)

@@ -41,7 +41,8 @@ def pin(
             }
         )
         return
-    print_line(f"{deployment} follows slo-plan/{told.block} from its next run on, in jobs of {told.size}.")
+    size = f"in jobs of {told.size}" if told.sized else f"which takes {told.size}; its work pool sizes no jobs"
+    print_line(f"{deployment} follows slo-plan/{told.block} from its next run on, {size}.")
     print_table([{"job variable": name, "value": value} for name, value in told.job_variables.items()])
 
 
@@ -90,8 +91,11 @@ def register(
     with working("Storing documents"):
         found = register_folder(folder)
     if json:
-        print_json({"stored": found.stored, "left_out": {name: list(v) for name, v in found.left_out.items()}})
+        left_out = {name: list(v) for name, v in found.left_out.items()}
+        print_json({"stored": found.stored, "kept": found.kept, "left_out": left_out})
         return
     print_table([{"stored": name} for name in found.stored])
+    for name in found.kept:
+        print_line(f"{name} was there and stays as it is.")
     for file, variables in found.left_out.items():
         print_line(f"{file} is left out: {', '.join(variables)} not set.")

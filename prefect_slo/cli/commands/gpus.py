@@ -21,7 +21,7 @@ def gpus(
 ) -> None:
     """GPUs of this machine, what of them is held, and whether shares are enforced."""
     from prefect_slo.runner.local.gpu_ledger import GpuLedger
-    from prefect_slo.runner.local.gpus import devices, mps_runs
+    from prefect_slo.runner.local.gpus import devices, sharing
     from prefect_slo.settings import SLOSettings
 
     ledger = GpuLedger(devices(SLOSettings().named_gpus))
@@ -36,7 +36,7 @@ def gpus(
         }
         for device in ledger.devices
     ]
-    enforced = mps_runs() if rows else False
+    enforced = bool(rows) and sharing() == "mps"
     found: dict[str, Any] = {"devices": rows, "mps": enforced}
     if docker is not None:
         from prefect_slo.runner.workpool.docker_engine import probe

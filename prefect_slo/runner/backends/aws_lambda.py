@@ -139,12 +139,11 @@ class LambdaBackend:
                     return
                 lease, size, sink, asked = self._waiting.pop(at)
                 slot = self._idle.pop() if self._idle else None
-                cold = slot is None
                 slot = slot or Slot(self._exchange, self._run_key, self.close, self._stored)
                 slot.serve(lease, self._name_of(size.memory_mb), size, sink)
                 self._leases[lease] = slot
                 wait_s = time.monotonic() - asked
-            sink(Opened(lease, cold=cold, start_s=0.0, wait_s=wait_s, pid=0))
+            sink(Opened(lease, cold=False, start_s=0.0, wait_s=wait_s, pid=0))
 
     def _next(self) -> int | None:
         """Position of the first waiting lease that there is room for."""

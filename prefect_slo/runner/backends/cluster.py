@@ -200,9 +200,13 @@ class ClusterBackend:
         lease.sink(Opened(lease.id, cold=False, start_s=0.0, wait_s=time.monotonic() - asked, pid=0))
 
     def _expect(self, need: Need) -> None:
-        if not self._closed:
+        if self._closed:
+            return
+        try:
             self._connect()
-            self._cluster.expect(need)
+        except Exception:
+            return  # whoever opens a lease is told
+        self._cluster.expect(need)
 
     def _connect(self) -> None:
         if not self._connected:

@@ -6,11 +6,13 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextvars import copy_context
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
 from prefect.settings import get_current_settings
 
+from prefect_slo.errors import InvalidValue
 from prefect_slo.placement import Device
 from prefect_slo.runner.backends.protocol import Backend
 from prefect_slo.runner.backends.threads import ThreadBackend
@@ -75,7 +77,7 @@ class FlowBackends(Mapping[str, Backend]):
             env = self._context.run(worker_environment, self._client)
             settings = self._context.run(valid_settings)
             patience_s = settings.ledger_patience_s if settings is not None else PATIENCE_S
-            named = settings.named_gpus if settings is not None else ()
+            named = self._context.run(named_gpus)
             return ProcessBackend.shared(env=env, preload=PRELOAD, patience_s=patience_s, gpu_devices=named)
         return self._context.copy().run(self._pools[pool].backend, self._client)
 
@@ -98,11 +100,25 @@ def usable_vcpus() -> float:
 
 def usable_gpus() -> tuple[Device, ...]:
     """GPUs that they may use: those that the settings name, else those that the machine shows; looked for once."""
+    try:
+        return devices(named_gpus())
+    except InvalidValue as error:  # a slip in the environment must not fail flows
+        _warn_once(f"No GPU of this machine is used: {error}")
+        return ()
+
+
+def named_gpus() -> tuple[str, ...]:
+    """GPUs that the settings name; none where they leave it to the machine."""
     settings = valid_settings()
-    return devices(settings.named_gpus if settings is not None else ())
+    return settings.named_gpus if settings is not None else ()
 
 
 def usable_memory_mb() -> int:
     """Memory that they may use, in MB; likewise."""
     settings = valid_settings()
     return int(min(machine_memory_mb(), (settings.capacity_memory_mb if settings is not None else None) or math.inf))
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logger.warning("%s", message)

@@ -163,7 +163,7 @@ class Opened:
 
     Attributes:
         lease: Which.
-        cold: Whether a worker had to be started for it.
+        cold: Whether a worker had to be started for it; where they start with the work, its reports tell (``init_s``).
         start_s: How long that took (0 when warm), from asking for the process to its first report.
         wait_s: How long the lease waited for capacity of the machine.
         pid: The worker's process.

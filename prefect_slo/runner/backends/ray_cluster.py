@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from typing import Any, Literal
 from prefect_slo.control.need import Need
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.cluster import Fetch
+from prefect_slo.runner.backends.ray_request import REQUEST
 from prefect_slo.runner.backends.remote import Reply, Work, leave, needed, placed, run_here
 
 MOST_KEPT = 64
@@ -46,8 +48,7 @@ class RayCluster:
         """What no node has of the resources that a size takes."""
         import ray
 
-        wanted = {"CPU": size.vcpus, "memory": self._memory * size.memory_mb * 2.0**20, "GPU": size.gpu}
-        needs = {**{n: v for n, v in wanted.items() if v}, **needed(size, self._resources)}
+        needs = self._takes(size)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if not nodes or any(all(node.get(n, 0) >= v for n, v in needs.items()) for node in nodes):
             return ""
@@ -55,7 +56,14 @@ class RayCluster:
         return f"no Ray node has {', '.join(f'{n}={v:g} (the most: {most[n]:g})' for n, v in needs.items())}"
 
     def expect(self, need: Need) -> None:
-        """Nothing: a request to Ray's autoscaler is one for the whole cluster, and others may have made theirs."""
+        """Ask Ray's autoscaler for nodes that hold these workers, unless somebody else has asked it for something."""
+        most = Counter[Size]()
+        for size, workers in need.next:  # they need not run side by side
+            most |= Counter({size: workers})
+        now = Counter[Size]()
+        for size, workers in need.now:
+            now[size] += workers
+        REQUEST.make(self, [self._takes(size) for size in (now | most).elements()])
 
     def start(self, work: Work, parts: Sequence[Any], done: Callable[[Fetch], None]) -> Any:
         """Call the remote function, with its parts as arguments: Ray places it where they lie, if it can."""
@@ -114,8 +122,16 @@ class RayCluster:
         return "begun"
 
     def close(self, run_key: str) -> None:
-        """Disconnect, where this run has connected."""
-        self._disconnect()
+        """Take back what the autoscaler was asked for, and disconnect, where this run has connected."""
+        try:
+            REQUEST.make(self, [])
+        finally:
+            self._disconnect()
+
+    def _takes(self, size: Size) -> dict[str, float]:
+        """What a worker of a size takes of a node."""
+        wanted = {"CPU": size.vcpus, "memory": self._memory * size.memory_mb * 2.0**20, "GPU": size.gpu}
+        return {**{name: value for name, value in wanted.items() if value}, **needed(size, self._resources)}
 
 
 def run_apart(work: Work, most: int, *parts: bytes) -> list[Any]:

@@ -31,7 +31,7 @@ from prefect_slo.runner.backends.protocol import (
     Progress,
     Report,
 )
-from prefect_slo.runner.local.gpus import limits, mps_runs
+from prefect_slo.runner.local.gpus import limits, sharing
 from prefect_slo.runner.local.ledger import Claim, Ledger, MemoryBook
 from prefect_slo.runner.local.limits import machine_memory_mb
 
@@ -105,7 +105,7 @@ def run_here(work: Work, parts: Sequence[bytes] = (), refused: Callable[[], str]
         if why := refused():
             return why
         share = work.size.share  # which device it is, the cluster's scheduler has said in the environment
-        held = tuple(sorted(limits(share, mps=mps_runs()).items())) if share is not None else ()
+        held = tuple(sorted(limits(share, sharing()).items())) if share is not None else ()
         # a process keeps what it has taken on a device as long as it lives: one with a share serves one bundle
         backend = _backend((*work.env, *held), KEPT_WARM if share is None else 0)
         return Reply(_run(backend, work, news), machine(), time.monotonic())

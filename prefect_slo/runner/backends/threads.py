@@ -57,11 +57,10 @@ class ThreadBackend:
                 sink(Lost(lease, "start", "the thread backend is shut down"))
                 return
             worker = self._idle.pop() if self._idle else None
-            cold = worker is None
             worker = worker or _Worker()
             worker.lease, worker.sink = lease, sink
             self._leases[lease] = worker
-        sink(Opened(lease, cold=cold, start_s=0.0, wait_s=0.0, pid=os.getpid()))
+        sink(Opened(lease, cold=False, start_s=0.0, wait_s=0.0, pid=os.getpid()))
 
     def submit(self, lease: int, bundle: Bundle) -> None:
         self._leases[lease].inbox.put(bundle)

@@ -7,13 +7,14 @@ ask nobody are not in it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from prefect_slo.control.device_line import OVERTAKES, DeviceLine, Waiting
 from prefect_slo.placement import Device, Share, check
-from prefect_slo.runner.local.book import Book, Entries, bury, identity, machine_book
+from prefect_slo.runner.local.account import Account
+from prefect_slo.runner.local.book import Book, Entries, bury, machine_book
 
 
 @dataclass
@@ -35,7 +36,7 @@ class GpuClaim:
         return bool(self.devices)
 
 
-class GpuLedger:
+class GpuLedger(Account[GpuClaim]):
     """Grants shares of devices, in order of arrival with bounded overtaking.
 
     Args:
@@ -45,8 +46,8 @@ class GpuLedger:
     """
 
     def __init__(self, devices: Sequence[Device], book: Book | None = None, *, overtakes: int = OVERTAKES) -> None:
+        super().__init__(machine_book("gpus") if book is None else book)
         self.devices = tuple(devices)
-        self._book = machine_book("gpus") if book is None else book
         self._overtakes = overtakes
         self._position = {device.name: at for at, device in enumerate(self.devices)}
 
@@ -57,30 +58,7 @@ class GpuLedger:
             GpuShareTooLarge: The devices could never hold it, so that waiting would never end.
         """
         check(share, self.devices)
-        with self._book.edit() as entries:
-            claim = GpuClaim(entries.next, share)
-            entries.next += 1
-            self._queue(entries, claim)
-            self._serve(entries, claim)
-        return claim
-
-    def retry(self, claim: GpuClaim) -> bool:
-        """Whether a claim that waited is granted now. Meant to be asked every 20 ms or so."""
-        if not claim.granted:
-            with self._book.edit() as entries:
-                if all(waiting[0] != claim.id for waiting in entries.queue):  # the book was begun anew
-                    entries.next = max(entries.next, claim.id + 1)
-                    self._queue(entries, claim)
-                self._serve(entries, claim)
-        return claim.granted
-
-    def release(self, claim: GpuClaim) -> None:
-        """Give a share back, or stop waiting for it."""
-        with self._book.edit() as entries:
-            mine = [claim.id, *identity(os.getpid())]
-            entries.held = [entry for entry in entries.held if entry[:3] != mine]
-            entries.queue = [entry for entry in entries.queue if entry[:3] != mine]
-        claim.devices = ()
+        return self._claimed(GpuClaim(0, share))
 
     def used(self) -> dict[str, tuple[float, float]]:
         """By device, the share of its cores and the MB of its memory that are held, by processes that live."""
@@ -89,29 +67,28 @@ class GpuLedger:
             occupancy = self._line(entries).occupancy
             return {device.name: occupancy.used(at) for at, device in enumerate(self.devices)}
 
-    def _queue(self, entries: Entries, claim: GpuClaim) -> None:
-        share, names = claim.share, [device.name for device in self.devices]
-        entries.queue.append([claim.id, *identity(os.getpid()), share.gpu, share.memory_mb, names, 0])
+    def _asked(self, claim: GpuClaim) -> list[Any]:
+        return [claim.share.gpu, claim.share.memory_mb, [device.name for device in self.devices], 0]
 
-    def _serve(self, entries: Entries, claim: GpuClaim) -> None:
-        """Grant ``claim`` if it is its turn and there is room, once the dead are out of the way."""
-        bury(entries)
+    def _grant(self, entries: Entries, claim: GpuClaim) -> list[Any] | None:
         line = self._line(entries)
         at = line.serve(claim.id)
         if at is None:
-            return
+            return None
         claim.devices = tuple(self.devices[position] for position in at)
         overtaken = {request.id: request.overtaken for request in line.waiting}
-        entries.queue = [[*e[:6], overtaken.get(e[0], e[6])] for e in entries.queue if e[0] != claim.id]
-        names, share = [device.name for device in claim.devices], claim.share
-        entries.held.append([claim.id, *identity(os.getpid()), share.gpu, share.memory_mb, names])
+        entries.queue = [[*e[:6], overtaken.get(e[0], e[6])] for e in entries.queue]
+        return [claim.share.gpu, claim.share.memory_mb, [device.name for device in claim.devices]]
+
+    def _returned(self, claim: GpuClaim) -> None:
+        claim.devices = ()
 
     def _line(self, entries: Entries) -> DeviceLine:
         """What concerns the devices of this ledger: another process may use others of the machine."""
         line = DeviceLine(self.devices, self._overtakes)
-        for id_, _, _, gpu, memory_mb, names in entries.held:
+        for _, _, _, gpu, memory_mb, names in entries.held:
             at = tuple(self._position[name] for name in names if name in self._position)
-            line.occupancy.put(id_, Share(gpu, memory_mb), at)
+            line.occupancy.put(Share(gpu, memory_mb), at)
         line.waiting = [
             Waiting(id_, Share(gpu, memory_mb), overtaken)
             for id_, _, _, gpu, memory_mb, names, overtaken in entries.queue

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from prefect_slo.errors import InvalidValue
 from prefect_slo.resources import Size
 from prefect_slo.runner.local.launch import StartMethod
-from prefect_slo.runner.local.member import Fate, Worker
+from prefect_slo.runner.local.member import HEADROOM_MB, Fate, Worker
 
 PATIENCE_S = 300.0
 
@@ -73,7 +74,19 @@ def idle(workers: Iterable[Worker]) -> list[Worker]:
     return sorted((worker for worker in workers if worker.idle), key=lambda worker: worker.idle_since)
 
 
-def fitting(workers: Iterable[Worker], size: Size, headroom_mb: float) -> Worker | None:
+def check(size: Size, machine_mb: float) -> None:
+    """That a worker of this size can be had on this machine, GPUs aside.
+
+    Raises:
+        InvalidValue: It can't.
+    """
+    if size.hardware != "cpu" and not size.gpu:
+        raise InvalidValue("size", str(size), "hardware 'cpu', or a share of a GPU, on local worker processes")
+    if size.memory_mb > machine_mb:
+        raise InvalidValue("size.memory_mb", size.memory_mb, f"at most {machine_mb:.0f} MB, this machine's")
+
+
+def fitting(workers: Iterable[Worker], size: Size) -> Worker | None:
     """The idle worker to take for ``size``: one of that size used last, else one that can become it.
 
     A worker changes its size by cores, thread limits and memory limit. One that holds more memory than ``size`` leaves
@@ -84,7 +97,7 @@ def fitting(workers: Iterable[Worker], size: Size, headroom_mb: float) -> Worker
         if worker.size == size:
             return worker
     for worker in reversed(warm):
-        if worker.resident_mb + headroom_mb <= max(float(size.memory_mb), worker.born_mb + headroom_mb):
+        if worker.resident_mb + HEADROOM_MB <= max(float(size.memory_mb), worker.born_mb + HEADROOM_MB):
             return worker
     return None
 

@@ -6,12 +6,13 @@ Entries of its book: granted claims are ``[id, pid, start, vcpus, cores]``, thos
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from prefect_slo.errors import InvalidValue
-from prefect_slo.runner.local.book import Book, Entries, FileBook, MemoryBook, bury, identity, machine_book
+from prefect_slo.runner.local.account import Account
+from prefect_slo.runner.local.book import Book, Entries, FileBook, MemoryBook, bury, machine_book
 from prefect_slo.runner.local.limits import machine_vcpus, own_cores
 from prefect_slo.units import positive
 
@@ -42,7 +43,7 @@ class Claim:
         return cls(0, vcpus, granted=True)
 
 
-class Ledger:
+class Ledger(Account[Claim]):
     """Grants shares of the machine, first come first served.
 
     Args:
@@ -54,7 +55,7 @@ class Ledger:
     def __init__(
         self, book: Book | None = None, *, cores: Sequence[int] | None = None, vcpus: float | None = None
     ) -> None:
-        self._book = default_book() if book is None else book
+        super().__init__(default_book() if book is None else book)
         self._cores = tuple(own_cores() if cores is None else cores)
         if not self._cores:
             raise InvalidValue("ledger.cores", self._cores, "at least one core")
@@ -69,33 +70,7 @@ class Ledger:
         """
         if positive(vcpus, "vcpus") > self.capacity + _SLACK:
             raise InvalidValue("vcpus", vcpus, f"at most {self.capacity:g}, which is what this machine offers")
-        with self._book.edit() as entries:
-            claim = Claim(entries.next, vcpus)
-            entries.next += 1
-            if entries.queue or not self._grant(entries, claim):
-                entries.queue.append([claim.id, *identity(os.getpid())])
-                self._advance(entries, claim)
-            return claim
-
-    def retry(self, claim: Claim) -> bool:
-        """Whether a claim that waited is granted now. Meant to be asked every 20 ms or so."""
-        if not claim.granted:
-            with self._book.edit() as entries:
-                if all(waiting[0] != claim.id for waiting in entries.queue):  # the book was begun anew
-                    entries.next = max(entries.next, claim.id + 1)
-                    entries.queue.append([claim.id, *identity(os.getpid())])
-                self._advance(entries, claim)
-        return claim.granted
-
-    def release(self, claim: Claim) -> None:
-        """Give a share back, or stop waiting for it."""
-        if not claim.id:
-            return
-        with self._book.edit() as entries:
-            mine = [claim.id, *identity(os.getpid())]
-            entries.held = [entry for entry in entries.held if entry[:3] != mine]
-            entries.queue = [entry for entry in entries.queue if entry[:3] != mine]
-        claim.cores, claim.granted = (), False
+        return self._claimed(Claim(0, vcpus))
 
     def used(self) -> float:
         """vCPUs held now on the cores of this ledger, by processes that live."""
@@ -103,19 +78,21 @@ class Ledger:
             bury(entries)
             return sum(self._loads(entries).values())
 
-    def _advance(self, entries: Entries, claim: Claim) -> None:
-        """Grant ``claim`` if it has come to the head of the queue and fits, once the dead are out of the way."""
-        bury(entries)
-        if entries.queue[0][0] == claim.id and self._grant(entries, claim):
-            del entries.queue[0]
+    def _asked(self, claim: Claim) -> list[Any]:
+        return []
 
-    def _grant(self, entries: Entries, claim: Claim) -> bool:
+    def _grant(self, entries: Entries, claim: Claim) -> list[Any] | None:
+        if entries.queue[0][0] != claim.id:
+            return None
         loads = self._loads(entries)
         if sum(loads.values()) + claim.vcpus > self.capacity + _SLACK:
-            return False
+            return None
         claim.cores, claim.granted = place(loads, claim.vcpus), True
-        entries.held.append([claim.id, *identity(os.getpid()), claim.vcpus, list(claim.cores)])
-        return True
+        return [claim.vcpus, list(claim.cores)]
+
+    def _returned(self, claim: Claim) -> None:
+        if claim.id:
+            claim.cores, claim.granted = (), False
 
     def _loads(self, entries: Entries) -> dict[int, float]:
         loads = dict.fromkeys(self._cores, 0.0)

@@ -24,12 +24,17 @@ from prefect_slo.runner.backends.protocol import (
 )
 from prefect_slo.runner.local.cgroup import MemoryGroup
 from prefect_slo.runner.local.gpu_ledger import GpuClaim
+from prefect_slo.runner.local.gpus import Sharing
 from prefect_slo.runner.local.ledger import Claim
+from prefect_slo.runner.local.limits import pin
 from prefect_slo.runner.local.page import Page, Reading
 from prefect_slo.runner.local.setup import Surroundings
 from prefect_slo.runner.local.wire import Backlog, Decoder, encode, lift, lift_all
 
 _PROGRAMS = 32  # that a worker keeps; a flow run has one for each of its tasks
+
+HEADROOM_MB = 64
+"""Memory that a worker has above what it held at birth, whatever its size says."""
 
 
 @dataclass(eq=False)
@@ -45,6 +50,7 @@ class Lease:
         asked: When (monotonic).
         claim: Share of the machine, from the moment it is asked for.
         gpus: Share of its GPUs, likewise; ``None`` for a size without.
+        sharing: What keeps it apart from others on its GPU.
         seated: When it had its share of GPUs and got in line for its share of the machine (monotonic).
         granted: When the share was granted (monotonic).
         worker: Its worker, from the moment one is chosen or started.
@@ -59,6 +65,7 @@ class Lease:
     asked: float
     claim: Claim | None = None
     gpus: GpuClaim | None = None
+    sharing: Sharing = "turns"
     seated: float = 0.0
     granted: float = 0.0
     worker: Worker | None = None
@@ -145,10 +152,29 @@ class Worker:
         """Whether more than half of what it may use is taken before anything runs: not fair to its next lease."""
         return self.resident_mb - self.born_mb > (self.limit_mb - self.born_mb) / 2
 
-    def resized(self, size: Size, headroom_mb: float) -> None:
-        """Be of another size from now on: its memory limit, at least what it held at birth and some room."""
+    def reported(self, pid: int, resident_mb: float) -> None:
+        """It has started, and holds this much."""
+        self.pid, self.born_mb, self.resident_mb = pid, resident_mb, resident_mb
+        self.group = MemoryGroup.make(self.token)
+        if self.group is not None:
+            self.group.add(pid)
+        self._resize(self.size)
+
+    def serve(self, lease: Lease, surroundings: Surroundings, cores: tuple[int, ...]) -> bool:
+        """Belong to a lease from now on, of its size, on these cores; ``False`` where something is still to be sent."""
+        self.lease, lease.worker, self.before = lease, self, self.serial
+        if cores and cores != self.cores:
+            pin(self.pid, cores)
+            self.cores = cores
+        if surroundings == self.surroundings and lease.size == self.size:
+            return True
+        self._resize(lease.size)
+        self.surroundings = surroundings
+        return self.send(("adopt", surroundings, lease.size.vcpus))
+
+    def _resize(self, size: Size) -> None:
         self.size = size
-        self.limit_mb = max(float(size.memory_mb), self.born_mb + headroom_mb)
+        self.limit_mb = max(float(size.memory_mb), self.born_mb + HEADROOM_MB)
         if self.group is not None:
             self.group.cap(self.limit_mb)
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 
 from prefect_slo.runner.local.launch import Forker, Launcher, Notice, Spawner, StartMethod
 from prefect_slo.runner.local.line import Line
+from prefect_slo.runner.local.member import Lease, Worker
+from prefect_slo.runner.local.page import Page
 from prefect_slo.runner.local.setup import Surroundings
 
 logger = logging.getLogger(__name__)
@@ -41,6 +44,27 @@ class Nursery:
         launcher = self._launcher(surroundings)
         launcher.spawn(token, socket_fd, page_fd, surroundings)
         self._launchers[token] = launcher
+
+    def bear(self, token: int, lease: Lease, surroundings: Surroundings, cores: tuple[int, ...]) -> Worker:
+        """A worker for a lease, started, with a socket and a page of its own.
+
+        Raises:
+            OSError: None could be started.
+        """
+        ours, theirs = socket.socketpair()
+        with theirs:
+            ours.setblocking(False)
+            page_fd = Page.allocate()
+            worker = Worker(
+                token, lease.size, ours, Page(page_fd), time.monotonic(), surroundings, cores,
+                lease=lease, gpus=lease.gpus,
+            )  # fmt: skip
+            try:
+                self.start(token, theirs.fileno(), page_fd, surroundings)
+            finally:
+                os.close(page_fd)
+        lease.worker = worker
+        return worker
 
     def kill(self, token: int) -> Notice | None:
         """End a worker and its process group; a notice follows, or is returned where none was started yet."""

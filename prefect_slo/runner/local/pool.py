@@ -8,57 +8,31 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
 from prefect_slo.control.events import LossReason
-from prefect_slo.errors import GpuShareTooLarge, InvalidValue
-from prefect_slo.resources import Size
-from prefect_slo.runner.backends.protocol import Bundle, Lost, Opened, Report, Sink
+from prefect_slo.errors import InvalidValue
+from prefect_slo.runner.backends.protocol import Bundle, Lost, Opened
 from prefect_slo.runner.local import keeping
 from prefect_slo.runner.local.cgroup import MemoryGroup
-from prefect_slo.runner.local.gpu_ledger import GpuClaim, GpuLedger
-from prefect_slo.runner.local.gpus import devices, environment, mps_runs
+from prefect_slo.runner.local.gpu_ledger import GpuLedger
+from prefect_slo.runner.local.gpus import environment
 from prefect_slo.runner.local.keeping import PoolConfig
 from prefect_slo.runner.local.launch import Ended, Notice, Unstarted
-from prefect_slo.runner.local.ledger import Claim, Ledger
-from prefect_slo.runner.local.limits import machine_memory_mb, pin
-from prefect_slo.runner.local.line import Line
+from prefect_slo.runner.local.ledger import Ledger
+from prefect_slo.runner.local.limits import machine_memory_mb
 from prefect_slo.runner.local.member import Fate, Lease, Worker
-from prefect_slo.runner.local.memory import MemoryWatch
-from prefect_slo.runner.local.nursery import Nursery
-from prefect_slo.runner.local.page import Page
-from prefect_slo.runner.local.patience import Patience
+from prefect_slo.runner.local.post import Post, refuse
+from prefect_slo.runner.local.seating import Seating
+from prefect_slo.runner.local.session import Session
 from prefect_slo.runner.local.setup import Birth
 
 logger = logging.getLogger(__name__)
 
-_POLL_S = 0.02  # between two looks at the ledger while a lease waits
-_AGAIN_S = 5.0  # before a share of a GPU that could not be given back is given back again
-_HEADROOM_MB = 64  # above what an idle worker holds, whatever its size says
 _SHUT_DOWN = "the backend was shut down"
-
-
-class Session:
-    """What a pool has while it is awake: threads, a zygote, descriptors."""
-
-    def __init__(self, pool: WorkerPool, previous: Session | None) -> None:
-        self.line = Line()
-        self.nursery = Nursery(pool.config.start, pool.config.preload, self.line)
-        self.watch = MemoryWatch(pool.busy, pool.seen, pool.exceeded)
-        self.previous = previous
-        self.thread = threading.Thread(target=pool.serve, args=(self,), name="prefect-slo-io", daemon=True)
-        self.thread.start()
-
-    def close(self) -> None:
-        self.watch.close()
-        self.nursery.close()
-        self.line.close()
 
 
 class WorkerPool:
@@ -73,24 +47,18 @@ class WorkerPool:
     """
 
     def __init__(self, config: PoolConfig, ledger: Ledger, gpus: GpuLedger | None = None) -> None:
-        self.config, self.ledger, self._gpus = config, ledger, gpus
-        self._patience, self._gpu_patience = Patience(config.patience_s), Patience(config.patience_s)
+        self.config, self.ledger = config, ledger
+        self._seating = Seating(ledger, gpus, gpu_devices=config.gpu_devices, patience_s=config.patience_s)
         self._lock = threading.RLock()
         self._settled = threading.Condition(self._lock)
         self._session: Session | None = None
         self._awake = self._stopping = False
-        self._opening: deque[Lease] = deque()
-        self._seating: list[Lease] = []  # they wait for a share of a GPU before they wait for one of the machine
         self._leases: set[Lease] = set()
         self._workers: dict[int, Worker] = {}
         self._tokens = 0
-        self._freed: list[Claim] = []
-        self._freed_gpus: list[GpuClaim] = []
-        self._unreleased: list[GpuClaim] = []
-        self._asked_in_vain = False
         self._kills: list[int] = []
         self._unsent: set[int] = set()
-        self._reports: deque[tuple[Sink, Report]] = deque()
+        self._post = Post()
         self._active = 0.0
         self._memory_mb = machine_memory_mb()
 
@@ -99,17 +67,21 @@ class WorkerPool:
         with self._lock:
             try:
                 if not self._awake and not self._stopping:
-                    self._session = Session(self, self._session)
+                    self._session = Session(self.config, self, self._serve, self._session)
                     self._awake = True
             except OSError as error:
-                self._refuse(lease, f"no thread or socket could be had: {error}")
+                refuse(lease, f"no thread or socket could be had: {error}")
                 return
             if self._stopping:
-                self._refuse(lease, _SHUT_DOWN)
+                refuse(lease, _SHUT_DOWN)
                 return
             self._active = time.monotonic()
             self._leases.add(lease)
-            (self._seating if lease.size.gpu else self._opening).append(lease)
+            try:
+                keeping.check(lease.size, self._memory_mb)
+                self._seating.join(lease)
+            except InvalidValue as error:
+                self._lose(lease, "start", str(error))
             self._wake()
 
     def submit(self, lease: Lease, bundle: Bundle) -> None:
@@ -168,37 +140,12 @@ class WorkerPool:
     def stopped(self) -> bool:
         return self._stopping
 
-    @property
-    def gpus(self) -> GpuLedger:
-        """The GPUs of its workers."""
-        if self._gpus is None:
-            self._gpus = GpuLedger(devices(self.config.gpu_devices))
-        return self._gpus
-
     def pids(self) -> tuple[int, ...]:
         """Processes of its workers."""
         with self._lock:
             return tuple(worker.pid for worker in self._workers.values() if worker.pid)
 
-    # Called by the threads of a session.
-
-    def serve(self, session: Session) -> None:
-        """The I/O thread."""
-        if session.previous is not None:
-            session.previous.thread.join()
-            session.previous = None
-        try:
-            while not self._over():
-                for owner, readable, writable in session.line.wait(self._step(session)):
-                    self._handle(session, owner, readable, writable)
-        except Exception:
-            logger.exception("The worker pool failed; its leases are lost.")
-            self._abandon()
-            self._deliver()
-        finally:
-            session.close()
-            self._give_back()
-            self._deliver()
+    # Asked by the thread that watches memory.
 
     def busy(self) -> list[tuple[int, int, float, MemoryGroup | None]]:
         """Workers whose memory is to be watched: ``(token, pid, limit in MB, control group)``."""
@@ -223,7 +170,25 @@ class WorkerPool:
                 self._doom(worker, Fate("memory", f"out of memory: {used_mb:.0f} MB used of {worker.limit_mb:.0f} MB"))
                 self._wake()
 
-    # The I/O thread's rounds.
+    # The I/O thread.
+
+    def _serve(self, session: Session) -> None:
+        """The I/O thread."""
+        if session.previous is not None:
+            session.previous.thread.join()
+            session.previous = None
+        try:
+            while not self._over():
+                for owner, readable, writable in session.line.wait(self._step(session)):
+                    self._handle(session, owner, readable, writable)
+        except Exception:
+            logger.exception("The worker pool failed; its leases are lost.")
+            self._abandon()
+            self._post.deliver()
+        finally:
+            session.close()
+            self._seating.give_back()
+            self._post.deliver()
 
     def _step(self, session: Session) -> float | None:
         """Do what was noted and what is due; seconds until something else may be."""
@@ -235,14 +200,13 @@ class WorkerPool:
             self._unsent.clear()
         for token in kills:
             self._kill(session, token)
-        self._give_back()
-        due = min(self._seat(), self._admit(session), self._keep_time())
-        self._deliver()
+        self._seating.give_back()
+        self._admit(session)
+        due = min(self._keep_time(), self._seating.due)
+        self._post.deliver()
         with self._lock:
-            if self._kills or self._freed or self._freed_gpus or self._reports or self._unsent:
+            if self._kills or self._seating.pending or self._post or self._unsent:
                 return 0.0
-        if self._unreleased:
-            due = min(due, time.monotonic() + _AGAIN_S)
         return None if due == math.inf else max(0.0, due - time.monotonic())
 
     def _handle(self, session: Session, owner: Any, readable: bool, writable: bool) -> None:
@@ -256,101 +220,16 @@ class WorkerPool:
                         session.line.want_write(owner.sock, owner, False)
             if readable:
                 self._read(session, owner)
-        self._deliver()
+        self._post.deliver()
 
-    def _seat(self) -> float:
-        """Give leases their share of a GPU, in the order of the machine's line; when to look again.
-
-        Always before a share of the machine: whoever holds that never waits for a GPU, so that no two wait for each
-        other.
-        """
-        with self._lock:
-            seating = list(self._seating)
-        for lease in seating:
-            try:
-                self._check(lease.size)
-                claim = self._gpu_claim(lease)
-                held = self._held_of_gpus(lease)
-            except (InvalidValue, GpuShareTooLarge) as error:
-                with self._lock:
-                    self._lose(lease, "start", str(error))
-                continue
-            except OSError as error:  # nobody goes without a GPU: it is asked again
-                if not self._asked_in_vain:
-                    logger.warning("The account of GPUs could not be asked (%s); what wants one waits.", error)
-                self._asked_in_vain = True
-                continue
-            self._asked_in_vain = False
+    def _admit(self, session: Session) -> None:
+        """Give leases that have their seats their workers, in turn."""
+        for lease, refusal in self._seating.serve():
             with self._lock:
-                if lease.done:  # cancelled meanwhile; giving a share back twice is harmless
-                    self._freed_gpus.append(claim)
-                    continue
-                if claim.granted:
-                    self._seating.remove(lease)
-                    self._opening.append(lease)
-                    lease.seated = time.monotonic()
-                    self._gpu_patience.served(lease.seated)
-                    continue
-            if held:
-                self._say_waiting(lease, held)
-        with self._lock:
-            return time.monotonic() + _POLL_S if self._seating else math.inf
-
-    def _gpu_claim(self, lease: Lease) -> GpuClaim:
-        """The lease's share of a GPU, asked for or asked again."""
-        if lease.gpus is None:
-            assert lease.size.share is not None  # only those that ask for one are seated
-            claim = self.gpus.claim(lease.size.share)
-            with self._lock:
-                lease.gpus = claim
-        else:
-            self.gpus.retry(lease.gpus)
-        return lease.gpus
-
-    def _held_of_gpus(self, lease: Lease) -> str:
-        """What of the devices is held, where it is time to say that a lease waits for it; else nothing."""
-        assert lease.gpus is not None
-        if lease.gpus.granted or self._gpu_patience.look(lease.asked, time.monotonic()) == "wait":
-            return ""
-        return ", ".join(f"{cores:g} of {name}" for name, (cores, _) in self.gpus.used().items()) or "nothing"
-
-    def _say_waiting(self, lease: Lease, held: str) -> None:
-        """A device is never overfilled, so a lease waits for as long as it takes; that is said now and again."""
-        now = time.monotonic()
-        if now - lease.asked >= self.config.patience_s:
-            self._gpu_patience.served(now)
-        logger.warning(
-            "A worker has waited for %s for %.0f s (held: %s). It goes on waiting: other runs hold them, or more "
-            "workers were asked for than fit.",
-            lease.size.share,
-            now - lease.asked,
-            held,
-        )
-
-    def _admit(self, session: Session) -> float:
-        """Give leases their share of the machine, in turn; when to look again."""
-        while True:
-            with self._lock:
-                if not self._opening:
-                    return math.inf
-                lease = self._opening[0]
-            try:
-                self._check(lease.size)
-                claim = self._claim(lease)
-            except InvalidValue as error:
-                with self._lock:
-                    self._lose(lease, "start", str(error))
-                continue
-            with self._lock:
-                if lease.done:  # cancelled meanwhile; giving a share back twice is harmless
-                    self._freed.append(claim)
-                    continue
-                if not claim.granted and not self._go_without(lease, claim):
-                    return time.monotonic() + _POLL_S
-                self._opening.popleft()
-                lease.granted = time.monotonic()
-                self._patience.served(lease.granted)
-                self._place(session, lease)
+                if refusal:
+                    self._lose(lease, "start", refusal)
+                elif not lease.done:
+                    self._place(session, lease)
 
     def _keep_time(self) -> float:
         """End what has run too long, started too slowly or idled too long; when to look again."""
@@ -379,7 +258,7 @@ class WorkerPool:
     def _over(self) -> bool:
         """Whether there is nothing left to do, for good or for now."""
         with self._lock:
-            if self._workers or self._leases or self._reports:
+            if self._workers or self._leases or self._post:
                 return False
             if self._stopping or time.monotonic() >= self._active + self.config.idle_s:
                 self._awake = False
@@ -387,91 +266,33 @@ class WorkerPool:
 
     # Workers, from start to end.
 
-    def _check(self, size: Size) -> None:
-        if size.hardware != "cpu" and not size.gpu:
-            raise InvalidValue("size", str(size), "hardware 'cpu', or a share of a GPU, on local worker processes")
-        if size.memory_mb > self._memory_mb:
-            raise InvalidValue("size.memory_mb", size.memory_mb, f"at most {self._memory_mb:.0f} MB, this machine's")
-
-    def _claim(self, lease: Lease) -> Claim:
-        """The lease's share of the machine, asked for or asked again."""
-        try:
-            if lease.claim is None:
-                claim = self.ledger.claim(lease.size.vcpus)
-                with self._lock:
-                    lease.claim = claim
-            else:
-                self.ledger.retry(lease.claim)
-        except OSError as error:
-            logger.warning("The vCPU ledger could not be asked (%s); a lease goes without a share.", error)
-            lease.claim = Claim.unaccounted(lease.size.vcpus)
-        return lease.claim
-
-    def _go_without(self, lease: Lease, claim: Claim) -> bool:
-        """Whether a lease has waited for its share for so long that it goes without one."""
-        verdict = self._patience.look(max(lease.asked, lease.seated), time.monotonic())
-        if verdict == "wait":
-            return False
-        waits = (
-            f"A worker of {lease.size.vcpus:g} vCPUs waits for its share of this machine, all of which other workers "
-            f"hold (capacity: {self.ledger.capacity:g} vCPUs)."
-        )
-        if verdict == "say":
-            logger.warning("%s It goes without one after %g s.", waits, self.config.patience_s)
-            return False
-        logger.warning(
-            "%s It goes without one now, after %g s: more runs than was planned for.", waits, self.config.patience_s
-        )
-        self._freed.append(claim)
-        lease.claim = Claim.unaccounted(lease.size.vcpus)
-        return True
-
     def _place(self, session: Session, lease: Lease) -> None:
         """Give a lease a warm worker, one of its size if there is one, or start one."""
         cores = lease.claim.cores if lease.claim is not None else ()
         worker = None
         if lease.gpus is None:  # what a process sees of GPUs is settled when it first uses one
-            worker = keeping.fitting(self._workers.values(), lease.size, _HEADROOM_MB)
+            worker = keeping.fitting(self._workers.values(), lease.size)
         if worker is None:
             for idle in keeping.in_the_way(self._workers.values(), lease.size, self._memory_mb):
                 self._dismiss(idle)
             self._start(session, lease, cores)
             return
-        worker.lease, lease.worker, worker.before = lease, worker, worker.serial
-        surroundings = lease.surroundings.for_worker(lease.size.vcpus, self.config.overrides)
-        if surroundings != worker.surroundings or lease.size != worker.size:
-            worker.resized(lease.size, _HEADROOM_MB)
-            worker.surroundings = surroundings
-            if not worker.send(("adopt", surroundings, lease.size.vcpus)):
-                self._unsent.add(worker.token)
-        if cores and cores != worker.cores:
-            pin(worker.pid, cores)
-            worker.cores = cores
-        self._post(lease, Opened(lease.id, False, 0.0, lease.granted - lease.asked, worker.pid))
+        if not worker.serve(lease, lease.surroundings.for_worker(lease.size.vcpus, self.config.overrides), cores):
+            self._unsent.add(worker.token)
+        self._post.put(lease, Opened(lease.id, False, 0.0, lease.granted - lease.asked, worker.pid))
 
     def _start(self, session: Session, lease: Lease, cores: tuple[int, ...]) -> None:
         self._tokens += 1
         told = self.config.overrides
         if lease.gpus is not None:
-            told |= environment(lease.gpus.share, lease.gpus.devices, mps=mps_runs())
+            told |= environment(lease.gpus.share, lease.gpus.devices, lease.sharing)
         surroundings = lease.surroundings.for_worker(lease.size.vcpus, told)
         try:
-            ours, theirs = socket.socketpair()
-            with theirs:
-                ours.setblocking(False)
-                page_fd = Page.allocate()
-                worker = Worker(
-                    self._tokens, lease.size, ours, Page(page_fd), time.monotonic(), surroundings, cores, lease=lease
-                )
-                try:
-                    session.nursery.start(worker.token, theirs.fileno(), page_fd, surroundings)
-                finally:
-                    os.close(page_fd)
+            worker = session.nursery.bear(self._tokens, lease, surroundings, cores)
         except OSError as error:
             self._lose(lease, "start", f"no process could be started: {error}")
             return
-        lease.worker = self._workers[worker.token] = worker
-        worker.gpus = lease.gpus
+        self._workers[worker.token] = worker
         session.line.add(worker.sock, worker)
         if not worker.send(Birth(surroundings, lease.size.vcpus, cores, self.config.preload)):
             self._unsent.add(worker.token)
@@ -508,19 +329,15 @@ class WorkerPool:
         if lease is None or lease.done:
             return
         for report in worker.reports(records, lease):
-            self._post(lease, report)
+            self._post.put(lease, report)
         if records[-1][0] == "finished":
             worker.bundle = None
 
     def _welcome(self, worker: Worker, pid: int, resident_mb: float) -> None:
-        worker.pid, worker.born_mb, worker.resident_mb = pid, resident_mb, resident_mb
-        worker.group = MemoryGroup.make(worker.token)
-        if worker.group is not None:
-            worker.group.add(pid)
-        worker.resized(worker.size, _HEADROOM_MB)
+        worker.reported(pid, resident_mb)
         lease, now = worker.lease, time.monotonic()
         if lease is not None and not lease.done:
-            self._post(lease, Opened(lease.id, True, now - worker.born, lease.granted - lease.asked, pid))
+            self._post.put(lease, Opened(lease.id, True, now - worker.born, lease.granted - lease.asked, pid))
 
     def _hang_up(self, session: Session, worker: Worker) -> None:
         """A worker's socket is done with; one that isn't about to leave is ended."""
@@ -554,10 +371,10 @@ class WorkerPool:
                 if status is None and not worker.pid and worker.fate is None:  # its zygote failed: another way
                     self._start(session, lease, worker.cores)
                 else:
-                    self._post(lease, worker.loss(lease, status))
+                    self._post.put(lease, worker.loss(lease, status))
                     self._release(lease)
-            if worker.gpus is not None and (lease is None or lease.done):
-                self._freed_gpus.append(worker.gpus)
+            if lease is None or lease.done:
+                self._seating.vacate(worker.gpus)
             worker.close()
             self._settled.notify_all()
 
@@ -580,52 +397,22 @@ class WorkerPool:
         else:
             self._lose(lease, "cancelled", detail)
 
-    def _refuse(self, lease: Lease, detail: str) -> None:
-        """A lease is lost when there is no I/O thread to say so."""
-        lease.done = True
-        report = Lost(lease.id, "start", detail)
-        threading.Thread(target=lease.sink, args=(report,), name="prefect-slo-io", daemon=True).start()
-
     def _lose(self, lease: Lease, reason: LossReason, detail: str) -> None:
         """A lease that runs nothing ends without its worker's end."""
         if not lease.done:
-            self._post(lease, Lost(lease.id, reason, detail))
+            self._post.put(lease, Lost(lease.id, reason, detail))
             self._release(lease)
 
     def _release(self, lease: Lease) -> None:
         """A lease is over: its share and, unless it is ending, its worker are free."""
         lease.done = True
         self._leases.discard(lease)
-        for line in (self._opening, self._seating):
-            if lease in line:
-                line.remove(lease)
-        if lease.claim is not None:
-            self._freed.append(lease.claim)
-        if lease.gpus is not None and lease.worker is None:
-            self._freed_gpus.append(lease.gpus)
+        self._seating.leave(lease)
         if (worker := lease.worker) is not None:
             worker.lease, worker.idle_since = None, time.monotonic()
             if worker.idle and (worker.bloated or worker.gpus is not None):
                 self._dismiss(worker)
         self._settled.notify_all()
-
-    def _give_back(self) -> None:
-        """Release the shares of leases that are over."""
-        with self._lock:
-            freed, self._freed = self._freed, []
-            freed_gpus, self._freed_gpus = [*self._unreleased, *self._freed_gpus], []
-            self._unreleased = []
-        for claim in freed:
-            try:
-                self.ledger.release(claim)
-            except OSError as error:
-                logger.warning("A share of the vCPU ledger could not be given back (%s).", error)
-        for gpus in freed_gpus:
-            try:
-                self.gpus.release(gpus)
-            except OSError as error:  # nobody goes without a GPU, so that this is tried again
-                logger.warning("A share of a GPU could not be given back yet (%s).", error)
-                self._unreleased.append(gpus)
 
     def _unsettled(self, lease: Lease) -> bool:
         worker = lease.worker
@@ -645,25 +432,9 @@ class WorkerPool:
                 self._lose(lease, "died", "the worker pool failed; see the log")
             for worker in self._workers.values():
                 worker.close()
-                if worker.gpus is not None:
-                    self._freed_gpus.append(worker.gpus)
+                self._seating.vacate(worker.gpus)
             self._workers.clear()
             self._settled.notify_all()
-
-    def _post(self, lease: Lease, report: Report) -> None:
-        self._reports.append((lease.sink, report))
-
-    def _deliver(self) -> None:
-        """Post reports, in order, without the lock."""
-        while True:
-            with self._lock:
-                if not self._reports:
-                    return
-                sink, report = self._reports.popleft()
-            try:
-                sink(report)
-            except Exception:
-                logger.exception("A sink raised on %s; the report is lost.", type(report).__name__)
 
     def _wake(self) -> None:
         if self._session is not None and self._awake:

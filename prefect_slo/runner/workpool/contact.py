@@ -109,6 +109,7 @@ class Contact:
             lifetime_s=2 * terms.lifetime_s,
             heartbeat_s=terms.heartbeat_s,
             silent_s=SILENT * terms.heartbeat_s,
+            places_gpus=self._office.places_gpus,
         )
 
     def usable(self, size: Size) -> bool:
@@ -288,9 +289,10 @@ class Contact:
         with office.lock:
             self._pid, self._generation, first = pid, report.lease, self._pid == 0
             self.ready, self.idle_since = True, now
+            self.blocked_s += report.wait_s if first else 0.0  # for its machine, which others held: no start
             lease = self.lease
         if first:
-            office.started(now - self.born - self.blocked_s)
+            office.started(max(now - self.born - self.blocked_s, 0.0))
         if lease is not None:
             begun = min(max(lease.asked, self.born) + self.blocked_s, now) if first else lease.asked
             held_s = self._paid_s()

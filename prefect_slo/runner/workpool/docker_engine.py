@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
@@ -18,9 +19,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from prefect_slo.errors import InvalidValue, SloError
+from prefect_slo.runner.local.probe import Probe
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 _TIMEOUT_S = 10.0
+_KEEP_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,26 @@ def probe(host: str | None = None) -> Engine:
     )
 
 
+def lack(host: str) -> str:
+    """Why containers of an engine can have no GPU, in words; empty where they may. What it says holds for a while."""
+    with _lock:
+        if host not in _asked:
+            unheard = f"the Docker engine at {host} does not answer"
+            _asked[host] = Probe(
+                f"The Docker engine at {host}", lambda: _lack(host), unheard, "it is taken to have no GPU",
+                timeout_s=2 * _TIMEOUT_S, keep_s=_KEEP_S,
+            )  # fmt: skip
+    return _asked[host].get()
+
+
+def _lack(host: str) -> str:
+    try:
+        engine = probe(host)
+    except SloError as error:
+        return str(error).rstrip(".")
+    return "" if engine.nvidia else f"the Docker engine at {host} is without NVIDIA's container toolkit"
+
+
 def devices_of(names: Sequence[str]) -> dict[str, Any]:
     """Job variables of a Docker work pool whose containers have these devices, by index or UUID, and no others.
 
@@ -83,6 +106,20 @@ def devices_of(names: Sequence[str]) -> dict[str, Any]:
         raise InvalidValue("devices", names, "a list of indices or UUIDs, such as ['0']")
     request = {"Driver": "nvidia", "DeviceIDs": [str(name) for name in names], "Capabilities": [["gpu"]]}
     return {"container_create_kwargs": {"device_requests": [request]}}
+
+
+_lock = threading.Lock()
+_asked: dict[str, Probe[str]] = {}
+
+
+def _forget_after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()
+    _asked.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)
 
 
 class _UnixConnection(HTTPConnection):
@@ -99,9 +136,19 @@ class _UnixConnection(HTTPConnection):
 
 
 def _connection(host: str) -> HTTPConnection:
-    address = urlsplit(host)
+    place, port = address_of(host)
+    return HTTPConnection(place, port, timeout=_TIMEOUT_S) if port else _UnixConnection(place)
+
+
+def address_of(host: str) -> tuple[str, int]:
+    """Name and port of an engine; path and 0 of one on this machine.
+
+    Raises:
+        InvalidValue: A host of another form.
+    """
+    address = urlsplit(str(host))
     if address.scheme == "unix" and address.path:
-        return _UnixConnection(address.path)
+        return address.path, 0
     if address.scheme in ("tcp", "http") and address.hostname:
-        return HTTPConnection(address.hostname, address.port or 2375, timeout=_TIMEOUT_S)
+        return address.hostname, address.port or 2375
     raise InvalidValue("docker host", host, "unix:///path or tcp://host:port")

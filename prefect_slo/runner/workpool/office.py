@@ -68,6 +68,7 @@ class Office:
         variables: Job variables of a size.
         terms: How pilots are kept.
         context: In which the API is spoken to.
+        places_gpus: Whether its jobs have the GPUs of their machine in common.
     """
 
     def __init__(
@@ -78,8 +79,10 @@ class Office:
         variables: Callable[[Size], Mapping[str, Any]],
         terms: Terms,
         context: Context,
+        *,
+        places_gpus: bool = False,
     ) -> None:
-        self.name, self.store, self.terms = name, store, terms
+        self.name, self.store, self.terms, self.places_gpus = name, store, terms, places_gpus
         self._jobs, self._variables = jobs, variables
         self.box = f"office-{uuid.uuid4().hex}"
         self.lock = threading.RLock()

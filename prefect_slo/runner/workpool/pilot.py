@@ -25,9 +25,10 @@ from prefect import flow
 from prefect.logging import get_logger
 
 from prefect_slo.resources import Size
-from prefect_slo.runner.backends.local import PRELOAD, worker_environment
+from prefect_slo.runner.backends.local import PRELOAD, named_gpus, usable_gpus, worker_environment
 from prefect_slo.runner.backends.processes import ProcessBackend
 from prefect_slo.runner.backends.protocol import Bundle, Finished, Lost, Opened, Progress, Report
+from prefect_slo.runner.local.gpus import SHARE
 from prefect_slo.runner.workpool.mailbox import FROM_JOB, TO_JOB, Incoming, Outgoing, Pulse
 from prefect_slo.runner.workpool.stores import Store, referred
 
@@ -54,6 +55,8 @@ class Order:
         lifetime_s: It takes nothing new after this long.
         heartbeat_s: It gives a sign of life this often.
         silent_s: It ends when the flow's process has given no sign of life for this long.
+        places_gpus: Whether jobs on a machine have its GPUs in common, so that its worker has to be given a share of
+            them; else the job was given its own.
         version: Of prefect_slo, there.
         python: Major and minor version of Python, there.
     """
@@ -66,6 +69,7 @@ class Order:
     lifetime_s: float
     heartbeat_s: float
     silent_s: float
+    places_gpus: bool = False
     version: str = VERSION
     python: list[int] = field(default_factory=lambda: list(sys.version_info[:2]))
 
@@ -109,7 +113,7 @@ class Pilot:
 
     def __init__(self, order: Order) -> None:
         self._order, self._store = order, referred(order.storage)
-        self._size = Size(**order.size)
+        self._size, self._told = _here(Size(**order.size), places_gpus=order.places_gpus)
         self._inbox = Incoming(self._store, order.box, TO_JOB)
         self._programs: dict[str, Any] = {}
         self._events: SimpleQueue[Report] = SimpleQueue()
@@ -125,7 +129,9 @@ class Pilot:
         if mismatch:
             self._sender.end(mismatch)
             return mismatch
-        backend = ProcessBackend(env=worker_environment(None), preload=PRELOAD)
+        backend = ProcessBackend(
+            env={**worker_environment(None), **self._told}, preload=PRELOAD, gpu_devices=named_gpus()
+        )
         ended = "its job was ended"
         threading.Thread(target=self._beat, name="prefect-slo-heart", daemon=True).start()
         try:
@@ -220,8 +226,7 @@ class Pilot:
     def _open(self, backend: ProcessBackend) -> None:
         self._lease += 1
         vcpus = min(self._size.vcpus, backend.capabilities().vcpus)
-        size = Size(vcpus, self._size.memory_mb)  # here it is a worker process, whatever hardware the pool has
-        backend.open(self._lease, size, self._events.put)
+        backend.open(self._lease, replace(self._size, vcpus=vcpus), self._events.put)
 
     def _pause_s(self, quiet_s: float) -> float:
         poll_s = self._store.poll_s
@@ -235,6 +240,23 @@ class Pilot:
         if self._order.version != VERSION:
             return f"the flow has prefect-slo {self._order.version} and its job {VERSION}: they must be the same"
         return ""
+
+
+def _here(size: Size, *, places_gpus: bool) -> tuple[Size, dict[str, str]]:
+    """What its worker is as a process of this machine, whatever hardware the pool has, and what it is told of GPUs.
+
+    Jobs that have the machine's GPUs in common have one account of them, with everything else of their user there. A
+    container has GPUs of its own: its worker sees those, and is told how much they are.
+    """
+    plain = size.without_gpu if size.gpu else replace(size, hardware="cpu")
+    if size.share is None:
+        return plain, {}
+    if not places_gpus:
+        return plain, {SHARE: f"{size.gpu:g}"}
+    if usable_gpus():
+        return size, {}
+    get_logger("slo").warning("This job was to have %s, and there is no GPU here: it runs on the CPU.", size.share)
+    return plain, {}
 
 
 CLOSED, ALONE = "it is not needed any more", "its flow gives no sign of life"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 
 import pytest
@@ -11,9 +12,11 @@ from prefect_slo.placement import Device
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.processes import ProcessBackend
 from prefect_slo.runner.backends.protocol import Lost, Opened
-from prefect_slo.runner.local import pool
+from prefect_slo.runner.local import gpus as machine
+from prefect_slo.runner.local import seating
 from prefect_slo.runner.local.book import FileBook
 from prefect_slo.runner.local.gpu_ledger import GpuLedger
+from prefect_slo.runner.local.probe import Probe
 
 TWO = (Device("GPU-a", 16384), Device("GPU-b", 16384))
 HALF = Size(0.5, 300, 0.5, "gpu")
@@ -133,6 +136,47 @@ def test_with_the_backend_everything_is_given_back(desk, gpus):
     assert gpus.used() == {"GPU-a": (0, 0), "GPU-b": (0, 0)}
 
 
+def percentage(_):
+    return os.environ.get("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE")
+
+
+@pytest.fixture
+def daemon(monkeypatch):
+    """An MPS control daemon that answers when it is let go; that it was asked, and a clock for whoever waits for it."""
+    asked, let_go, clock = threading.Event(), threading.Event(), [0.0]
+
+    def ask():
+        asked.set()
+        let_go.wait(60)
+        return "mps"
+
+    probe = Probe("daemon", ask, "turns", "they take turns", timeout_s=5, keep_s=30, clock=lambda: clock[0])
+    monkeypatch.setattr(machine, "_SHARING", probe)
+    yield asked, let_go, clock
+    let_go.set()
+
+
+def test_an_mps_daemon_that_is_slow_to_answer_holds_up_nobody_else(desk, daemon):
+    _, let_go, _ = daemon
+    waiting = desk.ask(HALF)
+    assert desk.run(desk.open(), lambda payload: payload, [7]) == [7]
+    assert desk.opened(desk.open(Size(0.5, 300, 1, "gpu"))).cold, "whole devices are held to nothing"
+    assert not any(isinstance(report, Opened) and report.lease == waiting for report in desk.reports)
+    let_go.set()
+    desk.opened(waiting)
+    assert desk.run(waiting, percentage) == ["50"]
+
+
+def test_an_mps_daemon_that_hangs_is_done_without(desk, daemon):
+    asked, _, clock = daemon
+    waiting = desk.ask(HALF)
+    assert asked.wait(30)
+    clock[0] = 6.0
+    desk.opened(waiting)
+    assert desk.run(waiting, percentage) == [None]
+    assert desk.run(desk.open(HALF), percentage) == [None]
+
+
 class Shaky(GpuLedger):
     """An account whose file can't be opened now and then: every other time that it is asked."""
 
@@ -163,7 +207,7 @@ class Shaky(GpuLedger):
 def test_an_account_that_cannot_be_asked_for_a_while_costs_waiting_alone(
     desk_on, ledger, tmp_path, eventually, monkeypatch
 ):
-    monkeypatch.setattr(pool, "_AGAIN_S", 0.05)
+    monkeypatch.setattr(seating, "_AGAIN_S", 0.05)
     gpus = Shaky(TWO[:1], FileBook(tmp_path / "gpus.json"))
     desk = desk_on(ProcessBackend(ledger=ledger, gpus=gpus))
     leases = [desk.open(HALF) for _ in range(2)]

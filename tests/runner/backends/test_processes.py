@@ -1,4 +1,4 @@
-"""What a runner may rely on when bundles run in worker processes; each test with forked and with spawned workers."""
+"""What a runner may rely on when bundles run in worker processes, forked and spawned ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from prefect_slo.errors import InvalidValue
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.processes import ProcessBackend
 from prefect_slo.runner.backends.protocol import Bundle, Chatter, Finished, Lost, Opened, Outcome, Progress
-from prefect_slo.runner.local import cgroup, pool
+from prefect_slo.runner.local import cgroup, session
+
+however_started = pytest.mark.parametrize("start", ["zygote"], indirect=True)
+"""A worker's own loop and the pool's line to it are the same however it was started: these run with one way to start.
+
+All that a start, an end or the surroundings of a process may change runs with both.
+"""
 
 
 def test_items_of_a_bundle_run_in_order_in_another_process(desk):
@@ -26,6 +32,7 @@ def test_items_of_a_bundle_run_in_order_in_another_process(desk):
     assert desk.opened(lease).pid != os.getpid()
 
 
+@however_started
 def test_reports_carry_measured_times_on_the_clock_of_this_process(desk):
     lease = desk.open()
     before = time.monotonic()
@@ -38,6 +45,7 @@ def test_reports_carry_measured_times_on_the_clock_of_this_process(desk):
     assert finished.peak_mb > 5
 
 
+@however_started
 def test_cpu_time_counts_work_and_not_waiting(desk):
     def work(seconds):
         end = time.process_time() + seconds
@@ -51,6 +59,7 @@ def test_cpu_time_counts_work_and_not_waiting(desk):
     assert cpu[worked] >= 0.1 > 0.05 > cpu[slept]
 
 
+@however_started
 def test_peak_memory_is_that_of_the_bundle_and_not_of_an_earlier_one(desk):
     lease = desk.open()
     desk.wait_for(Finished, bundle=(large := desk.submit(lease, lambda payload: len(bytearray(200 << 20)))))
@@ -59,6 +68,7 @@ def test_peak_memory_is_that_of_the_bundle_and_not_of_an_earlier_one(desk):
     assert peak[large] > 200 > peak[small]
 
 
+@however_started
 def test_a_program_is_opened_once_a_worker(desk):
     def open_(emit):
         opened = __import__("time").monotonic()
@@ -77,6 +87,7 @@ def test_a_program_is_opened_once_a_worker(desk):
     assert open_s[101] > 0 == open_s[102]
 
 
+@however_started
 def test_a_worker_forgets_programs_and_is_sent_them_again(desk):
     lease = desk.open()
     steps = [lambda payload, n=n: n for n in range(70)]
@@ -84,6 +95,7 @@ def test_a_worker_forgets_programs_and_is_sent_them_again(desk):
     assert desk.run(lease, steps[0]) == [0]
 
 
+@however_started
 def test_outcomes_travel_with_all_their_fields(desk):
     class Program:
         def open(self, emit):
@@ -96,6 +108,7 @@ def test_outcomes_travel_with_all_their_fields(desk):
     assert (report.item, report.outcome) == (7, Outcome(b"x", True, "why", 1.5, 2.5))
 
 
+@however_started
 def test_quick_items_are_told_while_a_slow_one_runs(desk, tmp_path):
     gate = tmp_path / "gate"
 
@@ -112,6 +125,7 @@ def test_quick_items_are_told_while_a_slow_one_runs(desk, tmp_path):
     assert len(desk.items(bundle)) == 3
 
 
+@however_started
 def test_chatter_keeps_its_place_among_outcomes_and_comes_from_any_thread(desk):
     class Program:
         def open(self, emit):
@@ -138,6 +152,7 @@ def test_chatter_keeps_its_place_among_outcomes_and_comes_from_any_thread(desk):
     assert told == [b"in 0", b"beside 0", 0, b"in 1", b"beside 1", 1]
 
 
+@however_started
 def test_large_payloads_go_both_ways_at_once_and_hold_nobody_up(desk):
     big, small = desk.open(), desk.open()
     payloads = [os.urandom(30 << 20) for _ in range(3)]
@@ -188,6 +203,7 @@ def test_a_crash_in_native_code_is_told_by_its_signal(desk):
     assert desk.lost(lease).detail == f"killed by signal {int(signal.SIGSEGV)}"
 
 
+@however_started
 def test_a_program_that_breaks_its_promise_is_told_with_its_traceback(desk):
     lease = desk.open()
     desk.submit(lease, lambda payload: 1 / 0)
@@ -197,6 +213,7 @@ def test_a_program_that_breaks_its_promise_is_told_with_its_traceback(desk):
     assert lost.running == 0
 
 
+@however_started
 def test_a_program_that_does_not_open_is_a_failed_start_with_all_items_untouched(desk):
     lease = desk.open()
     desk.backend.submit(lease, Bundle(1, "none", b"not a pickle", ((4, b""), (5, b""))))
@@ -205,6 +222,7 @@ def test_a_program_that_does_not_open_is_a_failed_start_with_all_items_untouched
     assert "UnpicklingError" in lost.detail
 
 
+@however_started
 def test_an_item_that_overruns_is_ended_and_named(desk):
     lease = desk.open()
     bundle = desk.submit(lease, lambda payload: time.sleep(payload), [0, 60, 0], timeout_s=1.5)
@@ -214,11 +232,12 @@ def test_an_item_that_overruns_is_ended_and_named(desk):
     assert [report.item for report in desk.items(bundle)] == [0]
 
 
+@however_started
 def test_a_timeout_is_for_one_item_and_not_for_the_bundle(desk):
     lease = desk.open()
-    bundle = desk.submit(lease, lambda payload: time.sleep(0.5), [b""] * 5, timeout_s=2)
+    bundle = desk.submit(lease, lambda payload: time.sleep(0.4), [b""] * 4, timeout_s=1.2)
     desk.wait_for(Finished, bundle=bundle)
-    assert len(desk.items(bundle)) == 5
+    assert len(desk.items(bundle)) == 4
 
 
 def test_a_hang_in_native_code_that_holds_the_interpreter_is_ended_too(desk):
@@ -247,8 +266,8 @@ def test_memory_that_leaps_between_two_looks_is_capped_by_the_kernel(desk, monke
     if group is None:
         pytest.skip("control groups can't be made here")
     group.close()
-    watch = pool.MemoryWatch
-    monkeypatch.setattr(pool, "MemoryWatch", lambda *told: watch(*told, interval_s=3))
+    watch = session.MemoryWatch
+    monkeypatch.setattr(session, "MemoryWatch", lambda *told: watch(*told, interval_s=3))
     lease = desk.open(Size(1, 200))
     desk.submit(lease, lambda payload: len(b"x" * (4000 << 20)), [b"", b""])
     lost = desk.lost(lease)
@@ -335,6 +354,7 @@ def test_a_loss_says_which_bundle_it_took_and_a_later_one_is_not_started(desk, t
     assert sum(isinstance(report, Lost) for report in desk.reports) == 2
 
 
+@however_started
 def test_a_busy_or_unknown_lease_is_refused(desk):
     lease = desk.open()
     desk.submit(lease, lambda payload: time.sleep(60))
@@ -344,6 +364,7 @@ def test_a_busy_or_unknown_lease_is_refused(desk):
         desk.submit(999, lambda payload: None)
 
 
+@however_started
 def test_what_the_machine_can_never_hold_is_refused_at_once(desk):
     for size, word in ((Size(64, 512), "vcpus"), (Size(1, 10**9), "memory_mb"), (Size(1, 512, 64, "gpu"), "64 GPU")):
         lost = desk.lost(desk.ask(size))
@@ -351,6 +372,7 @@ def test_what_the_machine_can_never_hold_is_refused_at_once(desk):
         assert word in lost.detail
 
 
+@however_started
 def test_leases_beyond_the_machine_wait_their_turn(desk):
     holders = [desk.open(Size(2, 256)) for _ in range(2)]
     waiting = desk.ask(Size(2, 256))

@@ -100,15 +100,21 @@ def test_nothing_outlives_a_parent_that_is_killed(parent, start, alive, eventual
 def test_nothing_outlives_a_parent_that_is_killed_while_its_own_fork_holds_its_sockets(parent, alive, eventually):
     process, below = parent(
         """
-        if not os.fork():
-            time.sleep(3)
+        if not (fork := os.fork()):
+            time.sleep(600)
             os._exit(0)
+        print(fork, flush=True)
         time.sleep(600)
         """
     )
-    process.kill()
-    process.wait()
-    eventually(lambda: not any(map(alive, below)))
+    fork = int(process.stdout.readline())
+    try:
+        process.kill()
+        process.wait()
+        eventually(lambda: not any(map(alive, below - {fork})))
+        assert alive(fork), "it holds them still"
+    finally:
+        os.kill(fork, signal.SIGKILL)
 
 
 def test_nothing_outlives_a_parent_that_is_interrupted_twice(parent, alive, eventually):

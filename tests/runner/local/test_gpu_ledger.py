@@ -5,13 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from collections import Counter
 
+import numpy as np
 import pytest
 
 from prefect_slo.errors import GpuShareTooLarge
 from prefect_slo.placement import Device, Share
 from prefect_slo.runner.local.book import FileBook, MemoryBook
-from prefect_slo.runner.local.gpu_ledger import GpuLedger
+from prefect_slo.runner.local.gpu_ledger import GpuClaim, GpuLedger
 
 TWO = (Device("GPU-a", 16384), Device("GPU-b", 16384))
 
@@ -132,3 +134,67 @@ def test_threads_that_claim_and_release_at_once_never_exceed_a_device(book):
     assert len(most) == 80
     assert max(most) <= 1 + 1e-9
     assert ledger.used() == {"GPU-a": (0, 0), "GPU-b": (0, 0)}
+
+
+@pytest.mark.parametrize("sequences", [2_000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_capacity_holds_and_everyone_is_served_under_random_load(sequences):
+    """Claims come and go at random; those that wait ask again in any order, as processes do."""
+    rng = np.random.default_rng(2026)
+    granted = overtaken = 0
+    for _ in range(sequences):
+        ledger, overtakes = random_ledger(rng)
+        claims: list[GpuClaim] = []  # in order of arrival; those that were given back are left out
+        served: set[int] = set()
+        passed: Counter[int] = Counter()
+        events = int(rng.integers(8, 20))
+        for step in range(10_000):
+            asking = range(len(claims))
+            if step < events and rng.random() < 0.65:
+                try:
+                    claims.append(ledger.claim(random_share(rng)))
+                except GpuShareTooLarge:
+                    continue
+                asking = range(len(claims) - 1, len(claims))
+            elif held := [claim for claim in claims if claim.granted]:
+                gone = held[int(rng.integers(len(held)))]
+                ledger.release(gone)
+                claims = [claim for claim in claims if claim is not gone]
+                asking = range(len(claims))
+            for k in rng.permutation(asking):
+                if ledger.retry(claims[k]) and claims[k].id not in served:
+                    served.add(claims[k].id)
+                    passed.update(other.id for other in claims[:k] if not other.granted)
+            assert_nothing_is_overfilled(ledger, [claim for claim in claims if claim.granted])
+            waiting = [claim for claim in claims if not claim.granted]
+            assert not waiting or len(waiting) < len(claims), "somebody waits while every device is empty"
+            if step >= events and not waiting:
+                break
+        assert not waiting, "somebody was never served"
+        granted += len(served)
+        overtaken += sum(passed.values())
+        assert max(passed.values(), default=0) <= overtakes
+    assert granted > sequences
+    assert overtaken > sequences / 10
+
+
+def random_ledger(rng: np.random.Generator) -> tuple[GpuLedger, int]:
+    devices = tuple(
+        Device(str(k), float(rng.choice([8_192, 16_384, 81_920])), float(rng.choice([0.5, 1.0, 1.0])))
+        for k in range(int(rng.integers(1, 4)))
+    )
+    overtakes = int(rng.integers(0, 5))
+    return GpuLedger(devices, MemoryBook(), overtakes=overtakes), overtakes
+
+
+def random_share(rng: np.random.Generator) -> Share:
+    gpu = float(rng.integers(1, 3)) if rng.random() < 0.15 else float(rng.choice([0.05, 0.1, 0.25, 0.3, 0.5, 0.75]))
+    return Share(gpu, float(rng.choice([0, 0, 1_000, 6_000, 12_000])))
+
+
+def assert_nothing_is_overfilled(ledger: GpuLedger, held: list[GpuClaim]) -> None:
+    """Added up anew from the claims that were granted, not from the account's own counters."""
+    for device in ledger.devices:
+        here = [claim.share for claim in held if device in claim.devices]
+        assert sum(share.cores for share in here) <= device.cores + 1e-9
+        assert sum(share.memory_on(device) for share in here) <= device.memory_mb * (1 + 1e-9)
+        assert len(here) <= 1 or all(share.gpu < 1 for share in here)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,8 @@ import pytest
 from prefect_slo.errors import InvalidValue
 from prefect_slo.placement import Device, Share
 from prefect_slo.runner.local import gpus
+from prefect_slo.runner.local.book import MemoryBook
+from prefect_slo.runner.local.gpu_ledger import GpuLedger
 
 TWO = "0, GPU-aaaa, 81559, Disabled\n1, GPU-bbbb, 40960, [N/A]\n"
 PARTITIONED = "0, GPU-aaaa, 81559, Enabled\n1, GPU-bbbb, 81559, Disabled\n"
@@ -93,6 +94,40 @@ def test_devices_can_be_named_by_hand(programs):
     assert gpus.devices(["0:16384", "GPU-x:8192"]) == (Device("0", 16384), Device("GPU-x", 8192))
 
 
+@pytest.mark.parametrize("name", ["1", "GPU-bbbb", "GPU-b"])
+def test_a_device_that_is_named_and_one_that_is_found_are_one(programs, name):
+    programs("nvidia-smi", f'printf "{TWO}"')
+    assert gpus.devices([f"{name}:8192"]) == (Device("GPU-bbbb", 8192),)
+
+
+def test_what_is_named_by_hand_and_what_is_found_have_one_account(programs):
+    programs("nvidia-smi", f'printf "{TWO}"')
+    book = MemoryBook()
+    found, named = GpuLedger(gpus.devices(), book), GpuLedger(gpus.devices(["0:81559"]), book)
+    found.claim(Share(2))
+    assert not named.claim(Share(0.25)).granted
+
+
+@pytest.mark.parametrize("entry", ["7:8192", "GPU-:8192", "0:90000"])
+def test_a_name_that_means_no_device_here_or_more_than_one_is_refused(programs, entry):
+    programs("nvidia-smi", f'printf "{TWO}"')
+    with pytest.raises(InvalidValue):
+        gpus.devices([entry])
+
+
+def test_a_device_is_named_once(programs):
+    programs("nvidia-smi", f'printf "{TWO}"')
+    with pytest.raises(InvalidValue, match="every device once"):
+        gpus.devices(["0:8192", "GPU-aaaa:8192"])
+
+
+def test_a_part_of_the_memory_that_was_named_is_a_smaller_part_of_the_device(programs):
+    programs("nvidia-smi", f'printf "{TWO}"')
+    gpus.devices()
+    told = gpus.environment(Share(0.5), gpus.devices(["1:20480"]), "turns")
+    assert float(told[gpus.FRACTION]) == 0.25
+
+
 @pytest.mark.parametrize("entry", ["0", "0:much", ":16384", "0:-1"])
 def test_a_device_without_its_memory_is_refused(entry):
     with pytest.raises(InvalidValue):
@@ -100,26 +135,32 @@ def test_a_device_without_its_memory_is_refused(entry):
 
 
 def test_mps_is_there_where_its_daemon_answers(programs):
-    assert not gpus.mps_runs()
+    assert gpus.sharing() == "turns"
     programs(
         "nvidia-cuda-mps-control", 'read command; [ "$command" = get_default_active_thread_percentage ] && echo 100.0'
     )
-    assert gpus.mps_runs()
+    assert gpus.sharing() == "mps"
     programs("nvidia-cuda-mps-control", "echo Cannot find MPS control daemon process; exit 1")
-    assert not gpus.mps_runs()
+    assert gpus.sharing() == "turns"
 
 
-def test_a_daemon_that_comes_later_is_noticed(programs):
-    assert not gpus.mps_runs(now=1000.0)
-    path = programs("nvidia-cuda-mps-control", "echo 100.0")
-    assert gpus.mps_runs(now=2000.0)
-    path.unlink()
-    assert gpus.mps_runs(now=2001.0)
-    assert not gpus.mps_runs(now=3000.0)
+def test_a_daemon_that_hangs_is_ended_and_sharers_take_turns(programs, monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr(gpus, "_MPS_S", 0.2)
+    programs("nvidia-cuda-mps-control", f"echo asked >> {tmp_path}/asked; exec /bin/sleep 600")
+    assert [gpus.sharing() for _ in range(3)] == ["turns"] * 3
+    assert (tmp_path / "asked").read_text() == "asked\n", "one that hangs is not asked for every worker"
+    assert "nvidia-cuda-mps-control has not answered" in caplog.text
+
+
+def test_a_program_that_lists_no_devices_in_time_holds_nobody_up_again(programs, monkeypatch, tmp_path):
+    monkeypatch.setattr(gpus, "_SMI_S", 0.2)
+    programs("nvidia-smi", f"echo asked >> {tmp_path}/asked; exec /bin/sleep 600")
+    assert [gpus.devices() for _ in range(3)] == [()] * 3
+    assert (tmp_path / "asked").read_text() == "asked\n"
 
 
 def test_a_worker_sees_its_device_and_the_memory_that_it_may_take():
-    told = gpus.environment(Share(0.25), (Device("GPU-aaaa", 16384),), mps=False)
+    told = gpus.environment(Share(0.25), (Device("GPU-aaaa", 16384),), "turns")
     assert told["CUDA_VISIBLE_DEVICES"] == "GPU-aaaa"
     assert float(told[gpus.FRACTION]) == 0.25
     assert int(told["CUPY_GPU_MEMORY_LIMIT"]) == 4096 * 2**20
@@ -127,12 +168,11 @@ def test_a_worker_sees_its_device_and_the_memory_that_it_may_take():
 
 
 def test_where_mps_runs_the_driver_holds_a_worker_to_its_share():
-    told = gpus.environment(Share(0.3, 2000), (Device("GPU-aaaa", 16384),), mps=True)
+    told = gpus.environment(Share(0.3, 2000), (Device("GPU-aaaa", 16384),), "mps")
     assert told["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] == "30"
     assert told["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"] == "0=2000M"
 
 
-def test_whole_devices_are_held_to_nothing():
-    told = gpus.environment(Share(2), (Device("GPU-a", 16384), Device("GPU-b", 16384)), mps=True)
-    assert told == {"CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b"}
-    assert os.environ.get("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE") is None
+def test_whole_devices_are_held_to_nothing_and_their_worker_knows_that_it_has_them():
+    told = gpus.environment(Share(2), (Device("GPU-a", 16384), Device("GPU-b", 16384)), "mps")
+    assert told == {"CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b", gpus.SHARE: "2"}

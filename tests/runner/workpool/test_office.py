@@ -61,8 +61,8 @@ class Played:
     def __init__(self, store: FolderStore, order: Order) -> None:
         self._out, self.inbox = Outgoing(store, order.box, FROM_JOB), Incoming(store, order.box, TO_JOB)
 
-    def up(self, age_s: float = 0.0) -> None:
-        opened = Opened(1, True, 0.1, 0.0, 4711)
+    def up(self, age_s: float = 0.0, wait_s: float = 0.0) -> None:
+        opened = Opened(1, True, 0.1, wait_s, 4711)
         self._out.send(Letter(time.monotonic(), {}, (opened,), age_s=age_s))
 
     def is_sent_home(self) -> bool:
@@ -127,6 +127,15 @@ def test_a_pilot_that_gets_free_serves_a_lease_whose_own_is_still_starting(scene
     assert report.cold, "it waited for a start, if not to its end"
     assert report.start_s > 0
     assert len(at.jobs.asked) == 2
+
+
+def test_waiting_for_a_share_of_its_machine_is_no_start(scene: Any) -> None:
+    at = scene(idle_s=None)
+    at.lease(1)
+    at.job(0).up(wait_s=1000.0)
+    report = at.opened(1)
+    assert (report.start_s, at.office.keep_s) == (0.0, 0.0)
+    assert report.wait_s > 0
 
 
 def test_the_pilot_that_was_asked_for_is_a_spare_then(scene: Any) -> None:

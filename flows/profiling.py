@@ -1,6 +1,6 @@
 """Run a decorated flow at different settings until it can be planned; deploy it, or run it once.
 
-``python flows/profile.py examples/ml_pipeline/flow.py:ml_pipeline``
+``python flows/profiling.py examples/ml_pipeline/flow.py:ml_pipeline``
 """
 
 from __future__ import annotations

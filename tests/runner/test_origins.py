@@ -1,0 +1,66 @@
+"""What is held of a call so that its result can be made again."""
+
+from __future__ import annotations
+
+import gc
+from contextvars import copy_context
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from prefect import task
+from prefect.states import Completed
+
+from prefect_slo.runner import origins
+from prefect_slo.runner.calls import Call, FinalState
+from prefect_slo.runner.futures import Callbacks, CallFuture
+from prefect_slo.runner.origins import Origins
+from prefect_slo.runner.variants import Variants
+
+
+@task
+def add(x: Any, more: Any = 0) -> Any:
+    return x
+
+
+def call(parameters: dict[str, Any], *, wait_for: list[Any] | None = None, sent_bytes: int = 10) -> Call:
+    made = Call(1, "add", add, Variants().of(add), uuid4(), parameters, wait_for, None, copy_context(), frozenset())
+    made.has_inputs, made.sent_bytes = True, sent_bytes
+    return made
+
+
+def future() -> CallFuture:
+    final = FinalState()
+    final.set_result(Completed(data=3))
+    return CallFuture(uuid4(), final, Callbacks())
+
+
+def test_a_call_runs_again_as_it_ran_while_what_it_takes_is_held():
+    upstream, state = future(), Completed(data=3)
+    first = call({"x": [upstream, 5], "more": {"state": state}}, wait_for=[upstream])
+    again = Origins().of(first).again(7)
+    assert (again.item, again.task_run_id, again.stage) == (7, first.task_run_id, "add")
+    assert again.parameters["x"] == [upstream, 5]
+    assert again.parameters["more"]["state"] is state
+    assert again.wait_for == [upstream]
+    assert again.future is not first.future
+
+
+def test_what_the_flow_has_let_go_of_is_not_held_and_what_was_only_waited_for_is_not_missed():
+    upstream = future()
+    origin, waited = Origins().of(call({"x": upstream})), Origins().of(call({"x": 1}, wait_for=[upstream]))
+    del upstream
+    gc.collect()
+    assert origin.again(7) is None
+    assert waited.again(7).parameters == {"x": 1}
+
+
+def test_no_more_arguments_are_held_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(origins, "ROOM_BYTES", 25)
+    kept = Origins()
+    first, second = kept.of(call({"x": 1})), kept.of(call({"x": 2}))
+    assert first is not None
+    assert second is not None
+    assert kept.of(call({"x": 3})) is None
+    del first
+    assert kept.of(call({"x": 3})) is not None

@@ -39,7 +39,7 @@ def pools(process_pool: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     storage = tmp_path_factory.mktemp("mailboxes")
     for name in (CPU, GPU):
         process_pool(name)
-    made = tuple(WorkPool(name, (Size(0.5, 512),), storage, concurrency=2, idle_s=600) for name in (CPU, GPU))
+    made = tuple(WorkPool(name, (Size(0.5, 512),), storage, concurrency=1, idle_s=600) for name in (CPU, GPU))
     yield made  # type: ignore[misc]
     shut_offices()
     until(lambda: not list(storage.iterdir()), "mailboxes are left behind")

@@ -304,14 +304,9 @@ class WorkerPool:
     def _read(self, session: Session, worker: Worker) -> bool:
         """Take in what a worker has sent; ``False`` when there is no more for now."""
         try:
-            frames = worker.decoder.receive(worker.sock)
+            frames = worker.receive()
         except BlockingIOError:
             return False
-        except OSError:
-            frames = None
-        except Exception:  # user code wrote to a descriptor that isn't its own
-            logger.exception("A worker sent what can't be read; it is ended.")
-            frames = None
         if frames is None:
             self._hang_up(session, worker)
             return False
@@ -321,27 +316,16 @@ class WorkerPool:
         return True
 
     def _take(self, worker: Worker, records: list[tuple[Any, ...]]) -> None:
-        lease = worker.lease
-        for record in records:
-            match record:
-                case ("hello", pid, resident_mb):
-                    self._welcome(worker, pid, resident_mb)
-                case ("broken", detail):
-                    worker.fate = worker.fate or Fate("died", f"its program raised\n{detail}")
-                case ("unopened", detail):
-                    worker.fate = worker.fate or Fate("start", detail)
+        lease, started = worker.lease, worker.note(records)
         if lease is None or lease.done:
             return
+        if started:
+            start_s = time.monotonic() - worker.born
+            self._post.put(lease, Opened(lease.id, True, start_s, lease.granted - lease.asked, worker.pid))
         for report in worker.reports(records, lease):
             self._post.put(lease, report)
         if records[-1][0] == "finished":
             worker.bundle = None
-
-    def _welcome(self, worker: Worker, pid: int, resident_mb: float) -> None:
-        worker.reported(pid, resident_mb)
-        lease, now = worker.lease, time.monotonic()
-        if lease is not None and not lease.done:
-            self._post.put(lease, Opened(lease.id, True, now - worker.born, lease.granted - lease.asked, pid))
 
     def _hang_up(self, session: Session, worker: Worker) -> None:
         """A worker's socket is done with; one that isn't about to leave is ended."""

@@ -27,6 +27,13 @@ NAN = float("nan")
 
 @dataclass
 class _Lease:
+    """A lease.
+
+    Attributes:
+        beside: Whether it may wait for other stages of its own run, as they hold workers of its pool. They never hold up
+            one another's vCPUs of this machine: the scheduler asks for no more than there are.
+    """
+
     stage: str
     pool: str
     size: Size
@@ -131,7 +138,8 @@ class Measure:
         if stage not in self._planned and pool in LOCAL:
             share = min(size.vcpus / self._machine.vcpus, 1.0)
             size = replace(size, memory_mb=max(int(share * self._machine.memory_mb), 1))
-        beside = any(held.stage != stage and held.pool == pool for held in self._leases.values())
+        others = any(held.stage != stage and held.pool == pool for held in self._leases.values())
+        beside = others and (pool not in LOCAL or size.gpu > 0)
         self._leases[lease] = _Lease(stage, pool, size, now, metered, beside)
         seen = self._stages[stage]
         seen.size, seen.pool, seen.metered = size, pool, seen.metered and metered
@@ -151,7 +159,7 @@ class Measure:
         seen = self._stages[lease.stage]
         if report.wait_s or report.start_s:
             admitted = lease.asked + report.wait_s
-            asked = admitted if lease.beside else lease.asked  # else it may have waited for stages of its own run
+            asked = admitted if lease.beside else lease.asked
             seen.openings.append(_Opening(asked, admitted, admitted + report.start_s))
         seen.now_leased += 1
         seen.most_leased = max(seen.most_leased, seen.now_leased)

@@ -83,13 +83,15 @@ def test_of_workers_that_wait_differently_the_mean_counts(runs):
     assert (found.wall_s, found.queue_s) == pytest.approx((4.0, 1.0))
 
 
-def test_waiting_beside_other_stages_of_the_run_is_no_waiting_for_other_runs(clock):
+@pytest.mark.parametrize(("pool", "wall_s", "queue_s"), [("cluster", 5.0, 0.0), (PROCESS, 2.0, 3.0)])
+def test_waiting_for_stages_of_the_own_run_is_no_waiting_for_other_runs(clock, pool, wall_s, queue_s):
+    """On this machine no stage waits for another's vCPUs: the scheduler asks for no more than there are."""
     seen, begun = Measure(PRICES, machine=MACHINE, planned={"load", "train"}), clock.now
     seen.submitted("load", 1, begun)
     seen.submitted("train", 1, begun)
-    seen.leased(0, "load", PROCESS, SMALL, begun)
+    seen.leased(0, "load", pool, SMALL, begun)
     seen.opened(Opened(0, False, 0.0, 0.0, 1))
-    seen.leased(1, "train", PROCESS, SMALL, begun)
+    seen.leased(1, "train", pool, SMALL, begun)
     clock.now += 3.0
     seen.released(0, clock.now)
     seen.opened(Opened(1, False, 0.0, 3.0, 1))
@@ -98,7 +100,7 @@ def test_waiting_beside_other_stages_of_the_run_is_no_waiting_for_other_runs(clo
     seen.item(1, ItemReport(1, Outcome(b"", failed=False), begun + 3.0, clock.now), ready=begun)
     seen.finished(Finished(1, 1, begun + 3.0, clock.now))
     only = row(seen)
-    assert (only.stage, only.wall_s, only.queue_s) == ("train", pytest.approx(5.0), 0.0)
+    assert (only.stage, only.wall_s, only.queue_s) == ("train", pytest.approx(wall_s), queue_s)
 
 
 def test_a_start_is_seen_of_a_stage_whose_items_get_ready_after_they_were_submitted(clock):

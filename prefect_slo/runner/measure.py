@@ -30,8 +30,8 @@ class _Lease:
     """A lease.
 
     Attributes:
-        beside: Whether it may wait for other stages of its own run, as they hold workers of its pool. They never hold up
-            one another's vCPUs of this machine: the scheduler asks for no more than there are.
+        beside: Whether it may wait for other stages of its own run, as they hold workers of its pool. For vCPUs of this
+            machine none does: the scheduler asks for no more than there are.
     """
 
     stage: str

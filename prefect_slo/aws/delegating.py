@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from prefect_slo.aws.exchange import Exchange, Item, Order, Returned
-from prefect_slo.aws.invoke import Failed
+from prefect_slo.aws.invoke import NEVER_RAN, Failed
 from prefect_slo.aws.s3 import S3Prefix
 from prefect_slo.control.delegation import By, Limits, Mode, Needs, Seen, Terms, delegates, predicted_first
 
@@ -140,13 +140,17 @@ class Delegating:
 
 
 def _both(before: Failed, error: Exception) -> Failed:
-    """What Batch could not do either, for whichever reason; it costs what both have taken."""
+    """What Batch could not do either, for whichever reason; it costs what both have taken.
+
+    Where Batch has not begun it, it ended as it did on Lambda: it never ran only where it did not run there either.
+    """
     then = error if isinstance(error, Failed) else Failed("died", f"{type(error).__name__}: {error}")
+    last = before if then.why in NEVER_RAN and before.why not in NEVER_RAN else then
     both = Failed(
-        then.why,
+        last.why,
         f"on Lambda: {before.detail}; then on Batch: {then.detail}",
-        used_mb=then.used_mb,
-        memory_mb=then.memory_mb,
+        used_mb=last.used_mb,
+        memory_mb=last.memory_mb,
         billed=before.billed + then.billed,
     )
     both.storage_usd = before.storage_usd + then.storage_usd

@@ -22,6 +22,9 @@ from prefect_slo.aws.report import NOTHING, Billed, Report, bill, tail
 from prefect_slo.pricing import PriceList
 
 Why = Literal["died", "memory", "disk", "timeout", "start", "throttled", "unreached", "unknown", "cancelled"]
+NEVER_RAN = frozenset[Why]({"start", "throttled", "unreached"})
+"""Ends of work that has not begun: it may be sent anew, whatever it is."""
+
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 10.0
 _THROTTLED = {
     "TooManyRequestsException",

@@ -12,7 +12,7 @@ import pytest
 
 from prefect_slo.aws.delegating import Delegating
 from prefect_slo.aws.exchange import Item, Order, Returned, TooLarge
-from prefect_slo.aws.invoke import Answer, Failed, Why
+from prefect_slo.aws.invoke import NEVER_RAN, Answer, Failed, Why
 from prefect_slo.aws.report import Billed
 from prefect_slo.control.delegation import LEAST_SEEN, Limits, Needs, Terms
 from prefect_slo.errors import SpendLimitReached
@@ -113,6 +113,20 @@ def test_whatever_keeps_batch_from_it_what_lambda_took_is_paid_for(end: Exceptio
     lambdas.end = None
     batch.end = end
     assert run(both).answer.billed == BILLED, "which nothing had to be added to"
+
+
+@pytest.mark.parametrize("then", sorted(NEVER_RAN))
+@pytest.mark.parametrize("why", ["timeout", "memory", "disk"])
+def test_what_ran_on_lambda_has_run_whatever_keeps_batch_from_it(why: Why, then: Why) -> None:
+    both, lambdas, batch = delegating()
+    lambdas.end, batch.end = failed(why), failed(then)
+    with pytest.raises(Failed) as error:
+        run(both)
+    assert error.value.why == why
+    lambdas.end = failed("throttled")
+    with pytest.raises(Failed) as error:
+        run(both)
+    assert error.value.why == then, "it has run nowhere"
 
 
 def test_one_in_a_hundred_that_overruns_stays_one_in_a_hundred() -> None:

@@ -232,6 +232,33 @@ def test_a_run_counts_every_invocation_and_every_job_that_it_is_billed_for(
     assert row.cost_usd == pytest.approx(float(at_least) + row.storage_usd, rel=1e-9)
 
 
+@slo_task(pool="lambda", idempotent=False)
+@task
+def with_an_effect(folder: str) -> None:
+    with (Path(folder) / "effects").open("a") as file:
+        file.write("x")
+    if on_lambda():
+        time.sleep(60)
+
+
+def test_what_ran_on_lambda_runs_nowhere_again_where_batch_takes_no_jobs(
+    prefect_server: str, account: LocalAws, jobs: BatchJobs, tmp_path: Path
+) -> None:
+    pool = account.pool(memory_mb=(256,), timeout_s=1, batch=replace(jobs, queue="no-such-queue"))
+
+    @flow(task_runner=SLOTaskRunner(pools=[pool], record="bare"))
+    def once() -> Any:
+        future = with_an_effect.submit(str(tmp_path))
+        future.wait()
+        return future.state
+
+    state = once(return_state=True)
+    assert state.is_crashed()
+    assert "Sandbox.Timedout" in str(state.message)
+    assert "no job could be submitted" in str(state.message)
+    assert (tmp_path / "effects").read_text() == "x"
+
+
 def fills_a_real_disk(x: int) -> tuple[int, str]:
     """Takes 600 MB of temporary disk, which a function of 512 MB does not have."""
     with tempfile.TemporaryFile() as file:

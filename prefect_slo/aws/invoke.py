@@ -171,7 +171,9 @@ class Invoker:
 
 
 def _after(lost: int, failed: Failed) -> Failed:
-    """A failure after tries whose replies were lost."""
+    """A failure after tries whose replies were lost: one of these may have run, whatever became of the last."""
+    if lost and failed.why in NEVER_RAN:
+        failed = Failed("unknown", f"its reply was lost; then: {failed.detail}", billed=failed.billed)
     failed.lost = lost
     return failed
 
@@ -185,6 +187,7 @@ def cause(error: Exception) -> tuple[Why, str]:
         ConnectTimeoutError,
         EndpointConnectionError,
         HTTPClientError,
+        IncompleteReadError,
         ProxyConnectionError,
     )
 
@@ -202,7 +205,7 @@ def cause(error: Exception) -> tuple[Why, str]:
         return "start", detail
     if isinstance(error, (EndpointConnectionError, ConnectTimeoutError, ProxyConnectionError)):
         return "unreached", f"AWS cannot be reached ({type(error).__name__}: {error})"
-    if isinstance(error, (ConnectionError, HTTPClientError)):
+    if isinstance(error, (ConnectionError, HTTPClientError, IncompleteReadError)):
         return "unknown", f"its reply was lost ({type(error).__name__})"
     if isinstance(error, BotoCoreError):
         return "start", f"{type(error).__name__}: {error}"

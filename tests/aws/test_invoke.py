@@ -11,7 +11,13 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError, ConnectTimeoutError, EndpointConnectionError, ReadTimeoutError
+from botocore.exceptions import (
+    ClientError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    IncompleteReadError,
+    ReadTimeoutError,
+)
 
 from prefect_slo.aws.invoke import LONGEST_WAIT_S, UNREACHED_TRIES, Failed, Invoker
 from prefect_slo.aws.report import NOTHING, Billed, Report, bill
@@ -163,6 +169,26 @@ def test_lost_tries_are_counted_whatever_comes_after_them() -> None:
     assert call(Lambdas(lost, ended), again=True)[0].lost == 1
     assert call(Lambdas(lost), again=True)[0].lost == 3
     assert call(Lambdas(lost))[0].lost == 1
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        throttled(),
+        UNREACHED,
+        refused("ResourceNotFoundException", 404),
+        reply({"errorType": "Runtime.ImportModuleError", "errorMessage": "no"}, FunctionError="Unhandled"),
+    ],
+)
+def test_after_a_lost_reply_nothing_says_that_it_never_ran(then: Any) -> None:
+    failed, _ = call(Lambdas(ReadTimeoutError(endpoint_url="https://x"), then), again=True, patience_s=5.0)
+    assert (failed.why, failed.lost) == ("unknown", 1)
+    assert "its reply was lost; then: " in failed.detail
+
+
+def test_a_reply_that_breaks_off_is_lost() -> None:
+    failed, _ = call(Lambdas(IncompleteReadError(actual_bytes=1, expected_bytes=2)))
+    assert (failed.why, failed.lost) == ("unknown", 1)
 
 
 def test_a_request_that_is_too_large_is_not_sent() -> None:

@@ -65,8 +65,8 @@ class LambdaPool:
         prices: Price list; by default that of the architecture.
         prefix: Names of functions begin with it. With the pool's own name it says whose they are: one pool leaves what
             another has made alone.
-        region: As boto3 finds it by default.
-        endpoint: Address of something that stands for AWS.
+        region: As boto3 finds it by default. Bucket and jobs are there, too, unless they have a region of their own.
+        endpoint: Address of something that stands for AWS, also for bucket and jobs without one of their own.
         name: What tasks, menus and plans call the pool.
         batch: Jobs on AWS Batch for what a function could not finish (its timeout, its memory, throttling without end).
             Once enough of a task has been seen, Batch is taken at once where that is expected to be better.
@@ -115,13 +115,13 @@ class LambdaPool:
         if self.max_spend_usd is not None:
             positive(self.max_spend_usd, "lambda.max_spend_usd")
         if self.bucket is not None:
-            where = {"region": self.region, "endpoint": self.endpoint} if isinstance(self.bucket, str) else {}
-            object.__setattr__(self, "bucket", S3Prefix.of(self.bucket, **where))
+            object.__setattr__(self, "bucket", S3Prefix.of(self.bucket).near(self.region, self.endpoint))
         for option in ("once", "batch"):
             if getattr(self, option) and self.bucket is None:
                 raise InvalidValue(f"lambda.{option}", getattr(self, option), "none, or a bucket besides")
         if self.batch is not None:
-            object.__setattr__(self, "batch", replace(self.batch, pool=self.name))
+            batch = replace(self.batch.near(self.region, self.endpoint), pool=self.name)
+            object.__setattr__(self, "batch", batch)
         self.functions  # noqa: B018 (checks its own settings)
         price_list(self._prices)
 
@@ -263,7 +263,8 @@ class BatchPool:
     """Workers on AWS Batch alone: every bundle is a job. For what takes minutes, a GPU, or more than a function has.
 
     Args:
-        jobs: How jobs are run.
+        jobs: How jobs are run. Their queue and the bucket are of the same ``region`` and ``endpoint``, unless they have
+            their own.
         bucket: ``s3://bucket/prefix``, an ``S3Prefix`` or a block: events, arguments and results lie there.
         workers: Worker counts for menus; by default powers of four up to ``concurrency``.
         concurrency: Jobs that a flow run may have under way at once.
@@ -288,8 +289,9 @@ class BatchPool:
     def __post_init__(self) -> None:
         if self.max_spend_usd is not None:
             positive(self.max_spend_usd, "batch.max_spend_usd")
-        object.__setattr__(self, "bucket", S3Prefix.of(self.bucket))
-        object.__setattr__(self, "jobs", replace(self.jobs, pool=self.name))
+        jobs = replace(self.jobs.near(self.jobs.region, self.jobs.endpoint), pool=self.name)
+        object.__setattr__(self, "bucket", S3Prefix.of(self.bucket).near(jobs.region, jobs.endpoint))
+        object.__setattr__(self, "jobs", jobs)
         object.__setattr__(self, "workers", worker_counts(self.workers, self.concurrency, "batch"))
         self.pool  # noqa: B018 (checks its size)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from uuid import uuid4
 
 import cloudpickle
@@ -9,8 +10,9 @@ import pytest
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 
-from prefect_slo import LambdaPool
+from prefect_slo import BatchJobs, BatchPool, BatchQueue, LambdaPool
 from prefect_slo.aws.packaging import worker_zip
+from prefect_slo.aws.s3 import S3Prefix
 from prefect_slo.errors import InvalidValue
 from prefect_slo.runner.aws_pools import _run_key
 from prefect_slo.runner.pools import by_name
@@ -76,6 +78,29 @@ def test_the_package_is_the_same_bytes_every_time() -> None:
 def test_settings_that_lambda_does_not_have_are_refused(settings) -> None:
     with pytest.raises(InvalidValue):
         LambdaPool(**settings)
+
+
+HERE = ("eu-west-1", "http://127.0.0.1:1")
+
+
+def test_all_that_a_pool_asks_it_asks_where_it_is() -> None:
+    region, endpoint = HERE
+    queue = BatchQueue("q", subnets=("s",), security_groups=("g",))
+    jobs = BatchJobs(queue, "image", memory_mb=2048, execution_role=ROLE)
+    for bucket in ("s3://bucket/prefix", S3Prefix("bucket")):
+        both = LambdaPool(region=region, endpoint=endpoint, bucket=bucket, batch=jobs)
+        alone = BatchPool(replace(jobs, region=region, endpoint=endpoint), bucket)
+        asked = (both.bucket, both._store, both.batch, both.batch.queue, alone.bucket, alone._store, alone.jobs.queue)
+        assert [(one.region, one.endpoint) for one in asked] == [HERE] * len(asked)
+
+
+def test_what_lies_elsewhere_stays_there() -> None:
+    own = {"region": "us-west-2", "endpoint": "http://127.0.0.1:2"}
+    pool = LambdaPool(
+        region=HERE[0], endpoint=HERE[1], bucket=S3Prefix("b", **own), batch=BatchJobs("q", "image", **own)
+    )
+    asked = (pool._store, pool.batch)
+    assert [(one.region, one.endpoint) for one in asked] == [tuple(own.values())] * 2
 
 
 def test_without_a_role_nothing_is_deployed() -> None:

@@ -45,6 +45,11 @@ NO_SPACE = f"[Errno {errno.ENOSPC}]"
 """How the message of an error begins that a full temporary disk raises."""
 
 
+def always() -> bool:
+    """Yes."""
+    return True
+
+
 class Failed(Exception):
     """An invocation that gave no result.
 
@@ -119,7 +124,15 @@ class Invoker:
     def __post_init__(self) -> None:
         self._rng = random.Random(self.seed)
 
-    def call(self, function: str, event: dict[str, Any], *, again: bool, cancelled: threading.Event) -> Answer:
+    def call(
+        self,
+        function: str,
+        event: dict[str, Any],
+        *,
+        again: bool,
+        cancelled: threading.Event,
+        more: Callable[[], bool] = always,
+    ) -> Answer:
         """Have a function run an event.
 
         Args:
@@ -127,6 +140,7 @@ class Invoker:
             event: What it is to do.
             again: Whether it may be called once more after its reply was lost.
             cancelled: Nothing is called once it is set; ends the wait of a throttled call.
+            more: Asked after each lost reply where the call would be made again: whether it may be.
 
         Raises:
             Failed: It gave no result.
@@ -147,7 +161,7 @@ class Invoker:
             except Exception as error:
                 why, detail = cause(error)
                 lost, unreached = lost + (why == "unknown"), unreached + (why == "unreached")
-                final = why == "start" or (why == "unknown" and (not again or lost >= LOST_REPLY_TRIES))
+                final = why == "start" or (why == "unknown" and not (again and lost < LOST_REPLY_TRIES and more()))
             if final or unreached >= UNREACHED_TRIES or waited_s >= self.patience_s:
                 detail = detail if why != "throttled" else f"{detail}, for {waited_s:.0f} s"
                 raise _after(lost, Failed(why, detail))

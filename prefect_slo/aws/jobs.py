@@ -19,7 +19,7 @@ from typing import Any
 
 from prefect_slo.aws.arrays import Submitter
 from prefect_slo.aws.batch import LOG_GROUP, BatchJobs
-from prefect_slo.aws.invoke import Answer, Failed, Why, cause
+from prefect_slo.aws.invoke import Answer, Failed, Why, always, cause
 from prefect_slo.aws.report import Billed
 from prefect_slo.aws.s3 import S3Prefix
 
@@ -53,8 +53,16 @@ class BatchInvoker:
         self._watch = Watch(self.jobs.batch, *self.jobs.poll_s)
         self._submitter = Submitter(self._submit, self.store, self.jobs.gather_s)
 
-    def call(self, function: str, event: dict[str, Any], *, again: bool, cancelled: threading.Event) -> Answer:
-        """Have a job run an event; ``function`` and ``again`` say nothing here.
+    def call(
+        self,
+        function: str,
+        event: dict[str, Any],
+        *,
+        again: bool,
+        cancelled: threading.Event,
+        more: Callable[[], bool] = always,
+    ) -> Answer:
+        """Have a job run an event; ``function``, ``again`` and ``more`` say nothing here.
 
         Raises:
             Failed: It gave no result; its message has the end of its log.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cached_property
 from typing import Any
+from uuid import UUID
 
 from prefect.context import FlowRunContext
 from prefect.logging import get_logger
@@ -21,6 +23,7 @@ from prefect_slo.aws.exchange import Exchange
 from prefect_slo.aws.functions import Architecture, FunctionStatus, WorkerFunctions, documents, policy, storage
 from prefect_slo.aws.invoke import Invoker
 from prefect_slo.aws.jobs import BatchInvoker
+from prefect_slo.aws.ownership import Owner
 from prefect_slo.aws.report import bill
 from prefect_slo.aws.s3 import S3Prefix
 from prefect_slo.aws.spending import Caller, CappedCaller, SpendLimit
@@ -37,6 +40,12 @@ PRICES = {"x86_64": "aws-lambda-x86", "arm64": "aws-lambda-arm"}
 HARDWARE = {"x86_64": "lambda", "arm64": "lambda-arm"}
 KEPT_DAYS = 1
 """What runs have left under the prefix is deleted by S3 after a day, should the run itself not have done it."""
+
+KEPT_LIMITS = 1000
+"""Caps of so many flow runs are kept: a flow run that is retried has spent what its earlier attempts have."""
+
+_LOCK = threading.Lock()
+_LIMITS: dict[tuple[UUID, Owner], SpendLimit] = {}
 
 
 @dataclass(frozen=True)
@@ -172,7 +181,7 @@ class LambdaPool:
             read_s=self.timeout_s + GRACE_S,
             connections=self.concurrency,
         )
-        prices, limit = price_list(self._prices), _limit(self.max_spend_usd)
+        prices, limit = price_list(self._prices), _limit(self.functions.owner, self.max_spend_usd)
         longest_ms = 1000 * (self.timeout_s + limits.INIT_S)
         functions = Exchange(
             _capped(
@@ -311,7 +320,7 @@ class BatchPool:
         """A backend for one flow run."""
         definition = self.jobs.definition
         return LambdaBackend(
-            _jobs(self.jobs, self._store, self.once, _limit(self.max_spend_usd)),
+            _jobs(self.jobs, self._store, self.once, _limit(self.jobs.owner, self.max_spend_usd)),
             lambda memory_mb: definition,
             concurrency=self.concurrency,
             memory_mb=self.jobs.memory_mb,
@@ -359,9 +368,19 @@ def _jobs(jobs: BatchJobs, store: S3Prefix, once: bool, limit: SpendLimit | None
     return Exchange(_capped(BatchInvoker(jobs, store), limit, lambda name: most_usd), store, once, limit)
 
 
-def _limit(max_spend_usd: float | None) -> SpendLimit | None:
-    """The cap that the calls of one run share, where there is one."""
-    return SpendLimit(Decimal(repr(max_spend_usd))) if max_spend_usd is not None else None
+def _limit(owner: Owner, max_spend_usd: float | None) -> SpendLimit | None:
+    """The cap that the calls of one flow run on one pool share, where there is one; its retries go on with it."""
+    if max_spend_usd is None:
+        return None
+    most_usd, context = Decimal(repr(max_spend_usd)), FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        return SpendLimit(most_usd)
+    with _LOCK:
+        limit = _LIMITS.setdefault((context.flow_run.id, owner), SpendLimit(most_usd))
+        limit.most_usd = most_usd
+        while len(_LIMITS) > KEPT_LIMITS:
+            del _LIMITS[next(iter(_LIMITS))]
+    return limit
 
 
 def _capped(caller: Caller, limit: SpendLimit | None, worst_usd: Callable[[str], Decimal]) -> Caller:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from decimal import Decimal
 from uuid import uuid4
 
 import cloudpickle
@@ -14,6 +15,7 @@ from prefect_slo import BatchJobs, BatchPool, BatchQueue, LambdaPool
 from prefect_slo.aws.packaging import worker_zip
 from prefect_slo.aws.s3 import S3Prefix
 from prefect_slo.errors import InvalidValue
+from prefect_slo.runner import aws_pools
 from prefect_slo.runner.aws_pools import _run_key
 from prefect_slo.runner.pools import by_name
 
@@ -115,6 +117,25 @@ def test_what_two_attempts_of_a_flow_run_store_lies_apart() -> None:
     assert first != second
     assert first.startswith(str(flow_run.id))
     assert second.startswith(str(flow_run.id))
+
+
+def test_attempts_of_a_flow_run_spend_of_one_cap_and_other_runs_and_pools_of_theirs(monkeypatch) -> None:
+    def limit(run: FlowRun, **settings: object):
+        with FlowRunContext.model_construct(flow_run=run):
+            return LambdaPool(region="eu-west-1", **settings).exchange().limit
+
+    one, other = FlowRun(id=uuid4(), flow_id=uuid4()), FlowRun(id=uuid4(), flow_id=uuid4())
+    first = limit(one, max_spend_usd=1.0)
+    first.add(Decimal("0.75"))
+    again = limit(one, max_spend_usd=2.0)
+    assert (again.spent_usd, again.most_usd) == (Decimal("0.75"), 2), "the cap is what the pool says now"
+    assert limit(one, max_spend_usd=1.0, name="another").spent_usd == 0
+    assert limit(other, max_spend_usd=1.0).spent_usd == 0
+    assert limit(one) is None
+    monkeypatch.setattr(aws_pools, "KEPT_LIMITS", 2)
+    for _ in range(10):
+        limit(FlowRun(id=uuid4(), flow_id=uuid4()), max_spend_usd=1.0)
+    assert limit(one, max_spend_usd=1.0) is not first, "only so many are kept"
 
 
 def test_functions_may_find_that_an_object_is_not_there_and_deployers_may_delete() -> None:

@@ -39,13 +39,16 @@ class BatchInvoker:
     Args:
         jobs: How they are run.
         store: Where events and replies lie.
+        clock: Seconds that pass.
         sleep: Waits for some seconds.
+        now: Seconds since 1970, as instants of jobs are given.
     """
 
     jobs: BatchJobs
     store: S3Prefix
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
+    now: Callable[[], float] = time.time
     _watch: Watch = field(init=False)
     _submitter: Submitter = field(init=False)
 
@@ -85,11 +88,14 @@ class BatchInvoker:
             raise
         if job is None:
             self._terminate(submitted, "cancelled")
-            raise Failed("cancelled", "cancelled while its job was under way")
+            raise self._cancelled(submitted)
         billed = self._bill(job)
         if job["status"] == "FAILED":
             raise self._failed(job, billed)
-        reply = json.loads(self.store.get(f"{where}/reply"))
+        try:
+            reply = json.loads(self.store.get(f"{where}/reply"))
+        except (ClientError, BotoCoreError, ValueError) as error:
+            raise Failed("unknown", f"the reply of its job cannot be read ({error})", billed=billed) from None
         return Answer(reply, sent, self.clock(), self._waited(job), None, billed, stored=True)
 
     def _name(self, where: str) -> str:
@@ -147,11 +153,30 @@ class BatchInvoker:
         with suppress(ClientError, BotoCoreError):
             self.jobs.batch.terminate_job(jobId=job, reason=reason)
 
+    def _cancelled(self, job: str) -> Failed:
+        """The end of a job that was terminated: it is billed until then, as far as Batch says."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        failed = Failed("cancelled", "cancelled while its job was under way")
+        try:
+            [described] = self.jobs.batch.describe_jobs(jobs=[job])["jobs"]
+        except (ClientError, BotoCoreError, ValueError):
+            failed.lost = 1
+        else:
+            failed.billed = self._bill(described)
+        return failed
+
     def _bill(self, job: dict[str, Any]) -> Billed:
-        """Time of every attempt that started, a minute at least, at the price list; Batch itself costs nothing."""
-        attempts = [one for one in job.get("attempts") or [job] if one.get("startedAt")]
-        least_ms = int(1000 * self.jobs.least_s)
-        ran_ms = sum(max(int(one.get("stoppedAt", 0)) - int(one["startedAt"]), least_ms) for one in attempts)
+        """Time of every attempt that started, a minute at least, at the price list; Batch itself costs nothing.
+
+        An attempt that has not stopped is billed until now.
+        """
+        attempts = list(job.get("attempts") or [job])
+        if job.get("status") == "RUNNING" and all("stoppedAt" in one for one in attempts):
+            attempts.append(job)  # attempts are those that have ended
+        attempts = [one for one in attempts if one.get("startedAt")]
+        least_ms, now_ms = int(1000 * self.jobs.least_s), int(1000 * self.now())
+        ran_ms = sum(max(int(one.get("stoppedAt") or now_ms) - int(one["startedAt"]), least_ms) for one in attempts)
         return Billed(Decimal(ran_ms) / 1000 * Decimal(repr(self.jobs.usd_s)), ran_ms, int(bool(attempts)))
 
     @staticmethod

@@ -25,6 +25,8 @@ from prefect_slo.aws.invoke import Failed
 from prefect_slo.aws.jobs import BatchInvoker, Watch
 from prefect_slo.aws.report import NOTHING, Billed
 from prefect_slo.aws.s3 import S3Prefix
+from prefect_slo.aws.spending import CappedCaller, SpendLimit
+from prefect_slo.aws.storage import at_most
 from prefect_slo.errors import InvalidValue
 from prefect_slo.runner.payloads import by_value
 from prefect_slo.testing.aws import Faults, LocalAws, local_aws
@@ -200,6 +202,69 @@ def test_an_attempt_that_never_started_costs_nothing(jobs: BatchJobs, store: S3P
     assert invoker._bill({"attempts": [{"startedAt": 0, "stoppedAt": 5}]}) == NOTHING
     long = invoker._bill({"attempts": [{"startedAt": 1000, "stoppedAt": 91_000}]})
     assert long == Billed(90 * Decimal(repr(jobs.usd_s)), 90_000, 1)
+
+
+MINUTE_MS = 60_000
+ENDED = {"startedAt": 1 * MINUTE_MS, "stoppedAt": 5 * MINUTE_MS}
+
+
+@pytest.mark.parametrize(
+    ("described", "minutes"),
+    [
+        ({"status": "RUNNING", "startedAt": 1 * MINUTE_MS}, 9),
+        ({"status": "RUNNING", "attempts": [{"startedAt": 1 * MINUTE_MS}]}, 9),
+        ({"status": "RUNNING", "startedAt": 7 * MINUTE_MS, "attempts": [ENDED]}, 7),
+        ({"status": "FAILED", "startedAt": 1 * MINUTE_MS, "stoppedAt": 3 * MINUTE_MS}, 2),
+        ({"status": "RUNNABLE"}, 0),
+        (None, None),
+    ],
+)
+def test_a_cancelled_job_is_billed_until_it_was_terminated(
+    store: S3Prefix, described: dict[str, Any] | None, minutes: int | None
+) -> None:
+    terminated = threading.Event()
+
+    class Service:
+        def submit_job(self, **_: Any) -> dict[str, str]:
+            return {"jobId": "job-1"}
+
+        def describe_jobs(self, jobs: list[str]) -> dict[str, Any]:
+            if not terminated.is_set():
+                cancelled.set()
+                return {"jobs": [{"jobId": "job-1", "status": "RUNNING"}]}
+            return {"jobs": [{"jobId": "job-1", **described}] if described is not None else []}
+
+        def terminate_job(self, **_: Any) -> None:
+            terminated.set()
+
+    class Jobs(BatchJobs):
+        batch = submitting = Service()
+
+    cancelled, event = threading.Event(), {"out": {"key": "runs/gone"}, "fn": {}, "args": {}}
+    jobs = Jobs("queue", "image", gather_s=0, poll_s=(0.001, 0.001))
+    invoker, limit = BatchInvoker(jobs, store, now=lambda: 600.0), SpendLimit(Decimal(9))
+    capped = CappedCaller(invoker, limit, lambda name: Decimal(5))
+    with pytest.raises(Failed, match="cancelled"):
+        capped.call("", event, again=False, cancelled=cancelled)
+    worst = Decimal(5) + at_most(event).usd
+    assert limit.spent_usd == (worst if minutes is None else minutes * 60 * Decimal(repr(jobs.usd_s)))
+
+
+def test_a_job_whose_reply_cannot_be_read_is_paid_for(store: S3Prefix) -> None:
+    class Service:
+        def submit_job(self, **_: Any) -> dict[str, str]:
+            return {"jobId": "job-1"}
+
+        def describe_jobs(self, jobs: list[str]) -> dict[str, Any]:
+            return {"jobs": [{"jobId": "job-1", "status": "SUCCEEDED", "startedAt": 1000, "stoppedAt": 91_000}]}
+
+    class Jobs(BatchJobs):
+        batch = submitting = Service()
+
+    jobs = Jobs("queue", "image", gather_s=0, poll_s=(0.001, 0.001))
+    with pytest.raises(Failed, match="NoSuchKey") as failed:
+        sent(Exchange(BatchInvoker(jobs, store), store), time.time, key="unreadable")
+    assert (failed.value.why, failed.value.billed.ms) == ("unknown", 90_000)
 
 
 def test_jobs_are_looked_at_a_hundred_to_a_request_and_seldom(monkeypatch) -> None:

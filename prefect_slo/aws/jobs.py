@@ -31,6 +31,11 @@ _JOB_NAME = 128
 SUBMIT_TRIES, SUBMIT_WAIT_S = 6, 1.0
 """Of a submission that is throttled, and of looking for one whose reply was lost; the wait doubles."""
 
+PATIENCE_S = 600.0
+"""How long Batch may be asked in vain, or say nothing of one job: of an array, jobs appear one after another."""
+
+_MISSING = "MISSING"
+
 
 @dataclass
 class BatchInvoker:
@@ -53,7 +58,7 @@ class BatchInvoker:
     _submitter: Submitter = field(init=False)
 
     def __post_init__(self) -> None:
-        self._watch = Watch(self.jobs.batch, *self.jobs.poll_s)
+        self._watch = Watch(self.jobs.batch, *self.jobs.poll_s, clock=self.clock, sleep=self.sleep)
         self._submitter = Submitter(self._submit, self.store, self.jobs.gather_s)
 
     def call(
@@ -81,11 +86,7 @@ class BatchInvoker:
             raise Failed("start", f"no job could be submitted ({error}). {_DEPLOY}") from None
         except Failed as failed:  # told to all that asked together: each has a failure of its own
             raise Failed(failed.why, failed.detail) from None
-        try:
-            job = self._watch.ended(submitted, cancelled)
-        except Failed:
-            self._terminate(submitted, "nobody can look at it any more")
-            raise
+        job = self._watch.ended(submitted, cancelled)
         if job is None:
             self._terminate(submitted, "cancelled")
             raise self._cancelled(submitted)
@@ -215,10 +216,30 @@ class BatchInvoker:
 
 
 class Watch:
-    """One thread that looks at every job that somebody waits for."""
+    """One thread that looks at every job that somebody waits for.
 
-    def __init__(self, batch: Any, least_s: float, most_s: float) -> None:
-        self._batch, self._least_s, self._most_s = batch, least_s, most_s
+    Args:
+        batch: Client of Batch.
+        least_s: Least wait between two looks.
+        most_s: Most of it: waits grow while nothing happens, and while Batch can't be asked.
+        patience_s: How long that may last.
+        clock: Seconds that pass.
+        sleep: Waits for some seconds.
+    """
+
+    def __init__(
+        self,
+        batch: Any,
+        least_s: float,
+        most_s: float,
+        *,
+        patience_s: float = PATIENCE_S,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._batch, self._least_s, self._most_s, self._patience_s = batch, least_s, most_s, patience_s
+        self._clock, self._sleep = clock, sleep
+        self._absent: dict[str, float] = {}
         self._news = threading.Condition()
         self._waiting: set[str] = set()
         self._jobs: dict[str, dict[str, Any]] = {}
@@ -230,7 +251,8 @@ class Watch:
         """What a job was when it ended; ``None`` where nobody wants it any more.
 
         Raises:
-            Failed: Batch did not say; who asks later is told again as soon as it does.
+            Failed: Batch did not say for as long as there is patience, and it may run on; who asks later is told again
+            as soon as it does.
         """
         with self._news:
             self._waiting.add(job)
@@ -246,12 +268,15 @@ class Watch:
                         raise Failed("unknown", f"its job cannot be looked at ({self._broken})")
                     return None
                 self._news.wait(0.5)
-            return self._jobs.pop(job)
+            ended = self._jobs.pop(job)
+        if ended["status"] == _MISSING:
+            raise Failed("unknown", f"Batch has said nothing of job {job} for {self._patience_s:.0f} s")
+        return ended
 
     def _look(self) -> None:
         from botocore.exceptions import BotoCoreError, ClientError
 
-        pause_s = self._least_s
+        pause_s, heard = self._least_s, self._clock()
         while True:
             with self._news:
                 ids = sorted(self._waiting)
@@ -264,16 +289,28 @@ class Watch:
                     for at in range(0, len(ids), _DESCRIBED)
                 ]
             except (ClientError, BotoCoreError) as error:  # boto3 has tried several times
+                if cause(error)[0] != "start" and self._clock() - heard < self._patience_s:
+                    self._sleep(pause_s)
+                    pause_s = min(2 * pause_s, self._most_s)
+                    continue
                 with self._news:
                     self._broken, self._thread = error, None
                     self._news.notify_all()
                 return
-            done = {job["jobId"]: job for page in pages for job in page if job["status"] in _ENDED}
+            heard, told = self._clock(), {job["jobId"]: job for page in pages for job in page}
+            done = {job: found for job, found in told.items() if found["status"] in _ENDED}
+            done.update(self._missing(ids, told, heard))
             with self._news:
                 self._jobs.update({job: found for job, found in done.items() if job in self._waiting})
                 self._waiting -= set(done)
                 self._news.notify_all()
             pause_s = self._least_s if done or self._fresh.is_set() else min(1.5 * pause_s, self._most_s)
             self._fresh.clear()
-            time.sleep(self._least_s)
+            self._sleep(self._least_s)
             self._fresh.wait(pause_s - self._least_s)
+
+    def _missing(self, ids: list[str], told: dict[str, Any], now: float) -> dict[str, dict[str, Any]]:
+        """Jobs that Batch has said nothing of for so long that it never will."""
+        self._absent = {job: self._absent.get(job, now) for job in ids if job not in told}
+        given_up = [job for job, since in self._absent.items() if now - since >= self._patience_s]
+        return {job: {"jobId": job, "status": _MISSING} for job in given_up}

@@ -158,7 +158,7 @@ def _both(before: Failed, error: Exception) -> Failed:
         memory_mb=last.memory_mb,
         billed=before.billed + then.billed,
     )
-    both.storage_usd = before.storage_usd + then.storage_usd
+    both.storage_usd, both.on_batch = before.storage_usd + then.storage_usd, last.on_batch
     return both
 
 

@@ -64,13 +64,14 @@ class Failed(Exception):
         billed: What it is billed all the same.
         storage_usd: US dollars of objects that were written and read for it.
         lost: Tries whose replies were lost: what they are billed is not known, and not in ``billed``.
+        on_batch: Whether it was a job on Batch that ended so.
     """
 
     def __init__(
         self, why: Why, detail: str, *, used_mb: float = 0.0, memory_mb: float = 0.0, billed: Billed = NOTHING
     ):
         self.why, self.detail, self.used_mb, self.memory_mb, self.billed = why, detail, used_mb, memory_mb, billed
-        self.storage_usd, self.lost = Decimal(), 0
+        self.storage_usd, self.lost, self.on_batch = Decimal(), 0, False
         super().__init__(f"{why}: {detail}")
 
 

@@ -198,7 +198,9 @@ class BatchInvoker:
         exit_code = container.get("exitCode")
         ended = f"exit code {exit_code}" if exit_code is not None else "no exit code"
         detail = f"job {job['jobId']} failed ({reason or 'no reason'}, {ended}){self._log_tail(container)}"
-        return Failed(why, detail, memory_mb=float(self.jobs.memory_mb), billed=billed)
+        failed = Failed(why, detail, memory_mb=float(self.jobs.memory_mb), billed=billed)
+        failed.on_batch = True
+        return failed
 
     def _log_tail(self, container: dict[str, Any]) -> str:
         from botocore.exceptions import BotoCoreError, ClientError

@@ -139,7 +139,7 @@ class LambdaPool:
         """Its sizes, worker counts and prices."""
         hardware = HARDWARE[self.architecture]
         sizes = tuple(Size(limits.vcpus(memory), memory, hardware=hardware) for memory in self.memory_mb)
-        handing_on: HandingOn = "storage" if self.bucket is not None else "calls"
+        handing_on: HandingOn = "storage" if self.bucket is not None else "requests"
         return Pool(self.name, sizes, self._prices, self.workers, handing_on)
 
     @property

@@ -18,6 +18,7 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from prefect_slo.aws import limits
+from prefect_slo.aws.refusals import with_advice
 from prefect_slo.aws.report import NOTHING, Billed, Report, bill, tail
 from prefect_slo.pricing import PriceList
 
@@ -32,12 +33,6 @@ _THROTTLED = {
     "ThrottlingException",
     "EC2ThrottledException",
     "ENILimitReached",
-}
-_NOT_DEPLOYED = {
-    "ResourceNotFoundException",
-    "AccessDeniedException",
-    "InvalidRuntimeException",
-    "KMSAccessDeniedException",
 }
 _NEVER_STARTS = {"Runtime.ImportModuleError", "Runtime.HandlerNotFound", "Runtime.UserCodeSyntaxError"}
 LOST_REPLY_TRIES, UNREACHED_TRIES = 3, 6
@@ -213,17 +208,15 @@ def cause(error: Exception) -> tuple[Why, str]:
         detail = f"{code}{f' ({reason})' if reason else ''}: {told.get('Message', '')}".rstrip(": ")
         if code in _THROTTLED or status == 429:
             return "throttled", f"throttled, {detail}"
-        if code in _NOT_DEPLOYED:
-            return "start", f"{detail}. Deploy its functions with 'prefect-slo aws deploy'"
         if status >= 500:
             return "unknown", detail
-        return "start", detail
+        return "start", with_advice(detail, error)
     if isinstance(error, (EndpointConnectionError, ConnectTimeoutError, ProxyConnectionError)):
-        return "unreached", f"AWS cannot be reached ({type(error).__name__}: {error})"
+        return "unreached", with_advice(f"AWS cannot be reached ({type(error).__name__}: {error})", error)
     if isinstance(error, (ConnectionError, HTTPClientError, IncompleteReadError)):
         return "unknown", f"its reply was lost ({type(error).__name__})"
     if isinstance(error, BotoCoreError):
-        return "start", f"{type(error).__name__}: {error}"
+        return "start", with_advice(f"{type(error).__name__}: {error}", error)
     raise error
 
 

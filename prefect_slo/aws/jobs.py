@@ -20,10 +20,10 @@ from typing import Any
 from prefect_slo.aws.arrays import Submitter
 from prefect_slo.aws.batch import LOG_GROUP, BatchJobs
 from prefect_slo.aws.invoke import Answer, Failed, Why, always, cause
+from prefect_slo.aws.refusals import with_advice
 from prefect_slo.aws.report import Billed
 from prefect_slo.aws.s3 import S3Prefix
 
-_DEPLOY = "Deploy with 'prefect-slo aws deploy'"
 LOG_LINES = 20
 _DESCRIBED = 100
 _ENDED = ("SUCCEEDED", "FAILED")
@@ -83,7 +83,7 @@ class BatchInvoker:
             self.store.put(f"{where}/event", json.dumps(event).encode())
             submitted = self._submitter.job(self._name(where), where)
         except (ClientError, BotoCoreError) as error:
-            raise Failed("start", f"no job could be submitted ({error}). {_DEPLOY}") from None
+            raise Failed("start", with_advice(f"no job could be submitted ({error})", error)) from None
         except Failed as failed:  # told to all that asked together: each has a failure of its own
             raise Failed(failed.why, failed.detail) from None
         job = self._watch.ended(submitted, cancelled)
@@ -124,7 +124,7 @@ class BatchInvoker:
                 break
             self.sleep(random.uniform(0.0, wait_s))
             wait_s *= 2
-        raise Failed(why, f"no job could be submitted ({detail}). {_DEPLOY}")
+        raise Failed(why, f"no job could be submitted: {detail}")
 
     def _found(self, name: str, detail: str) -> str:
         """The job of a name whose submission had no reply.

@@ -16,10 +16,12 @@ from botocore.exceptions import (
     ConnectTimeoutError,
     EndpointConnectionError,
     IncompleteReadError,
+    NoCredentialsError,
     ReadTimeoutError,
 )
 
 from prefect_slo.aws.invoke import LONGEST_WAIT_S, UNREACHED_TRIES, Failed, Invoker
+from prefect_slo.aws.refusals import DEPLOY, PERMIT, SIGN_IN
 from prefect_slo.aws.report import NOTHING, Billed, Report, bill
 from prefect_slo.pricing import price_list
 
@@ -119,11 +121,20 @@ def test_a_call_that_does_not_reach_aws_has_not_run_and_is_made_again_a_few_time
     assert (failed.why, failed.lost, never.calls) == ("unreached", 0, UNREACHED_TRIES)
 
 
-@pytest.mark.parametrize("code", ["ResourceNotFoundException", "AccessDeniedException"])
-def test_a_function_that_cannot_be_called_is_said_to_need_deploying(code: str) -> None:
-    failed, waits = call(Lambdas(refused(code, 404)), again=True)
+@pytest.mark.parametrize(
+    ("error", "then"),
+    [
+        (refused("ResourceNotFoundException", 404), DEPLOY),
+        (refused("AccessDeniedException", 403), PERMIT),
+        (refused("ExpiredTokenException", 403), SIGN_IN),
+        (NoCredentialsError(), SIGN_IN),
+        (refused("InvalidRequestContentException", 400), ": no"),
+    ],
+)
+def test_a_function_that_cannot_be_called_is_told_with_what_to_do_next(error: Exception, then: str) -> None:
+    failed, waits = call(Lambdas(error), again=True)
     assert (failed.why, waits.seconds) == ("start", [])
-    assert "prefect-slo aws deploy" in failed.detail
+    assert failed.detail.endswith(then)
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,9 @@ _THROTTLED = {
     "EC2ThrottledException",
     "ENILimitReached",
 }
+_NOT_YET = {"ResourceNotReadyException", "ResourceConflictException"}
+"""A function whose network comes back, or one that was just made: a moment later it can be called."""
+
 _NEVER_STARTS = {"Runtime.ImportModuleError", "Runtime.HandlerNotFound", "Runtime.UserCodeSyntaxError"}
 LOST_REPLY_TRIES, UNREACHED_TRIES = 3, 6
 NO_SPACE = f"[Errno {errno.ENOSPC}]"
@@ -208,6 +211,8 @@ def cause(error: Exception) -> tuple[Why, str]:
         detail = f"{code}{f' ({reason})' if reason else ''}: {told.get('Message', '')}".rstrip(": ")
         if code in _THROTTLED or status == 429:
             return "throttled", f"throttled, {detail}"
+        if code in _NOT_YET:
+            return "throttled", f"not ready, {detail}"
         if status >= 500:
             return "unknown", detail
         return "start", with_advice(detail, error)

@@ -93,6 +93,15 @@ def test_a_throttled_call_waits_longer_each_time_at_random_and_goes_on() -> None
     assert answer.waited_s == pytest.approx(sum(waits.seconds))
 
 
+@pytest.mark.parametrize(("code", "status"), [("ResourceNotReadyException", 502), ("ResourceConflictException", 409)])
+def test_a_function_that_is_not_ready_yet_is_waited_for(code: str, status: int) -> None:
+    answer, waits = call(Lambdas(*[refused(code, status)] * 3, reply({"ok": True})))
+    assert (answer.reply, answer.lost, len(waits.seconds)) == ({"ok": True}, 0, 3)
+    failed, _ = call(Lambdas(refused(code, status)))
+    assert failed.why == "throttled"
+    assert f"not ready, {code}: no, for " in failed.detail
+
+
 def test_patience_with_throttling_ends_and_says_why() -> None:
     failed, waits = call(Lambdas(throttled()), patience_s=100.0)
     assert failed.why == "throttled"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from prefect_slo.aws.packaging import HASH_DIGITS
 
 VERSION_TAG, POOL_TAG = "prefect-slo", "prefect-slo:pool"
-_PLAIN = re.compile(r"[\w .:/=+@-]{1,200}", re.ASCII)  # what values of tags may hold everywhere
+_PLAIN = re.compile(r"[\w .:=+@-]{1,200}", re.ASCII)  # what values of tags may hold everywhere, in one folder
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import random
 import threading
 import time
@@ -21,6 +22,8 @@ from prefect_slo.aws import limits
 from prefect_slo.aws.refusals import with_advice
 from prefect_slo.aws.report import NOTHING, Billed, Report, bill, tail
 from prefect_slo.pricing import PriceList
+
+_logger = logging.getLogger("prefect.slo")
 
 Why = Literal["died", "memory", "disk", "timeout", "start", "throttled", "unreached", "unknown", "cancelled"]
 NEVER_RAN = frozenset[Why]({"start", "throttled", "unreached"})
@@ -61,7 +64,7 @@ class Failed(Exception):
         memory_mb: What it was allowed.
         billed: What it is billed all the same.
         storage_usd: US dollars of objects that were written and read for it.
-        lost: Tries whose replies were lost: what they are billed is not known, and not in ``billed``.
+        lost: Tries whose replies or reports were lost: what they are billed is not known, and not in ``billed``.
         on_batch: Whether it was a job on Batch that ended so.
     """
 
@@ -85,7 +88,8 @@ class Answer:
         report: What Lambda reports; ``None`` where its log came without.
         billed: What the try that was answered is billed.
         stored: Whether it came over S3.
-        lost: Tries before whose replies were lost: what they are billed is not known, and not in ``billed``.
+        lost: Tries before whose replies were lost, and this one if it has no report: what they are billed is not known,
+            and not in ``billed``.
     """
 
     reply: dict[str, Any]
@@ -119,6 +123,7 @@ class Invoker:
     sleep: Callable[[threading.Event, float], bool] = threading.Event.wait
     clock: Callable[[], float] = time.monotonic
     _rng: random.Random = field(init=False)
+    _warned: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self._rng = random.Random(self.seed)
@@ -154,7 +159,8 @@ class Invoker:
             sent = self.clock()
             try:
                 response = self.client.invoke(FunctionName=function, Payload=payload, LogType="Tail")
-                return replace(self._answer(response, sent, waited_s), lost=lost)
+                answer = self._answer(response, sent, waited_s)
+                return replace(answer, lost=answer.lost + lost)
             except Failed as failed:
                 raise _after(lost, failed) from None
             except Exception as error:
@@ -178,16 +184,29 @@ class Invoker:
         if report is not None:
             usd = bill(self.prices, report.memory_mb, report.billed_ms, storage_mb=self.storage_mb)
             billed = Billed(usd, report.billed_ms, 1)
+        untold = self._untold(log) if report is None else 0
         if response.get("FunctionError"):
-            raise _function_error(document or {}, report, billed)
-        return Answer(document, sent, received, waited_s, report, billed)
+            failed = _function_error(document or {}, report, billed)
+            failed.lost = untold
+            raise failed
+        return Answer(document, sent, received, waited_s, report, billed, lost=untold)
+
+    def _untold(self, log: str) -> int:
+        """An invocation whose report did not come. Said once: costs are too low from then on."""
+        if not self._warned:
+            self._warned = True
+            _logger.warning(
+                "An invocation came back without a report that can be read (%r): what it is billed is not known and "
+                "not in the costs of this run. A cap counts it with the most that it can cost. This is said once.", log[-200:],
+            )  # fmt: skip
+        return 1
 
 
 def _after(lost: int, failed: Failed) -> Failed:
     """A failure after tries whose replies were lost: one of these may have run, whatever became of the last."""
     if lost and failed.why in NEVER_RAN:
         failed = Failed("unknown", f"its reply was lost; then: {failed.detail}", billed=failed.billed)
-    failed.lost = lost
+    failed.lost += lost
     return failed
 
 

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import threading
-from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
@@ -20,9 +19,11 @@ from botocore.exceptions import (
     ReadTimeoutError,
 )
 
+from prefect_slo.aws import invoke
 from prefect_slo.aws.invoke import LONGEST_WAIT_S, UNREACHED_TRIES, Failed, Invoker
 from prefect_slo.aws.refusals import DEPLOY, PERMIT, SIGN_IN
 from prefect_slo.aws.report import NOTHING, Billed, Report, bill
+from prefect_slo.aws.spending import CappedCaller, SpendLimit
 from prefect_slo.pricing import price_list
 
 PRICES = price_list("aws-lambda-x86")
@@ -249,6 +250,20 @@ def test_temporary_disk_is_billed_beyond_what_is_included() -> None:
     assert extra == Decimal("0.0000000309")
 
 
-@pytest.mark.parametrize("make", [lambda: reply({"ok": True}, log="cut short")])
-def test_a_reply_without_a_report_bills_nothing_that_is_known(make: Callable[[], Any]) -> None:
-    assert call(Lambdas(make()))[0].billed == NOTHING
+def test_what_a_reply_without_a_report_is_billed_is_not_known_and_that_is_said_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(invoke._logger, "warning", lambda words, *values: said.append(words % values))
+    lost, ended = ReadTimeoutError(endpoint_url="https://x"), {"errorType": "X", "errorMessage": "x"}
+    lambdas = Lambdas(
+        lost, reply({"ok": True}, log="cut short"), reply(ended, log="cut short", FunctionError="Unhandled")
+    )
+    invoker, limit = Invoker(lambdas, PRICES, seed=0, sleep=Waits()), SpendLimit(Decimal(9))
+    answer = invoker.call("f", {}, again=True, cancelled=threading.Event())
+    assert (answer.billed, answer.lost) == (NOTHING, 2)
+    with pytest.raises(Failed, match="X: x") as failed:
+        CappedCaller(invoker, limit, lambda name: Decimal(1)).call("f", {}, again=True, cancelled=threading.Event())
+    assert (failed.value.billed, failed.value.lost, limit.spent_usd) == (NOTHING, 1, 1)
+    assert len(said) == 1
+    assert "cut short" in said[0]

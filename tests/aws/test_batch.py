@@ -388,9 +388,7 @@ def test_a_job_that_cannot_be_looked_at_runs_on(store: S3Prefix) -> None:
     class Jobs(BatchJobs):
         batch = submitting = service
 
-    invoker = BatchInvoker(
-        Jobs("queue", "image", gather_s=0), store, clock=passing.clock, sleep=passing.sleep
-    )
+    invoker = BatchInvoker(Jobs("queue", "image", gather_s=0), store, clock=passing.clock, sleep=passing.sleep)
     with pytest.raises(Failed, match="cannot be looked at"):
         sent(Exchange(invoker, store), time.time, key="unseen")
     assert service.terminated == []

@@ -196,9 +196,10 @@ class Invoker:
         if not self._warned:
             self._warned = True
             _logger.warning(
-                "An invocation came back without a report that can be read (%r): what it is billed is not known and "
-                "not in the costs of this run. A cap counts it with the most that it can cost. This is said once.", log[-200:],
-            )  # fmt: skip
+                "An invocation came back without a report that can be read (%r): what it is billed is not known "
+                "and not in the costs of this run. A cap counts it with the most that it can cost. This is said once.",
+                log[-200:],
+            )
         return 1
 
 

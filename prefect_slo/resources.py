@@ -66,10 +66,11 @@ class Size:
         return f"{self.vcpus:g} vCPU / {self.memory_mb} MB{gpu}"
 
 
-HandingOn = Literal["objects", "machine", "workers", "storage", "calls"]
+HandingOn = Literal["objects", "machine", "workers", "storage", "requests", "calls"]
 """How what a stage makes gets to the next on the same pool, when it is large: as the ``objects`` that they are, in one
 process; through memory that all processes of one ``machine`` map; from worker to worker (``workers``); over
-``storage``, with the request and the reply while they are small; or with ``calls`` and results, whatever their size."""
+``storage``, with the request and the reply while they are small; with ``requests`` and replies alone, which what is
+larger does not fit into; or with ``calls`` and results, whatever their size."""
 
 
 @dataclass(frozen=True)

@@ -191,9 +191,10 @@ def _error(
     detail = loss.detail if loss is not None else ending
     match ending:
         case "memory" if loss is not None:
-            return OutOfMemory(call.stage, loss.peak_mb, loss.limit_mb, attempts)
+            return OutOfMemory(call.stage, loss.peak_mb, loss.limit_mb, attempts, detail, loss.on_batch)
         case "timeout" if call.task.timeout_seconds or loss is None:
-            return TaskTimedOut(call.stage, float(call.task.timeout_seconds or 0), attempts)
+            told = loss.detail if loss is not None else ""
+            return TaskTimedOut(call.stage, float(call.task.timeout_seconds or 0), attempts, told)
         case "unpicklable":
             outcome = report.outcome if report is not None else protocol.Outcome(b"")
             return Unpicklable(call.stage, "argument" if outcome.failed else "result", outcome.unpicklable)

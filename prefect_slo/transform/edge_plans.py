@@ -7,6 +7,7 @@ themselves (``Pool.handing_on``):
     machine     through the flow's own process (``inline``), or once into memory that all map (``machine``)
     objects     as it is (``machine``)
     storage     in the request and the reply (``inline``) while they fit, over storage (``remote``) beyond
+    requests    in the request and the reply (``inline``): what does not fit runs in the flow's process
     workers     from worker to worker of one pool (``direct``), or with the call and its result (``inline``)
     calls       with the call and its result (``inline``), whichever way the pool's bundles go
 
@@ -29,7 +30,7 @@ from prefect_slo.pricing import price_list
 from prefect_slo.resources import HandingOn
 from prefect_slo.transform.crossovers import words
 from prefect_slo.transform.learned import MB, Floats, Sizes, broadcasts, learn_links, learn_sizes
-from prefect_slo.transform.passing import DataStage, Links, Place, Transfer, costs_of, methods_of
+from prefect_slo.transform.passing import DataStage, Links, Place, Transfer, costs_of, message_mb, methods_of
 from prefect_slo.workflow import Stage, Workflow
 
 HERE = Links(
@@ -76,11 +77,19 @@ class _Pools:
 
 @dataclass(frozen=True)
 class _Between:
-    """What there is between two pools."""
+    """What there is between two pools.
+
+    Attributes:
+        links: How fast data passes.
+        ways: Methods.
+        unknown: The one that bears any size.
+        request_mb: What fits into a request, where one of them takes and gives nothing but those.
+    """
 
     links: Links
     ways: tuple[Method, ...]
     unknown: Method
+    request_mb: float = inf
 
     def of_parts(self) -> _Between:
         """The same for a result that the flow takes apart: parts lie nowhere else, they travel with their calls."""
@@ -149,7 +158,13 @@ def _chosen(edge: Transfer, ends: tuple[DataStage, DataStage], between: _Between
         chosen = next((way for way in ways if way.method == between.unknown), chosen)
     others = tuple(way for way in ways if way is not chosen)
     why = words(edge, source, sink, between.links, at, chosen.method)
-    if not sizes.converged:
+    message = message_mb(source, sink, edge)
+    if message > between.request_mb:
+        why = (
+            f"{chosen.method}: {message:.3g} MB do not fit into a request of {between.request_mb:g} MB, so that such "
+            "calls run in the flow's process; give the pool a bucket"
+        )
+    elif not sizes.converged and between.request_mb == inf:
         why = f"{chosen.method}, which bears any size: {_unknown(sizes)}"
     return EdgePlan(edge.source, edge.sink, chosen, edge.size_mb, edge.broadcast, others, why)
 
@@ -167,11 +182,14 @@ def _between(source: StagePlan, sink: StagePlan, pools: _Pools) -> _Between:
     if all(end in _HERE for end in ends):
         ways: tuple[Method, ...] = ("machine", "inline") if ends[1] == "machine" else ("inline",)
         return _Between(pools.here, ways, "inline")
+    anything = replace(pools.elsewhere, inline_limit_mb=inf)
+    if "requests" in ends:
+        return _Between(anything, ("inline",), "inline", pools.elsewhere.inline_limit_mb)
     if "storage" in ends:
         return _Between(pools.elsewhere, ("inline", "remote"), "remote")
     if source.pool == sink.pool and ends[0] == "workers":
         return _Between(pools.cluster, ("direct", "inline"), "direct")
-    return _Between(replace(pools.elsewhere, inline_limit_mb=inf), ("inline",), "inline")
+    return _Between(anything, ("inline",), "inline")
 
 
 def _end(stage: Stage, plan: Plan, runs: StageRuns, pools: _Pools) -> DataStage:

@@ -195,6 +195,7 @@ class Lost:
         billed_usd: What it is billed all the same, where it is metered.
         requests: Invocations and jobs that this is for.
         storage_usd: Of it, what reading and writing objects cost.
+        on_batch: Whether the worker was a job on AWS Batch.
     """
 
     lease: int
@@ -208,6 +209,7 @@ class Lost:
     billed_usd: Decimal | None = None
     requests: int = 0
     storage_usd: Decimal = Decimal()
+    on_batch: bool = False
 
 
 @dataclass(frozen=True)

@@ -195,6 +195,7 @@ class Lost:
         billed_usd: What it is billed all the same, where it is metered.
         requests: Invocations and jobs that this is for.
         storage_usd: Of it, what reading and writing objects cost.
+        inputs_gone: Whether the bundle was dropped because kept parts that it takes are lost; nothing ran.
     """
 
     lease: int
@@ -208,6 +209,7 @@ class Lost:
     billed_usd: Decimal | None = None
     requests: int = 0
     storage_usd: Decimal = Decimal()
+    inputs_gone: bool = False
 
 
 @dataclass(frozen=True)

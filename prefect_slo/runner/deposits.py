@@ -98,7 +98,7 @@ class Deposit:
                 if (kept := self._kept) is None:
                     raise ResultLost(self.stage, self._size, self._why)
                 try:
-                    fetched = kept.fetch()
+                    fetched = self._fetched(kept)
                 except Exception as error:
                     if self._kept is not kept:
                         continue  # it was made again meanwhile
@@ -150,6 +150,17 @@ class Deposit:
             except Exception as error:
                 why = error.why if isinstance(error, ResultLost) else f"{type(error).__name__}: {error}"
         self._why, self._kept, self.origin = why, None, None
+
+    def _fetched(self, kept: Kept) -> bytes:
+        """A part, asked for once more where its place may only have stumbled: what is lost is made again, and once."""
+        try:
+            return kept.fetch()
+        except LookupError:
+            raise
+        except Exception:
+            if self._kept is not kept or kept.gone():
+                raise
+            return kept.fetch()
 
     def _arrive(self, value: Any) -> None:
         self._value, self._here = value, True

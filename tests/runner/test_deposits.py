@@ -16,7 +16,7 @@ import pytest
 from prefect import task
 from prefect.results import ResultRecordMetadata
 
-from prefect_slo.errors import Unpicklable
+from prefect_slo.errors import ResultLost, Unpicklable
 from prefect_slo.runner.calls import Call
 from prefect_slo.runner.deposits import Deposit, Deposits, KeptRecord
 from prefect_slo.runner.supplies import Supplies
@@ -110,6 +110,29 @@ def test_an_item_hears_of_whatever_its_fetch_raises_and_others_are_still_fetched
     assert "SystemExit: 3" in str(first)
     assert isinstance(second, KeyboardInterrupt)
     assert third is None
+
+
+def test_a_place_that_stumbles_once_has_lost_nothing():
+    again: list[Deposit] = []
+    part = Lying(pickle.dumps(5), [OSError("the line broke")])
+    assert deposit(part, Deposits(lambda one: bool(again.append(one)))).value() == 5
+    assert not again
+    assert part.asked == 2
+
+
+@pytest.mark.parametrize(
+    ("part", "asked"),
+    [
+        (Lying(b"", [LookupError("the worker that kept it is gone")]), 1),
+        (Lying(b"", [OSError("reset")], lost="the worker that kept it is gone"), 1),
+        (Lying(b"", [OSError("reset"), OSError("still so")]), 2),
+    ],
+    ids=["said to be lost", "known to be lost", "stumbles again"],
+)
+def test_what_is_lost_is_not_asked_for_again_and_again(part: Lying, asked: int):
+    with pytest.raises(ResultLost):
+        deposit(part).value()
+    assert part.asked == asked
 
 
 def test_a_run_ends_whatever_bringing_home_raises(supplied):

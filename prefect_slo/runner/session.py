@@ -201,7 +201,7 @@ class Session:
                 return (control.LeaseUp(lease),)
             case protocol.Lost(lease=lease, reason=reason) if self._loss is not None:
                 self._measure.lost(message)
-                return (control.LeaseLost(lease, reason, self._loss.untouched),)
+                return (control.LeaseLost(lease, reason, self._loss.untouched, self._loss.inputs_gone),)
             case protocol.Chatter(payload=payload):
                 self._pass_on(payload)
                 return ()

@@ -196,6 +196,7 @@ class Lost:
         requests: Invocations and jobs that this is for.
         storage_usd: Of it, what reading and writing objects cost.
         on_batch: Whether the worker was a job on AWS Batch.
+        inputs_gone: Whether the bundle was dropped because kept parts that it takes are lost; nothing ran.
     """
 
     lease: int
@@ -210,6 +211,7 @@ class Lost:
     requests: int = 0
     storage_usd: Decimal = Decimal()
     on_batch: bool = False
+    inputs_gone: bool = False
 
 
 @dataclass(frozen=True)

@@ -32,16 +32,28 @@ class Shared:
         chill: How warm the run finds things, in [0, 1): stages start cold in it whose share of cold runs is above that.
         cold: Share of cold runs that is asked for.
         ran: Whether each stage runs, by name.
+        habits: Of each block of runs under one truth, where the share of cold runs lies in what is left open of it, in
+            (0, 1), shape ``(n_blocks,)``; ``None``: it is what rows show.
     """
 
     ranks: Floats
     chill: Floats
     cold: float
     ran: Mapping[str, Bools]
+    habits: Floats | None = None
+
+    @property
+    def blocks(self) -> int | None:
+        """Number of blocks of runs that share their truth; ``None``: each run has its own."""
+        return len(self.habits) if self.habits is not None else None
 
     def starts(self, startup: Startup, option: Option) -> Bools:
         """Runs in which the workers of an option have to start: as asked for, or as rows show where that is more."""
-        return self.chill < max(self.cold, startup.share(float(option.workers), option.vcpus))
+        setting = float(option.workers), option.vcpus
+        if self.habits is None:
+            return self.chill < max(self.cold, startup.share(*setting))
+        shares = np.maximum(startup.shares(*setting, self.habits), self.cold)
+        return self.chill < np.repeat(shares, len(self.chill) // len(shares))
 
 
 class Drawn(NamedTuple):
@@ -245,6 +257,6 @@ def _draw(
     cold = np.stack([shared.starts(learned.startup, option) for option in options])
     if not cold.any():
         return Drawn(wall, busy, None)
-    extra_wall, extra_busy = learned.startup.sample(shape[2], stream.spawn(1)[0])
+    extra_wall, extra_busy = learned.startup.sample(shape[2], stream.spawn(1)[0], blocks=shared.blocks)
     start = (extra_wall * cold).astype(np.float32)
     return Drawn(wall + start, busy + (extra_busy * cold).astype(np.float32), start)

@@ -102,7 +102,7 @@ class RunSampler:
         """
         return Luck(self, n_samples, rng, cold, blocks).of(chosen, planned)
 
-    def shared(self, n_samples: int, rng: np.random.Generator, cold: bool | float) -> Shared:
+    def shared(self, n_samples: int, rng: np.random.Generator, cold: bool | float, blocks: int | None = None) -> Shared:
         """What the stages of a run have in common.
 
         Raises:
@@ -114,7 +114,8 @@ class RunSampler:
         ranks, chill = rng.random(n_samples), rng.random(n_samples)
         certain = np.zeros(n_samples)
         uniforms = {name: rng.random(n_samples) if self.chances[name] < 1 else certain for name in self.workflow.order}
-        return Shared(ranks, chill, float(cold), stages_run(self.workflow, self.chances, uniforms))
+        habits = rng.permutation((np.arange(blocks) + 0.5) / blocks) if blocks is not None else None
+        return Shared(ranks, chill, float(cold), stages_run(self.workflow, self.chances, uniforms), habits)
 
     def streams(self, rng: np.random.Generator) -> tuple[np.random.Generator, dict[str, np.random.Generator]]:
         """A stream for what stages share, and one for each stage: by position, so that names don't matter."""
@@ -160,7 +161,7 @@ class Luck:
         self._sampler, self._n_samples, self._blocks = sampler, n_samples, blocks
         first, streams = sampler.streams(rng)
         self._seeds = {name: int(stream.integers(SEEDS)) for name, stream in streams.items()}
-        self._shared = sampler.shared(n_samples, first, cold)
+        self._shared = sampler.shared(n_samples, first, cold, blocks)
         self._driver = sampler.driver.sample(n_samples, rng.spawn(1)[0]).astype(np.float32)
         self._drawn: dict[tuple[str, Option, int, StagePlan | None], _StageRuns] = {}
         self._luck: dict[tuple[str, str], StageLuck] = {}

@@ -3,7 +3,9 @@
 Where workers start elsewhere, starts are part of ordinary runs: a work pool's job is asked for, waits for the pool's
 next poll and boots, an environment of a function starts, unless one is still warm from the run before. Whether it is
 depends on how far apart runs come, which no plan decides, so the share of runs that start cold is taken as the rows
-show it.
+show it. Starts are few where runs are: under a promise with a confidence, both how often and how long workers start are
+drawn from what as many rows leave open, by a beta distribution and a Bayesian bootstrap (Rubin, Annals of Statistics,
+1981).
 
 What is paid for a lease there is not its stage's wall time either: it includes the job's boot and what it idled before,
 not the time until the pool's poll. Rows say how long was paid for.
@@ -16,11 +18,18 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
 import numpy as np
+from scipy.special import betaincinv
 
-from prefect_slo.models.design import Bools, Floats
+from prefect_slo.models.design import Bools, Floats, Ints
 
 _PRIOR_RUNS = 2.0
 """The share of a setting starts from that of all settings, as if so many runs had shown it."""
+
+_BEYOND = 0.5
+"""Rows' worth of weight that lies beyond the slowest start, as with the noise of warm runs."""
+
+_PRIOR_SPREAD = 0.3
+"""Relative standard deviation of starts that is believed in before any repeat, worth one row."""
 
 
 class Seen(NamedTuple):
@@ -52,26 +61,70 @@ class Startup:
         wall = np.maximum(cold_wall_s - warm_wall_s, 0.0)
         return cls(wall, np.clip(cold_busy_s - warm_busy_s, 0.0, wall))
 
-    def sample(self, n_samples: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
-        """Joint draws of extra wall and busy time, shapes ``(n_samples,)``."""
+    def sample(self, n_samples: int, rng: np.random.Generator, *, blocks: int | None = None) -> tuple[Floats, Floats]:
+        """Joint draws of extra wall and busy time, shapes ``(n_samples,)``.
+
+        With ``blocks``, the rows' chances are drawn once per block, with half a row more beyond the slowest.
+        """
         if not len(self.wall_s):
             return np.zeros(n_samples), np.zeros(n_samples)
-        rows = rng.integers(len(self.wall_s), size=n_samples)
-        return self.wall_s[rows], self.busy_s[rows]
+        if blocks is None:
+            rows = rng.integers(len(self.wall_s), size=n_samples)
+            return self.wall_s[rows], self.busy_s[rows]
+        slowest = int(np.argmax(self.wall_s))
+        chances = rng.gamma(np.append(np.ones(len(self.wall_s)), _BEYOND), size=(blocks, len(self.wall_s) + 1))
+        rows = _drawn(chances, n_samples // blocks, rng)
+        beyond = rows == len(self.wall_s)
+        rows[beyond] = slowest
+        wall, busy = self.wall_s[rows], self.busy_s[rows]
+        if (longest := float(self.wall_s[slowest])) > 0:
+            factor = 1.0 + beyond * rng.exponential(self._spread / longest, size=n_samples)
+            wall, busy = wall * factor, busy * factor
+        return wall, busy
+
+    @property
+    def _spread(self) -> float:
+        """Standard deviation of extra wall time."""
+        mean = self.wall_s.mean()
+        squares = (_PRIOR_SPREAD * mean) ** 2 + np.sum((self.wall_s - mean) ** 2)
+        return float(np.sqrt(squares / len(self.wall_s)))
 
     def share(self, workers: float, vcpus: float) -> float:
         """Share of ordinary runs in which a stage of this setting waits for workers to start."""
+        cold, warm = self._pseudo_runs(workers, vcpus)
+        return cold / (cold + warm) if cold else 0.0
+
+    def shares(self, workers: float, vcpus: float, ranks: Floats) -> Floats:
+        """The same at so many quantiles of what the rows leave open, ``ranks`` in (0, 1)."""
+        cold, warm = self._pseudo_runs(workers, vcpus)
+        if not cold or not warm:
+            return np.full(len(ranks), 1.0 if cold else 0.0)
+        found: Floats = betaincinv(cold, warm, ranks)
+        return found
+
+    def _pseudo_runs(self, workers: float, vcpus: float) -> tuple[float, float]:
+        """Cold and warm runs of a setting, with those that other settings' runs stand for."""
         runs = sum(seen.runs for seen in self.seen.values())
         if not runs:
-            return 0.0
+            return 0.0, 0.0
         everywhere = sum(seen.cold for seen in self.seen.values()) / runs
         own = self.seen.get((workers, vcpus), Seen())
-        return (own.cold + _PRIOR_RUNS * everywhere) / (own.runs + _PRIOR_RUNS)
+        return own.cold + _PRIOR_RUNS * everywhere, own.runs - own.cold + _PRIOR_RUNS * (1.0 - everywhere)
 
     def beyond_wall_s(self, cold: Bools) -> Floats:
         """Seconds that each worker is paid for beyond its stage's wall time, in runs that start cold or don't."""
         warm_s, cold_s = self.held_s
         return np.where(cold, cold_s, warm_s)
+
+
+def _drawn(chances: Floats, each: int, rng: np.random.Generator) -> Ints:
+    """So many positions by each row of chances, one row's after the other's."""
+    count, width = chances.shape
+    reached = np.cumsum(chances, axis=1)
+    borders = (reached / reached[:, -1:] + np.arange(count)[:, None]).ravel()
+    row = np.repeat(np.arange(count), each)
+    found = np.searchsorted(borders, row + rng.random(len(row)), side="right") - width * row
+    return np.asarray(np.clip(found, 0, width - 1), dtype=np.int64)
 
 
 def seen_by_setting(workers: Floats, vcpus: Floats, cold: Bools) -> dict[tuple[float, float], Seen]:

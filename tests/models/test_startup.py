@@ -10,7 +10,7 @@ import pytest
 
 from prefect_slo.errors import InfeasibleSlo
 from prefect_slo.models import WorkflowModel
-from prefect_slo.models.startup import Startup, mean_beyond, seen_by_setting
+from prefect_slo.models.startup import Seen, Startup, mean_beyond, seen_by_setting
 from prefect_slo.objective import Latency
 from prefect_slo.observation import StageRun, StageRuns
 from prefect_slo.planner import make_plan
@@ -144,3 +144,39 @@ def test_rows_that_do_not_say_what_was_paid_count_for_none() -> None:
     cold = np.array([False, False, True])
     assert mean_beyond([3.0, np.nan, 5.0], np.full(3, 2.0), cold) == (1.0, 3.0)
     assert mean_beyond([np.nan] * 3, np.full(3, 2.0), cold) == (0.0, 0.0)
+
+
+def test_what_few_starts_leave_open_differs_from_truth_to_truth_and_closes_with_more() -> None:
+    def spread(n_rows: int) -> float:
+        wall = np.random.default_rng(2).lognormal(1, 0.2, n_rows)
+        drawn, _ = Startup(wall, 0.5 * wall).sample(200 * 400, np.random.default_rng(3), blocks=200)
+        return float(np.std(np.quantile(drawn.reshape(200, 400), 0.9, axis=1)) / np.quantile(wall, 0.9))
+
+    assert spread(8) > 0.08
+    assert spread(200) < 0.04
+
+
+def test_a_start_may_take_longer_than_any_that_was_seen_under_a_promise() -> None:
+    startup = Startup(np.array([3.0, 4.0, 5.0]), np.array([1.5, 2.0, 2.5]))
+    wall, busy = startup.sample(10_000, np.random.default_rng(0), blocks=100)
+    assert 0.05 < np.mean(wall > 5.0) < 0.25
+    np.testing.assert_allclose(busy, 0.5 * wall)
+    plain, _ = startup.sample(10_000, np.random.default_rng(0))
+    assert plain.max() == 5.0
+
+
+def test_one_start_says_little_of_the_next_under_a_promise() -> None:
+    wall, _ = Startup(np.array([4.0]), np.array([4.0])).sample(10_000, np.random.default_rng(0), blocks=100)
+    assert wall.min() == 4.0
+    assert np.quantile(wall, 0.95) > 4.5
+
+
+def test_how_often_runs_start_is_as_uncertain_as_their_number_leaves_it() -> None:
+    few, many = (Startup(np.ones(1), np.ones(1), {(1.0, 1.0): Seen(n // 5, n)}) for n in (10, 1000))
+    ranks = (np.arange(999) + 0.5) / 999
+    for startup, low, high in ((few, 0.05, 0.4), (many, 0.18, 0.22)):
+        shares = startup.shares(1.0, 1.0, ranks)
+        assert np.mean(shares) == pytest.approx(startup.share(1.0, 1.0), abs=0.002)
+        np.testing.assert_allclose(np.quantile(shares, (0.05, 0.95)), (low, high), atol=0.03)
+    never = Startup(np.ones(1), np.ones(1), {(1.0, 1.0): Seen(0, 20)})
+    assert not never.shares(1.0, 1.0, ranks).any()

@@ -14,6 +14,7 @@ from typing import Any
 
 import cloudpickle
 import pytest
+from dask import config
 from distributed import Client, LocalCluster
 from prefect import allow_failure, flow, task
 from prefect.client.orchestration import get_client
@@ -69,7 +70,11 @@ def take_all(traced: list[Traced], more: Traced | None = None) -> list[int]:
 @pytest.fixture(scope="module")
 def dask() -> Iterator[DaskPool]:
     options = {"threads_per_worker": 1, "processes": True, "dashboard_address": None}
-    with LocalCluster(n_workers=2, **options) as cluster:
+    # A cluster gives up a worker that is away when 15 s are over since it was away for the first time.
+    with (
+        config.set({"distributed.deploy.lost-worker-timeout": "1h"}),
+        LocalCluster(n_workers=2, **options) as cluster,
+    ):
         yield DaskPool(cluster.scheduler_address, concurrency=2)
 
 

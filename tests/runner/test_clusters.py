@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import cloudpickle
+import psutil
 import pytest
 from distributed import Client, LocalCluster
 from prefect import flow, task, unmapped
@@ -26,7 +29,7 @@ from prefect_slo.resources import Size
 from prefect_slo.runner import cluster_pools
 from prefect_slo.runner.backends.cluster import ClusterBackend
 from prefect_slo.runner.backends.protocol import Bundle, Finished, Lost, Opened, Outcome
-from prefect_slo.runner.backends.ray_request import requested
+from prefect_slo.runner.backends.ray_keeper import requested
 from prefect_slo.runner.backends.remote import Clocks, Reply, machine, told
 from prefect_slo.runner.cluster_pools import RayPool
 from prefect_slo.runner.local.limits import machine_vcpus
@@ -349,8 +352,6 @@ def test_a_flow_with_a_dask_task_runner_keeps_its_cluster(prefect_server):
 
 
 def _family() -> set[int]:
-    import psutil
-
     return {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
 
 
@@ -416,11 +417,21 @@ def test_an_adaptive_cluster_grows_from_nothing_to_what_the_next_stage_will_need
     assert grows() == [3, 4, 5, 6, 7]
 
 
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[Any]:
+    """A Ray cluster on this machine, which this process is connected to."""
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
 def test_rays_autoscaler_is_told_what_the_next_stage_will_need_and_others_requests_are_left_alone(
-    prefect_server, tmp_path
+    prefect_server, tmp_path, ray_here
 ):
     """By Ray's own record of what is asked of it."""
-    ray = pytest.importorskip("ray")
     size = Size(1, 512, hardware="ray")
     plan = Plan("grows", None, {"first": StagePlan(1, size, "ray"), "second": StagePlan(3, size, "ray")})
 
@@ -432,15 +443,43 @@ def test_rays_autoscaler_is_told_what_the_next_stage_will_need_and_others_reques
         (tmp_path / "enough").touch()
         return rest.result()
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    assert grows([{"CPU": 1.0, "memory": 512.0 * 2**20}] * 3) == [3, 4, 5, 6, 7]
+    await_(lambda: requested() == [])  # it may shrink again
+    ray_here.autoscaler.sdk.request_resources(bundles=[{"CPU": 7}])
     try:
-        assert grows([{"CPU": 1.0, "memory": 512.0 * 2**20}] * 3) == [3, 4, 5, 6, 7]
-        assert requested() == [], "it may shrink again"
-        ray.autoscaler.sdk.request_resources(bundles=[{"CPU": 7}])
         assert grows([{"CPU": 7}]) == [3, 4, 5, 6, 7]
         assert requested() == [{"CPU": 7}]
     finally:
-        ray.shutdown()
+        ray_here.autoscaler.sdk.request_resources(bundles=[])
+
+
+ASKS = """
+import sys, time
+from prefect_slo import RayPool
+from prefect_slo.control.need import Need
+from prefect_slo.resources import Size
+
+RayPool(sys.argv[1]).backend(None).expect(Need(now=((Size(1, 512), int(sys.argv[2])),)))
+time.sleep(600)
+"""
+
+
+def test_what_rays_autoscaler_was_asked_by_processes_adds_up_and_ends_with_each_however_it_dies(ray_here):
+    """Killed, they can take nothing back themselves; neither can what keeps the request, but it is started again."""
+    address, worker = ray_here.get_runtime_context().gcs_address, {"CPU": 1.0, "memory": 512.0 * 2**20}
+    processes = [subprocess.Popen([sys.executable, "-c", ASKS, address, str(workers)]) for workers in (2, 3)]
+    try:
+        await_(lambda: requested() == [worker] * 5)
+        processes[0].kill()
+        await_(lambda: requested() == [worker] * 3)
+        mine = psutil.Process().children(recursive=True)
+        [keeper] = [process for process in mine if process.name().startswith("ray::Keeper")]
+        keeper.kill()
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    await_(lambda: requested() == [])
 
 
 def test_a_stage_that_falls_back_to_threads_needs_nothing_of_the_cluster_any_more(prefect_server):

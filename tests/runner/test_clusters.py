@@ -9,7 +9,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -24,7 +26,9 @@ from prefect_ray import RayTaskRunner
 
 from prefect_slo import DaskPool, SLOTaskRunner, slo
 from prefect_slo.errors import InvalidValue, SloError, UnknownPool
+from prefect_slo.loop.director import Following, following
 from prefect_slo.plan import Plan, StagePlan
+from prefect_slo.pricing import price_list
 from prefect_slo.resources import Size
 from prefect_slo.runner import cluster_pools
 from prefect_slo.runner.backends.cluster import ClusterBackend
@@ -33,6 +37,7 @@ from prefect_slo.runner.backends.ray_keeper import requested
 from prefect_slo.runner.backends.remote import Clocks, Reply, machine, told
 from prefect_slo.runner.cluster_pools import RayPool
 from prefect_slo.runner.local.limits import machine_vcpus
+from prefect_slo.runner.recipe import ObservedRun
 
 PATIENCE_S = 60.0
 
@@ -210,18 +215,19 @@ def _marks(dask_scheduler: Any) -> int:
 
 def test_instants_of_another_clock_are_moved_by_the_least_that_was_seen():
     clocks, there = Clocks(), "elsewhere/1"
-    late, early = Reply((), there, sent=1000.0), Reply((), there, sent=1010.0)
+    late, early = Reply((), there, 999.0, sent=1000.0), Reply((), there, 999.0, sent=1010.0)
     assert clocks.seen(late, received=20.5) == 20.5 - 1000.0
     assert clocks.seen(early, received=30.1) == 30.1 - 1010.0
-    assert clocks.seen(Reply((), there, sent=1020.0), received=41.0) == 30.1 - 1010.0
+    assert clocks.seen(Reply((), there, 999.0, sent=1020.0), received=41.0) == 30.1 - 1010.0
     done = Finished(7, 3, received=1001.0, ended=1009.0)
-    [moved] = told(Reply((Opened(7, True, 1.5, 0.0, 1), done), there, 1010.0), lease=2, ahead=-979.9)
+    [moved] = told(Reply((Opened(7, True, 1.5, 0.0, 1), done), there, 999.0, 1010.0), lease=2, ahead=-979.9)
     assert (moved.lease, moved.init_s) == (2, 1.5)
     assert (moved.received, moved.ended) == pytest.approx((21.1, 29.1))
+    assert moved.held == pytest.approx((19.1, 30.1))
 
 
 def test_this_machines_clock_is_not_moved():
-    assert Clocks().seen(Reply((), machine(), sent=5.0), received=9.0) == 0.0
+    assert Clocks().seen(Reply((), machine(), 4.0, sent=5.0), received=9.0) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -373,6 +379,49 @@ def test_stages_without_a_plan_run_on_the_pool_that_the_runner_names(prefect_ser
         return [x for x, _ in first.result()]
 
     assert twice() == [0, 1]
+
+
+def test_time_in_the_clusters_queue_is_no_cost_and_told_apart_where_others_hold_the_room(prefect_server, tmp_path):
+    """Two bundles queue behind somebody else's task, one of them then behind the other."""
+    runs: list[ObservedRun] = []
+    size = Size(1, 512, hardware="dask")
+    plan = Plan("queues", None, {"first": StagePlan(2, size, "dask")})
+    (tmp_path / "begin").touch()
+    with cluster(threads_per_worker=1) as here, Client(here, set_as_default=False) as client:
+        pool = DaskPool(here.scheduler_address, concurrency=2)
+
+        @slo(latency="60s", pools=[pool])
+        @flow(name="queues")
+        def queues() -> list[int]:
+            return first.map([tmp_path / "begin"] * 2).result()
+
+        others = client.submit(_occupy, tmp_path / "go on")
+        await_((tmp_path / "occupied").exists)
+        with following(Following(plan=plan, heard=runs.append)), ThreadPoolExecutor(1) as threads:
+            begun = time.monotonic()
+            found = threads.submit(copy_context().run, queues)
+            try:
+                await_(lambda: sum(key.startswith("prefect-slo") for key in [*here.scheduler.tasks]) == 2)
+                queued = time.monotonic()
+                time.sleep(1.0)
+                waited_s = time.monotonic() - queued
+            finally:
+                (tmp_path / "go on").touch()
+            assert found.result() == [3, 3]
+            took_s = time.monotonic() - begun
+        others.result()
+    [row] = runs[0].stage_runs
+    assert row.queue_s >= waited_s
+    assert row.wall_s <= took_s - waited_s
+    assert 0 < row.billed_s <= took_s - waited_s, "they were held one after the other"
+    assert row.cost_usd == pytest.approx(row.billed_s * price_list("local").rate(1, 512, 0, "dask"))
+    assert all(invocation.waited_s >= waited_s for invocation in runs[0].invocations)
+
+
+def _occupy(until: Path) -> None:
+    (until.parent / "occupied").touch()
+    while not until.exists():
+        time.sleep(0.01)
 
 
 # ---- growing --------------------------------------------------------------------------------------------------------

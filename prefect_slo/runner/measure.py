@@ -22,7 +22,7 @@ from prefect_slo.observation import Invocation, StageRun
 from prefect_slo.pricing import PriceList
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends import protocol
-from prefect_slo.runner.pools import LOCAL
+from prefect_slo.runner.pools import LOCAL, bare
 from prefect_slo.runner.queueing import Queue
 
 NAN = float("nan")
@@ -109,6 +109,8 @@ class _Stage:
     now_leased: int = 0
     most_leased: int = 0
     size: Size = field(default_factory=lambda: Size(1, 1024))
+    kinds: dict[str, None] = field(default_factory=dict)
+    bare: bool = False
 
 
 class Measure:
@@ -181,6 +183,10 @@ class Measure:
         if lease.pool in LOCAL and not lease.metered:
             lease.billed_at = self._meter.begin(lease.size.vcpus, lease.up)
         seen = self._stages[lease.stage]
+        if report.bare:
+            lease.size = seen.size = bare(lease.size)
+            seen.bare = True
+        seen.kinds[lease.size.kind] = None
         if report.wait_s or report.start_s:
             admitted = lease.asked + report.wait_s
             asked = admitted if lease.beside else lease.asked
@@ -397,7 +403,7 @@ class Measure:
             cold=start_s > 0,
             cost_usd=_cost(seen),
             peak_memory_mb=seen.peak_mb or NAN,
-            hardware=seen.size.kind,
+            hardware="+".join(seen.kinds) if seen.bare else seen.size.kind,
             started_at=unix + seen.first_ready - monotonic,
             queue_s=queue_s,
             requests=float(seen.requests) if seen.requests and not math.isnan(billed_s) else NAN,

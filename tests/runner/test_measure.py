@@ -267,3 +267,21 @@ def test_a_bundle_that_is_lost_on_a_cluster_has_cost_what_it_held_or_may_have(cl
     clock.now += 3.0
     seen.lost(Lost(0, "died", "its worker is gone", bundle=7, held=held))
     assert seen.cost_usd == pytest.approx(billed_s * (1 + 1))
+
+
+@pytest.mark.parametrize(("bare", "hardware"), [((), "l4"), ((0, 1), "l4-cpu"), ((1,), "l4+l4-cpu")])
+def test_a_stage_counts_for_the_machines_that_its_workers_were_on(clock, bare, hardware):
+    """Not for a GPU that was not there; and for neither kind where they were on both."""
+    seen, size = Measure(PriceList("test", 1.0, 1.0, gpu_second=100.0), machine=MACHINE), Size(1, 1024, 1, "l4")
+    seen.submitted("train", 2, clock.now)
+    for lease in (0, 1):
+        seen.leased(lease, "train", "pool", size, clock.now)
+        seen.opened(Opened(lease, False, 0.0, 0.0, 1, bare=lease in bare))
+    begun, clock.now = clock.now, clock.now + 2.0
+    for lease in (0, 1):
+        seen.dispatched(lease, lease, begun, begun)
+        seen.item(lease, ItemReport(lease, Outcome(b""), begun, clock.now), ready=begun)
+        seen.finished(Finished(lease, lease, begun, clock.now))
+        seen.released(lease, clock.now)
+    assert row(seen).hardware == hardware
+    assert seen.cost_usd == pytest.approx(2 * 2.0 * (1 + 1) + (2 - len(bare)) * 2.0 * 100.0)

@@ -168,6 +168,7 @@ class Opened:
         wait_s: How long the lease waited for capacity of the machine.
         pid: The worker's process.
         held_s: How long its machine was paid for before, for nobody: while it started, and while it idled.
+        bare: Whether it has no GPU, though its size has: its machine has none.
     """
 
     lease: int
@@ -176,6 +177,7 @@ class Opened:
     wait_s: float
     pid: int
     held_s: float = 0.0
+    bare: bool = False
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ class WorkPool:
         if found.type == "docker" and self.docker_host is None and any(size.gpu for size in self.sizes):
             _notice()(
                 f"Nobody has looked whether containers of work pool {self.name!r} may have GPUs: where its Docker "
-                "engine has none, their jobs do not start. WorkPool(docker_host=...) says where it is, and has it asked."
+                "engine has none, their jobs do not start. With WorkPool(docker_host=...) the engine there is asked."
             )
         terms = Terms(self.concurrency, self.idle_s, self.lifetime_s, self.patience_s, self.give_up_s, self.heartbeat_s)
         variables = dict(self.job_variables)

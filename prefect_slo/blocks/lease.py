@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
 LEASE_S = 60.0  # the least that the server grants; a holder that dies blocks others for so long
-ASK_S = 1.0
-"""Between two tries; the server would let a client that it denies wait for longer."""
+ASK_S, LONGEST_S = 0.05, 1.0
+"""Between two tries, twice as long each time: most writers hold it for a fraction of a second, and the process that
+waits is often one that ends. The server would let a client that it denies wait for longer."""
 
 _here: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
@@ -56,10 +57,12 @@ def profile_lease(flow_name: str, *, timeout_s: float, client: SyncPrefectClient
         with ExitStack() as stack:
             api = client or stack.enter_context(get_client(sync_client=True))
             _ensure_limit(name, api)
+            pause_s = ASK_S
             while (lease := _granted(name, api)) is None:
                 if time.monotonic() >= until:
                     raise _too_long(flow_name, timeout_s)
-                time.sleep(min(ASK_S, max(until - time.monotonic(), 0.0)))
+                time.sleep(min(pause_s, max(until - time.monotonic(), 0.0)))
+                pause_s = min(2 * pause_s, LONGEST_S)
             with _renewed(lease, api):
                 yield
     finally:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-
-from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from prefect_slo.artifacts.forecast import StageForecast
 from prefect_slo.blocks.folding import IDENTIFIED, OUTGROWN, fit_model
@@ -20,6 +17,7 @@ from prefect_slo.blocks.profile import SLOProfile
 from prefect_slo.loop.policy import PastRun
 from prefect_slo.objective import Slo
 from prefect_slo.plan import Plan
+from prefect_slo.telemetry.impatience import impatient
 from prefect_slo.telemetry.ledger import RunSummary
 from prefect_slo.workflow import Workflow
 
@@ -159,13 +157,6 @@ class Knowledge:
             if not verdict.identified:
                 return f"stage {stage.name!r}: {verdict.reason}"
         return ""
-
-
-@contextmanager
-def impatient() -> Iterator[None]:
-    """Inside, a request that fails is tried once more, not five times: a flow must not wait for an API that is down."""
-    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1}):
-        yield
 
 
 class _Remembered:

@@ -30,7 +30,7 @@ from prefect_slo.blocks import (
 from prefect_slo.errors import InvalidPlan
 from prefect_slo.loop import background, gpus, policy
 from prefect_slo.loop.guard import Guard
-from prefect_slo.loop.knowledge import UNPICKLED, Knowledge, impatient, knowledge, remember, remember_plan
+from prefect_slo.loop.knowledge import UNPICKLED, Knowledge, knowledge, remember, remember_plan
 from prefect_slo.loop.menus import moving_much, with_gpus, with_menus
 from prefect_slo.loop.planning import Decision
 from prefect_slo.loop.policy import PastRun
@@ -44,6 +44,7 @@ from prefect_slo.runner.pools import PROCESS
 from prefect_slo.runner.recipe import ObservedRun
 from prefect_slo.settings import SLOSettings
 from prefect_slo.telemetry import RunLog, StageKey, Status
+from prefect_slo.telemetry.impatience import impatient
 from prefect_slo.telemetry.learned import QUEUED_SHARE
 from prefect_slo.telemetry.store import flow_run_of, publish_log, sweep_orphans
 from prefect_slo.transform import with_passing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -266,7 +267,9 @@ class RayPool(_ClusterPool):
 
     @property
     def _grows(self) -> bool:
-        return self.ahead
+        """Whether it is asked for nodes: a cluster that is started here has no autoscaler."""
+        ray = sys.modules.get("ray")
+        return self.ahead and (self.address not in (None, "local") or (ray is not None and ray.is_initialized()))
 
     def _connect(self) -> Callable[[], None]:
         here = {"include_dashboard": False, "resources": self._here or None} if self.address is None else {}

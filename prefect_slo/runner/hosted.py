@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
 import time
 from collections.abc import Callable, Sequence
-from contextvars import Context
+from contextvars import Context, ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,7 +98,7 @@ class FunctionProgram:
         sent.timeout_seconds = None  # enforced where the function runs: a thread that waits for it can't be interrupted
         started = time.monotonic()
         try:
-            result = context.run(program.run_calls, sent, calls, record)
+            result = context.run(_run, seen, sent, calls, record)
         except BaseException as error:  # a context that is entered already, say
             result = Raised(error)
         ended = time.monotonic()
@@ -117,9 +118,11 @@ class FunctionProgram:
             except Overran as error:
                 raise TimeoutError(str(error)) from None
             except (NotSent, WorkerGone) as error:
+                seen.left = True
                 raise _Interrupted(error) from None
             seen.read_s, seen.write_s = seen.read_s + carried.read_s, seen.write_s + carried.write_s
             if carried.unpicklable:
+                seen.left = True
                 raise _Interrupted(_Stuck(carried.unpicklable, ran=not carried.failed))
             if carried.failed:
                 raise carried.value
@@ -136,10 +139,31 @@ class FunctionProgram:
 
 @dataclass
 class _Seen:
-    """What pickling took on the worker, over all attempts of a call."""
+    """What pickling took on the worker, over all attempts of a call; and whether that has left the engine."""
 
     read_s: float = 0.0
     write_s: float = 0.0
+    left: bool = False
+
+
+_SEEN: ContextVar[_Seen | None] = ContextVar("prefect_slo_hosted", default=None)
+
+
+def _run(seen: _Seen, task: Task[Any, Any], calls: list[Payload], record: Record) -> program.Result:
+    token = _SEEN.set(seen)
+    try:
+        return program.run_calls(task, calls, record)
+    finally:
+        _SEEN.reset(token)
+
+
+def _worth_saying(message: logging.LogRecord) -> bool:
+    """Prefect would say as an error that a run which leaves the engine, to go on elsewhere, has finished running."""
+    seen = _SEEN.get()
+    return seen is None or not seen.left or not message.getMessage().startswith("Finished in state Running")
+
+
+logging.getLogger("prefect.task_runs").addFilter(_worth_saying)
 
 
 class _Stuck(Exception):

@@ -69,8 +69,10 @@ class Leases:
     def open(self, asked: control.OpenLease) -> None:
         """Ask for a worker."""
         self._pool_of[asked.lease] = asked.pool
-        metered, now = self.capabilities(asked.pool).metered, time.monotonic()
-        self._measure.leased(asked.lease, asked.stage, asked.pool, asked.size, now, metered=metered)
+        can, now = self.capabilities(asked.pool), time.monotonic()
+        self._measure.leased(
+            asked.lease, asked.stage, asked.pool, asked.size, now, metered=can.metered, queues=can.queues
+        )
         self._backends[asked.pool].open(asked.lease, asked.size, self._sink)
 
     def send(self, lease: int, bundle: Bundle, sent: Sent) -> None:

@@ -3,13 +3,15 @@
 Waiting for capacity that other runs hold is no property of a stage. Of ``d`` workers that lost ``w`` worker-seconds to
 it, a stage of wall time ``t`` would have taken about ``t − w / d``: that is its wall time here, and ``w / d`` is told
 apart. Waiting for workers to start is part of the stage, and told as well. Either is waiting only while there is
-something to do: when that began is known for certain once items have ended.
+something to do: when that began is known for certain once items have ended. Where each bundle queues in a scheduler
+that is another's (``Capabilities.queues``), a lease costs what its bundles held, and waits as they did (``queueing``).
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -20,7 +22,8 @@ from prefect_slo.observation import Invocation, StageRun
 from prefect_slo.pricing import PriceList
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends import protocol
-from prefect_slo.runner.pools import LOCAL
+from prefect_slo.runner.pools import LOCAL, bare
+from prefect_slo.runner.queueing import Queue
 
 NAN = float("nan")
 
@@ -39,6 +42,7 @@ class _Lease:
     size: Size
     asked: float
     metered: bool = False
+    queues: bool = False
     beside: bool = False
     up: float | None = None
     billed_at: float = 0.0
@@ -52,6 +56,14 @@ class _Lease:
     read_s: float = 0.0
     compute_s: float = 0.0
     write_s: float = 0.0
+
+
+class _Wait(NamedTuple):
+    """A bundle's time in the queue of a pool."""
+
+    pool: str
+    since: float
+    until: float
 
 
 class _Opening(NamedTuple):
@@ -82,6 +94,7 @@ class _Stage:
     compute_s: float = 0.0
     write_s: float = 0.0
     openings: list[_Opening] = field(default_factory=list)
+    waits: list[_Wait] = field(default_factory=list)
     inits_s: float = 0.0
     held_s: float = 0.0
     cost_usd: float = 0.0
@@ -96,6 +109,8 @@ class _Stage:
     now_leased: int = 0
     most_leased: int = 0
     size: Size = field(default_factory=lambda: Size(1, 1024))
+    kinds: dict[str, None] = field(default_factory=dict)
+    bare: bool = False
 
 
 class Measure:
@@ -124,6 +139,7 @@ class Measure:
         self._meter = _Meter(machine.vcpus)
         self._leases: dict[int, _Lease] = {}
         self._stages: dict[str, _Stage] = {}
+        self._queues: defaultdict[str, Queue] = defaultdict(Queue)
         self._started_at = (time.time(), time.monotonic())
 
     # ---- what the session tells -------------------------------------------------------------------------------------
@@ -134,13 +150,23 @@ class Measure:
         if seen.first_ready is None and ready is not None:
             seen.first_ready = ready
 
-    def leased(self, lease: int, stage: str, pool: str, size: Size, now: float, *, metered: bool = False) -> None:
+    def leased(
+        self,
+        lease: int,
+        stage: str,
+        pool: str,
+        size: Size,
+        now: float,
+        *,
+        metered: bool = False,
+        queues: bool = False,
+    ) -> None:
         if stage not in self._planned and pool in LOCAL:
             share = min(size.vcpus / self._machine.vcpus, 1.0)
             size = replace(size, memory_mb=max(int(share * self._machine.memory_mb), 1))
         others = any(held.stage != stage and held.pool == pool for held in self._leases.values())
         beside = others and (pool not in LOCAL or size.gpu > 0)
-        self._leases[lease] = _Lease(stage, pool, size, now, metered, beside)
+        self._leases[lease] = _Lease(stage, pool, size, now, metered, queues, beside)
         seen = self._stages[stage]
         seen.size, seen.pool, seen.metered = size, pool, seen.metered and metered
 
@@ -157,6 +183,10 @@ class Measure:
         if lease.pool in LOCAL and not lease.metered:
             lease.billed_at = self._meter.begin(lease.size.vcpus, lease.up)
         seen = self._stages[lease.stage]
+        if report.bare:
+            lease.size = seen.size = bare(lease.size)
+            seen.bare = True
+        seen.kinds[lease.size.kind] = None
         if report.wait_s or report.start_s:
             admitted = lease.asked + report.wait_s
             asked = admitted if lease.beside else lease.asked
@@ -204,6 +234,7 @@ class Measure:
         seen.bytes_out += report.bytes_out
         seen.peak_mb = max(seen.peak_mb, report.peak_mb)
         seen.inits_s += report.init_s
+        queued_s = self._ran(lease, seen, report)
         self._bill(seen, report)
         if self._heard is not None:
             init_s = report.init_s + (lease.start_s if lease.bundles == 0 else 0.0)
@@ -224,7 +255,7 @@ class Measure:
                     bytes_in=report.bytes_in,
                     bytes_out=report.bytes_out,
                     cold=init_s > 0,
-                    waited_s=report.waited_s,
+                    waited_s=report.waited_s + queued_s,
                     load_s=max(report.open_s - report.init_s - report.waited_s - report.read_s, 0.0),
                     dump_s=lease.write_s + report.dump_s,
                     billed_ms=report.billed_ms,
@@ -240,6 +271,8 @@ class Measure:
             seen = self._stages[lease.stage]
             seen.failed += 1
             seen.peak_mb = max(seen.peak_mb, report.peak_mb)
+            if report.bundle is not None:
+                self._ran(lease, seen, report)
             self._bill(seen, report)
         self.released(report.lease, time.monotonic())
 
@@ -255,7 +288,7 @@ class Measure:
         if held.pool in LOCAL:
             billed_s = self._meter.end(size.vcpus, now) - held.billed_at
         else:
-            billed_s = now - held.up + held.held_s
+            billed_s = held.held_s if held.queues else now - held.up + held.held_s
             seen.held_s += billed_s
         prices = self._prices_of.get(held.pool, self._prices)
         seen.cost_usd += billed_s * prices.rate(size.vcpus, size.memory_mb, size.gpu, size.hardware)
@@ -314,6 +347,16 @@ class Measure:
             if (seen.done or seen.failed) and seen.first_ready is not None
         )
 
+    def _ran(self, lease: _Lease, seen: _Stage, report: protocol.Finished | protocol.Lost) -> float:
+        """Take in how long a bundle was in a queue, which is returned, and held its size from there."""
+        if not lease.queues:
+            return 0.0
+        began, ended = report.held or (lease.dispatched, time.monotonic())
+        lease.held_s += max(ended - began, 0.0)
+        seen.waits.append(_Wait(lease.pool, lease.dispatched, began))
+        self._queues[lease.pool].ran(began, ended)
+        return max(began - lease.dispatched, 0.0)
+
     @staticmethod
     def _bill(seen: _Stage, report: protocol.Finished | protocol.Lost) -> None:
         if report.billed_usd is not None:
@@ -333,9 +376,11 @@ class Measure:
     def _row(self, run_id: str, name: str, seen: _Stage, planned: int | None) -> StageRun:
         workers = planned or max(seen.most_leased, 1)
         assert seen.first_ready is not None
-        waits = [each.waited_s(seen.first_ready, seen.last_end) for each in seen.openings]
-        queue_s, start_s = sum(wait for wait, _ in waits) / workers, sum(start for _, start in waits) / workers
-        start_s += seen.inits_s / workers
+        first, last = seen.first_ready, seen.last_end
+        waits = [each.waited_s(first, last) for each in seen.openings]
+        queued_s = sum(self._queues[pool].waited_s(max(a, first), min(b, last)) for pool, a, b in seen.waits)
+        queue_s = (sum(wait for wait, _ in waits) + queued_s) / workers
+        start_s = (sum(start for _, start in waits) + seen.inits_s) / workers
         took_s, busy_s = seen.last_end - seen.first_ready, seen.busy_s / workers
         wall_s = max(took_s - queue_s, min(took_s, busy_s), 1e-6)
         unix, monotonic = self._started_at
@@ -358,7 +403,7 @@ class Measure:
             cold=start_s > 0,
             cost_usd=_cost(seen),
             peak_memory_mb=seen.peak_mb or NAN,
-            hardware=seen.size.kind,
+            hardware="+".join(seen.kinds) if seen.bare else seen.size.kind,
             started_at=unix + seen.first_ready - monotonic,
             queue_s=queue_s,
             requests=float(seen.requests) if seen.requests and not math.isnan(billed_s) else NAN,

@@ -111,7 +111,12 @@ def on_cpu(size: Size, pool: str, pools: Pools) -> Size:
         return size.without_gpu
     offered = (each for each in pools[pool].pool.sizes if not each.gpu)
     enough = [each for each in offered if each.vcpus >= size.vcpus and each.memory_mb >= size.memory_mb]
-    return min(enough) if enough else replace(size.without_gpu, hardware=_bare(size.hardware))
+    return min(enough) if enough else bare(size)
+
+
+def bare(size: Size) -> Size:
+    """A size with a GPU on machines of its kind that have none."""
+    return replace(size.without_gpu, hardware=_bare(size.hardware))
 
 
 def _bare(hardware: str) -> str:

@@ -197,6 +197,8 @@ class Session:
                 return (control.BundleDone(lease, busy_s),)
             case protocol.Opened(lease=lease):
                 self._measure.opened(message)
+                if message.bare:
+                    self._say_bare(self._measure.stage_of(lease), self._leases.pool_of(lease))
                 return (control.LeaseUp(lease),)
             case protocol.Lost(lease=lease, reason=reason) if self._loss is not None:
                 self._measure.lost(message)
@@ -294,6 +296,14 @@ class Session:
             self._reports[item] = protocol.ItemReport(item, protocol.Outcome(error, True), 0.0, 0.0)
             return [control.Barred((item,))]
         return [] if self._lacks(call) else [control.Ready((item,))]
+
+    def _say_bare(self, stage: str, pool: str | None) -> None:
+        if pool is not None:
+            self._notice(
+                f"Stage {stage!r} was to have a GPU, and the machine where pool {pool!r} has put its worker has none: "
+                "it runs on the CPU there, and is measured apart. A plan's prediction does not hold for it.",
+                None,
+            )
 
     def _made_again(self, call: Call, why: str) -> None:
         self._notice(f"Stage {call.stage!r} runs a call again: what it returned is lost ({why}).", None)

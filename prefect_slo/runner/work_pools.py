@@ -54,7 +54,8 @@ class WorkPool:
         heartbeat_s: Between two signs of life of flow and pilot; after six without, either takes the other for dead.
         queue: Work queue of the pool.
         docker_host: Docker engine of the pool's workers, ``unix:///path`` or ``tcp://host:port``: it is asked whether
-            its containers may have GPUs. Where they may not, stages run on the CPU. Without, nobody is asked.
+            its containers may have GPUs. Where they may not, stages run on the CPU. Without, nobody is asked, and the
+            log says so: the engine of this machine need not be that of the pool's workers.
 
     Raises:
         InvalidValue: A setting that can't be.
@@ -150,6 +151,11 @@ class WorkPool:
         found = jobs.work_pool()
         sizing = checked(found, self.sizing, self.sizes, self.job_variables)
         jobs.prepare()
+        if found.type == "docker" and self.docker_host is None and any(size.gpu for size in self.sizes):
+            _notice()(
+                f"Nobody has looked whether containers of work pool {self.name!r} may have GPUs: where its Docker "
+                "engine has none, their jobs do not start. With WorkPool(docker_host=...) the engine there is asked."
+            )
         terms = Terms(self.concurrency, self.idle_s, self.lifetime_s, self.patience_s, self.give_up_s, self.heartbeat_s)
         variables = dict(self.job_variables)
         overhead_mb = self.overhead_mb

@@ -29,11 +29,11 @@ from prefect.client.schemas.filters import (
     ArtifactFilterType,
 )
 from prefect.client.schemas.sorting import ArtifactCollectionSort, ArtifactSort
-from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from prefect_slo.errors import InvalidObservation
 from prefect_slo.observation import Invocation
 from prefect_slo.telemetry import locks
+from prefect_slo.telemetry.impatience import impatient
 from prefect_slo.telemetry.log import SUFFIX, RunLog, read_log
 from prefect_slo.telemetry.records import RunRecord
 
@@ -122,8 +122,7 @@ def publish_log(log: RunLog, client: SyncPrefectClient | None = None) -> bool:
     Never raises: where the API cannot be reached the file stays for ``sweep_orphans``, and one warning says so.
     """
     try:
-        # a flow at its end must not wait a minute for an API that is down: one more try, not five
-        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1}):
+        with impatient():
             publish(log.flow_name, [log.record()], client)
     except Exception as error:
         log.close()
@@ -144,7 +143,7 @@ def sweep_orphans(directory: str | Path, client: SyncPrefectClient | None = None
     published: list[str] = []
     busy = kept = 0
     with ExitStack() as stack:
-        stack.enter_context(temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1}))
+        stack.enter_context(impatient())
         api = client
         for path in sorted(Path(directory).glob(f"*{SUFFIX}")):
             try:

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
+from prefect.client.orchestration import get_client
 from prefect.concurrency.sync import concurrency
 
+from prefect_slo.blocks import lease
 from prefect_slo.blocks.lease import profile_lease
 from prefect_slo.telemetry.store import slug
 
@@ -39,6 +43,23 @@ def test_a_lease_that_another_process_holds_times_others_out():
     with concurrency(f"slo-profile-{slug('held there')}", occupy=1, strict=True), pytest.raises(TimeoutError):
         _take("held there", 0.5)
     _take("held there", 60)
+
+
+def test_a_lease_that_is_held_for_a_moment_is_waited_for_little_longer(monkeypatch):
+    with get_client(sync_client=True) as api:
+        with profile_lease("held a moment", timeout_s=5, client=api):
+            pass
+        held, slept = lease._granted(f"slo-profile-{slug('held a moment')}", api), list[float]()
+        assert held is not None
+
+        def sleep(pause_s: float) -> None:
+            slept.append(pause_s)
+            if sum(slept) > 0.3:
+                api.release_concurrency_slots_with_lease(held)
+
+        monkeypatch.setattr(lease, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+        _take("held a moment", 60)
+    assert sum(slept) <= 2 * 0.3 + 0.05
 
 
 def _take(flow_name: str, timeout_s: float) -> None:

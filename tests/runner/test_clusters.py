@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import cloudpickle
+import psutil
 import pytest
 from distributed import Client, LocalCluster
 from prefect import flow, task, unmapped
@@ -21,15 +26,18 @@ from prefect_ray import RayTaskRunner
 
 from prefect_slo import DaskPool, SLOTaskRunner, slo
 from prefect_slo.errors import InvalidValue, SloError, UnknownPool
+from prefect_slo.loop.director import Following, following
 from prefect_slo.plan import Plan, StagePlan
+from prefect_slo.pricing import price_list
 from prefect_slo.resources import Size
 from prefect_slo.runner import cluster_pools
 from prefect_slo.runner.backends.cluster import ClusterBackend
 from prefect_slo.runner.backends.protocol import Bundle, Finished, Lost, Opened, Outcome
-from prefect_slo.runner.backends.ray_request import requested
+from prefect_slo.runner.backends.ray_keeper import requested
 from prefect_slo.runner.backends.remote import Clocks, Reply, machine, told
 from prefect_slo.runner.cluster_pools import RayPool
 from prefect_slo.runner.local.limits import machine_vcpus
+from prefect_slo.runner.recipe import ObservedRun
 
 PATIENCE_S = 60.0
 
@@ -207,18 +215,19 @@ def _marks(dask_scheduler: Any) -> int:
 
 def test_instants_of_another_clock_are_moved_by_the_least_that_was_seen():
     clocks, there = Clocks(), "elsewhere/1"
-    late, early = Reply((), there, sent=1000.0), Reply((), there, sent=1010.0)
+    late, early = Reply((), there, 999.0, sent=1000.0), Reply((), there, 999.0, sent=1010.0)
     assert clocks.seen(late, received=20.5) == 20.5 - 1000.0
     assert clocks.seen(early, received=30.1) == 30.1 - 1010.0
-    assert clocks.seen(Reply((), there, sent=1020.0), received=41.0) == 30.1 - 1010.0
+    assert clocks.seen(Reply((), there, 999.0, sent=1020.0), received=41.0) == 30.1 - 1010.0
     done = Finished(7, 3, received=1001.0, ended=1009.0)
-    [moved] = told(Reply((Opened(7, True, 1.5, 0.0, 1), done), there, 1010.0), lease=2, ahead=-979.9)
+    [moved] = told(Reply((Opened(7, True, 1.5, 0.0, 1), done), there, 999.0, 1010.0), lease=2, ahead=-979.9)
     assert (moved.lease, moved.init_s) == (2, 1.5)
     assert (moved.received, moved.ended) == pytest.approx((21.1, 29.1))
+    assert moved.held == pytest.approx((19.1, 30.1))
 
 
 def test_this_machines_clock_is_not_moved():
-    assert Clocks().seen(Reply((), machine(), sent=5.0), received=9.0) == 0.0
+    assert Clocks().seen(Reply((), machine(), 4.0, sent=5.0), received=9.0) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -349,8 +358,6 @@ def test_a_flow_with_a_dask_task_runner_keeps_its_cluster(prefect_server):
 
 
 def _family() -> set[int]:
-    import psutil
-
     return {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
 
 
@@ -372,6 +379,49 @@ def test_stages_without_a_plan_run_on_the_pool_that_the_runner_names(prefect_ser
         return [x for x, _ in first.result()]
 
     assert twice() == [0, 1]
+
+
+def test_time_in_the_clusters_queue_is_no_cost_and_told_apart_where_others_hold_the_room(prefect_server, tmp_path):
+    """Two bundles queue behind somebody else's task, one of them then behind the other."""
+    runs: list[ObservedRun] = []
+    size = Size(1, 512, hardware="dask")
+    plan = Plan("queues", None, {"first": StagePlan(2, size, "dask")})
+    (tmp_path / "begin").touch()
+    with cluster(threads_per_worker=1) as here, Client(here, set_as_default=False) as client:
+        pool = DaskPool(here.scheduler_address, concurrency=2)
+
+        @slo(latency="60s", pools=[pool])
+        @flow(name="queues")
+        def queues() -> list[int]:
+            return first.map([tmp_path / "begin"] * 2).result()
+
+        others = client.submit(_occupy, tmp_path / "go on")
+        await_((tmp_path / "occupied").exists)
+        with following(Following(plan=plan, heard=runs.append)), ThreadPoolExecutor(1) as threads:
+            begun = time.monotonic()
+            found = threads.submit(copy_context().run, queues)
+            try:
+                await_(lambda: sum(key.startswith("prefect-slo") for key in [*here.scheduler.tasks]) == 2)
+                queued = time.monotonic()
+                time.sleep(1.0)
+                waited_s = time.monotonic() - queued
+            finally:
+                (tmp_path / "go on").touch()
+            assert found.result() == [3, 3]
+            took_s = time.monotonic() - begun
+        others.result()
+    [row] = runs[0].stage_runs
+    assert row.queue_s >= waited_s
+    assert row.wall_s <= took_s - waited_s
+    assert 0 < row.billed_s <= took_s - waited_s, "they were held one after the other"
+    assert row.cost_usd == pytest.approx(row.billed_s * price_list("local").rate(1, 512, 0, "dask"))
+    assert all(invocation.waited_s >= waited_s for invocation in runs[0].invocations)
+
+
+def _occupy(until: Path) -> None:
+    (until.parent / "occupied").touch()
+    while not until.exists():
+        time.sleep(0.01)
 
 
 # ---- growing --------------------------------------------------------------------------------------------------------
@@ -416,11 +466,21 @@ def test_an_adaptive_cluster_grows_from_nothing_to_what_the_next_stage_will_need
     assert grows() == [3, 4, 5, 6, 7]
 
 
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[Any]:
+    """A Ray cluster on this machine, which this process is connected to."""
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
 def test_rays_autoscaler_is_told_what_the_next_stage_will_need_and_others_requests_are_left_alone(
-    prefect_server, tmp_path
+    prefect_server, tmp_path, ray_here
 ):
     """By Ray's own record of what is asked of it."""
-    ray = pytest.importorskip("ray")
     size = Size(1, 512, hardware="ray")
     plan = Plan("grows", None, {"first": StagePlan(1, size, "ray"), "second": StagePlan(3, size, "ray")})
 
@@ -432,15 +492,43 @@ def test_rays_autoscaler_is_told_what_the_next_stage_will_need_and_others_reques
         (tmp_path / "enough").touch()
         return rest.result()
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    assert grows([{"CPU": 1.0, "memory": 512.0 * 2**20}] * 3) == [3, 4, 5, 6, 7]
+    await_(lambda: requested() == [])  # it may shrink again
+    ray_here.autoscaler.sdk.request_resources(bundles=[{"CPU": 7}])
     try:
-        assert grows([{"CPU": 1.0, "memory": 512.0 * 2**20}] * 3) == [3, 4, 5, 6, 7]
-        assert requested() == [], "it may shrink again"
-        ray.autoscaler.sdk.request_resources(bundles=[{"CPU": 7}])
         assert grows([{"CPU": 7}]) == [3, 4, 5, 6, 7]
         assert requested() == [{"CPU": 7}]
     finally:
-        ray.shutdown()
+        ray_here.autoscaler.sdk.request_resources(bundles=[])
+
+
+ASKS = """
+import sys, time
+from prefect_slo import RayPool
+from prefect_slo.control.need import Need
+from prefect_slo.resources import Size
+
+RayPool(sys.argv[1]).backend(None).expect(Need(now=((Size(1, 512), int(sys.argv[2])),)))
+time.sleep(600)
+"""
+
+
+def test_what_rays_autoscaler_was_asked_by_processes_adds_up_and_ends_with_each_however_it_dies(ray_here):
+    """Killed, they can take nothing back themselves; neither can what keeps the request, but it is started again."""
+    address, worker = ray_here.get_runtime_context().gcs_address, {"CPU": 1.0, "memory": 512.0 * 2**20}
+    processes = [subprocess.Popen([sys.executable, "-c", ASKS, address, str(workers)]) for workers in (2, 3)]
+    try:
+        await_(lambda: requested() == [worker] * 5)
+        processes[0].kill()
+        await_(lambda: requested() == [worker] * 3)
+        mine = psutil.Process().children(recursive=True)
+        [keeper] = [process for process in mine if process.name().startswith("ray::Keeper")]
+        keeper.kill()
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    await_(lambda: requested() == [])
 
 
 def test_a_stage_that_falls_back_to_threads_needs_nothing_of_the_cluster_any_more(prefect_server):

@@ -143,3 +143,26 @@ def test_a_run_ends_whatever_bringing_home_raises(supplied):
     assert supplied.supplies.all_here()
     assert [part.asked for part in parts] == [1, 1, 1]
     assert held[2].value() == 5
+
+
+@pytest.fixture
+def restless() -> Iterator[None]:
+    """Threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_results_may_come_in_while_those_that_are_there_are_brought(restless, monkeypatch):
+    monkeypatch.setattr("prefect_slo.runner.deposits.gc.collect", int)  # it would take most of the time
+    deposits, data = Deposits(), pickle.dumps(5)
+    held = [deposit(Lying(data), deposits) for _ in range(1_000)]
+    adding = threading.Thread(target=lambda: held.extend(deposit(Lying(data), deposits) for _ in range(5_000)))
+    adding.start()
+    while adding.is_alive():
+        deposits.bring()
+    adding.join()
+    deposits.bring()
+    assert len(held) == 6_000, "none was refused"
+    assert not [one for one in held if not one.goes_to("elsewhere")]

@@ -261,9 +261,9 @@ def _kill_keepers(address: str) -> None:
         _wait_for(lambda: not client.run_on_scheduler(_parts))
 
 
-def _awaited(dask_scheduler: Any) -> bool:
-    """Whether a task waits for a part."""
-    return any(task.dependents for key, task in dask_scheduler.tasks.items() if "-part-" in key)
+def _awaited(dask_scheduler: Any) -> int:
+    """How many tasks wait for a part."""
+    return sum(len(task.dependents) for key, task in dask_scheduler.tasks.items() if "-part-" in key)
 
 
 def _wait_for(condition: Callable[[], Any]) -> None:
@@ -334,6 +334,29 @@ def test_what_is_lost_is_made_again_by_tasks_that_may_run_again_and_once(prefect
     assert runs(tmp_path) == {1: 2, 2: 2, 3: 2, 4: 2, 5: 2}
 
 
+def test_four_takers_of_one_lost_result_have_it_made_again_once_and_stay_where_they_are(prefect_server, tmp_path, dask):
+    """They wait on the cluster while its keeper dies, which drops them all at once: no sign of workers that fail."""
+    (tmp_path / "runs").mkdir()
+
+    @flow(task_runner=runner(replace(dask, concurrency=6, workers=())))
+    def goes_on() -> list[tuple[int, int]]:
+        made = make_again.submit(tmp_path, 1)
+        made.wait()
+        naps = [nap.submit(tmp_path / "wake") for _ in range(2)]
+        _wait_for(lambda: len(list(tmp_path.glob("nap-*"))) == 2)
+        taken = [take.submit(made) for _ in range(4)]
+        with Client(dask.address, set_as_default=False) as client:
+            _wait_for(lambda: client.run_on_scheduler(_awaited) == 4)
+        _kill_keepers(dask.address)
+        (tmp_path / "wake").touch()
+        wait(naps)
+        return [taker.result() for taker in taken]
+
+    assert goes_on() == [(1, MB << 20)] * 4
+    assert runs(tmp_path) == {1: 2}
+    assert not unpickled_here(tmp_path), "no taker has moved to threads"
+
+
 class Slow:
     """A value that the flow's process can't read before a file is there, or never."""
 
@@ -397,29 +420,33 @@ def test_what_is_only_waited_for_stays_where_it_is(prefect_server, tmp_path, das
 
 
 @pytest.mark.slow
-def test_a_result_that_is_lost_with_its_ray_node_is_said_to_be_so(prefect_server, tmp_path):
-    """Ray says so only when the result is asked for, or waited for by a task."""
+def test_a_result_that_is_lost_with_its_ray_node_is_said_to_be_so_or_made_again_once(prefect_server, tmp_path):
+    """Ray says so only when the result is asked for, or waited for by a task: each of four takers hears of it."""
     ray, utils = pytest.importorskip("ray"), pytest.importorskip("ray.cluster_utils")
     ray.shutdown()  # the cluster of the other tests
+    (tmp_path / "runs").mkdir()
     cluster = utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         node = cluster.add_node(num_cpus=1)
         ray.init(address=cluster.address, log_to_driver=False)
 
-        @flow(task_runner=runner(RayPool(concurrency=2)))
-        def loses() -> list[State[Any]]:
-            made = make.submit(tmp_path, 1)
-            made.wait()
+        @flow(task_runner=runner(RayPool(concurrency=6)))
+        def loses() -> tuple[list[tuple[int, int]], list[State[Any]]]:
+            made, again = make.submit(tmp_path, 1), make_again.submit(tmp_path, 2)
+            wait([made, again])
             cluster.remove_node(node)
             cluster.add_node(num_cpus=1)
-            taken = take.submit(made)
-            taken.wait()
-            return [taken.state]
+            lost, taken = take.submit(made), [take.submit(again) for _ in range(4)]
+            lost.wait()
+            return [taker.result() for taker in taken], [lost.state]
 
-        [state] = loses(return_state=True).result(raise_on_failure=False)
+        found, [state] = loses()
         lost = state.result(raise_on_failure=False)
     finally:
         ray.shutdown()
         cluster.shutdown()
     assert isinstance(lost, ResultLost)
     assert "the Ray node that kept it is gone" in str(lost)
+    assert found == [(2, MB << 20)] * 4
+    assert runs(tmp_path) == {2: 2}
+    assert not unpickled_here(tmp_path)

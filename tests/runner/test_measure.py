@@ -220,3 +220,68 @@ def test_a_lease_elsewhere_costs_what_it_was_held_and_not_what_was_waited_for_it
     seen = mapped(clock, (10.0, Opened(0, True, 30.0, 100.0, 1, held_s=2.5)))
     assert row(seen).billed_s == pytest.approx(2.5 + 2.0)
     assert seen.cost_usd == pytest.approx((2.5 + 2.0) * (1 + 1))
+
+
+def on_a_cluster(clock: Clock, *bundles: tuple[float, float], until: float) -> Measure:
+    """Bundles are dispatched at 0, each on a lease of its own; each has its turn from one instant to another."""
+    seen, begun = Measure(PRICES, machine=MACHINE), clock.now
+    seen.submitted("train", len(bundles), begun)
+    for lease in range(len(bundles)):
+        seen.leased(lease, "train", "cluster", SMALL, begun, queues=True)
+        seen.opened(Opened(lease, False, 0.0, 0.0, 0))
+        seen.dispatched(lease, lease, begun, begun)
+    for lease, (began, ended) in sorted(enumerate(bundles), key=lambda pair: pair[1][1]):
+        held = began, clock.now = begun + began, begun + ended
+        seen.item(lease, ItemReport(lease, Outcome(b""), began, clock.now), ready=begun)
+        seen.finished(Finished(lease, lease, began, clock.now, held=held))
+    clock.now = begun + until
+    for lease in range(len(bundles)):
+        seen.released(lease, clock.now)
+    return seen
+
+
+def test_on_a_cluster_that_others_fill_a_stage_costs_what_it_held_and_the_queue_is_told_apart(clock):
+    seen = on_a_cluster(clock, (5.0, 7.0), (5.0, 8.0), until=20.0)
+    assert (row(seen).queue_s, row(seen).wall_s, row(seen).billed_s) == pytest.approx((5.0, 3.0, 2.0 + 3.0))
+    assert seen.cost_usd == pytest.approx(5.0 * (1 + 1))
+
+
+def test_what_waits_on_a_cluster_behind_its_own_run_is_the_stages_own_time(clock):
+    """However many bundles may be under way: what runs there at once is what the cluster has room for."""
+    found = row(on_a_cluster(clock, (0.0, 2.0), (2.0, 4.0), (4.0, 6.0), until=6.0))
+    assert (found.queue_s, found.wall_s, found.billed_s) == pytest.approx((0.0, 6.0, 6.0))
+
+
+def test_between_its_own_bundles_others_hold_the_cluster(clock):
+    found = row(on_a_cluster(clock, (0.0, 2.0), (5.0, 6.0), until=6.0))
+    assert (found.queue_s, found.wall_s, found.billed_s) == pytest.approx((3.0 / 2, 6.0 - 3.0 / 2, 3.0))
+
+
+@pytest.mark.parametrize(("held", "billed_s"), [(None, 3.0), ((1003.0, 1003.0), 0.0), ((1001.0, 1002.5), 1.5)])
+def test_a_bundle_that_is_lost_on_a_cluster_has_cost_what_it_held_or_may_have(clock, held, billed_s):
+    seen = Measure(PRICES, machine=MACHINE)
+    seen.submitted("train", 1, clock.now)
+    seen.leased(0, "train", "cluster", SMALL, clock.now, queues=True)
+    seen.opened(Opened(0, False, 0.0, 0.0, 0))
+    seen.dispatched(0, 7, clock.now, clock.now)
+    clock.now += 3.0
+    seen.lost(Lost(0, "died", "its worker is gone", bundle=7, held=held))
+    assert seen.cost_usd == pytest.approx(billed_s * (1 + 1))
+
+
+@pytest.mark.parametrize(("bare", "hardware"), [((), "l4"), ((0, 1), "l4-cpu"), ((1,), "l4+l4-cpu")])
+def test_a_stage_counts_for_the_machines_that_its_workers_were_on(clock, bare, hardware):
+    """Not for a GPU that was not there; and for neither kind where they were on both."""
+    seen, size = Measure(PriceList("test", 1.0, 1.0, gpu_second=100.0), machine=MACHINE), Size(1, 1024, 1, "l4")
+    seen.submitted("train", 2, clock.now)
+    for lease in (0, 1):
+        seen.leased(lease, "train", "pool", size, clock.now)
+        seen.opened(Opened(lease, False, 0.0, 0.0, 1, bare=lease in bare))
+    begun, clock.now = clock.now, clock.now + 2.0
+    for lease in (0, 1):
+        seen.dispatched(lease, lease, begun, begun)
+        seen.item(lease, ItemReport(lease, Outcome(b""), begun, clock.now), ready=begun)
+        seen.finished(Finished(lease, lease, begun, clock.now))
+        seen.released(lease, clock.now)
+    assert row(seen).hardware == hardware
+    assert seen.cost_usd == pytest.approx(2 * 2.0 * (1 + 1) + (2 - len(bare)) * 2.0 * 100.0)

@@ -123,6 +123,7 @@ class ClusterBackend:
             vcpus=float("inf"),
             memory_mb=float("inf"),
             streams=False,
+            queues=True,
             elsewhere=True,
             keeps=self._keep,
             grows=self._grows,
@@ -279,7 +280,11 @@ class ClusterBackend:
     def _lose(self, lease: _Lease, lost: Lost) -> None:
         self._leases.pop(lease.id, None)
         bundle, lease.bundle, lease.handle = lease.bundle, None, None
-        lease.sink(replace(lost, bundle=bundle.id if bundle is not None else None))
+        if bundle is not None:
+            now = time.monotonic()
+            unrun = lost.untouched == _ids(bundle)
+            lost = replace(lost, bundle=bundle.id, held=(now, now) if unrun else None)
+        lease.sink(lost)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

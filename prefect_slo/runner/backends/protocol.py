@@ -168,6 +168,7 @@ class Opened:
         wait_s: How long the lease waited for capacity of the machine.
         pid: The worker's process.
         held_s: How long its machine was paid for before, for nobody: while it started, and while it idled.
+        bare: Whether it has no GPU, though its size has: its machine has none.
     """
 
     lease: int
@@ -176,6 +177,7 @@ class Opened:
     wait_s: float
     pid: int
     held_s: float = 0.0
+    bare: bool = False
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,7 @@ class Lost:
         storage_usd: Of it, what reading and writing objects cost.
         on_batch: Whether the worker was a job on AWS Batch.
         inputs_gone: Whether the bundle was dropped because kept parts that it takes are lost; nothing ran.
+        held: As in ``Finished``; ``None`` where that isn't known, and for a lease without a bundle.
     """
 
     lease: int
@@ -212,6 +215,7 @@ class Lost:
     storage_usd: Decimal = Decimal()
     on_batch: bool = False
     inputs_gone: bool = False
+    held: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -256,6 +260,8 @@ class Finished:
         dump_s: Seconds spent pickling its outcomes together, beyond those of each.
         write_s: Seconds spent sending them, or leaving them on storage.
         billed_ms: Milliseconds that it is billed for.
+        held: From when to when the bundle had what its size takes (monotonic), where the lease itself holds nothing
+            (``Capabilities.queues``).
     """
 
     lease: int
@@ -276,6 +282,7 @@ class Finished:
     dump_s: float = 0.0
     write_s: float = 0.0
     billed_ms: int = 0
+    held: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -307,6 +314,8 @@ class Capabilities:
         streams: Reports items as they end; what ran is known when a worker is lost. Elsewhere a bundle is heard of when
             it is over.
         metered: Work is billed by what it took: its reports say how much.
+        queues: A lease holds nothing: each bundle queues for what its size takes, and the last report of it says from
+            when to when it had that (``held``).
         elsewhere: Workers may be on another machine, with what is installed there and nothing of the user's own: that
             travels by value.
         keeps: Parts of outcomes of at least so many bytes can stay where they are made, and go from there to the
@@ -324,6 +333,7 @@ class Capabilities:
     hosted: bool = False
     streams: bool = True
     metered: bool = False
+    queues: bool = False
     elsewhere: bool = False
     keeps: int | None = None
     grows: bool = False

@@ -1,22 +1,19 @@
-"""What Ray's autoscaler is asked for ahead of need.
-
-A cluster holds one request, and whoever makes another replaces it. So that of this process is one for all of its flow
-runs; and where somebody else has made one, that is left alone: nodes then come when bundles queue, as ever.
-"""
+"""What this process asks of Ray's autoscaler ahead of need: one sum for all its flow runs, told to ``ray_keeper``."""
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Any
+
+from prefect_slo.runner.backends.ray_keeper import Shape, keeper
 
 logger = logging.getLogger(__name__)
 
-Shape = Mapping[str, float]
-"""What a worker takes, by resource."""
+ATTEMPTS = 3
+"""A keeper that nobody asked for anything ends, which may be just when it is asked."""
 
 
 class Request:
@@ -24,73 +21,70 @@ class Request:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._cluster = ""
+        self._job = ""
         self._of: dict[object, Sequence[Shape]] = {}
-        self._made: Counter[str] = Counter()
+        self._told: list[Shape] = []
         self._said: set[str] = set()
 
     def make(self, run: object, shapes: Sequence[Shape]) -> None:
-        """Ask for what a flow run needs in place of what it needed before. Never raises: it is a hint."""
+        """Ask for what a flow run needs in place of what it needed before. Waits for nothing, and never raises."""
         with self._lock:
             if not shapes and run not in self._of:
                 return
             try:
-                self._at(_cluster())
-                self._of[run] = shapes
-                self._ask([dict(shape) for each in self._of.values() for shape in each])
+                self._as_job(_job())
+                self._of = {other: theirs for other, theirs in self._of.items() if other is not run}
+                if shapes:
+                    self._of[run] = shapes
+                self._tell()
             except Exception as error:
-                self._say(f"Ray's autoscaler can't be told ahead of need ({type(error).__name__}: {error}).")
-            if not shapes:
-                self._of.pop(run, None)
+                self._failed(error)
 
-    def _at(self, cluster: str) -> None:
-        """What was asked of another cluster is over."""
-        if cluster != self._cluster:
-            self._cluster, self._of, self._made = cluster, {}, Counter()
+    def _as_job(self, job: str) -> None:
+        """What was asked while this process was connected as another job is over."""
+        if job != self._job:
+            self._job, self._of, self._told = job, {}, []
 
-    def _ask(self, shapes: list[dict[str, float]]) -> None:
-        from ray.autoscaler.sdk import request_resources
+    def _tell(self, attempt: int = 1) -> None:
+        shapes: list[Shape] = [dict(shape) for each in self._of.values() for shape in each]
+        if shapes == self._told and attempt == 1:
+            return
+        self._told = shapes
 
-        wanted, found = _counted(shapes), _counted(requested())
-        if found and found != self._made:
-            self._say("Somebody else has asked Ray's autoscaler for nodes: what a plan needs is not added to that.")
-        elif found != wanted:
-            request_resources(bundles=shapes)
-            self._made = wanted
+        def heard(reply: Future[str]) -> None:  # in a thread of Ray's, which must not wait
+            if (error := reply.exception()) is None:
+                self._say(reply.result())
+            elif attempt < ATTEMPTS:
+                threading.Thread(target=self._again, args=(job, attempt + 1), daemon=True).start()
+            else:
+                self._failed(error)
+
+        job = self._job
+        told: Any = keeper().ask.remote(job, shapes)
+        told.future().add_done_callback(heard)
+
+    def _again(self, job: str, attempt: int) -> None:
+        with self._lock:  # which whoever disconnects takes first
+            if self._of and job == self._job:
+                try:
+                    self._tell(attempt)
+                except Exception as error:
+                    self._failed(error)
+
+    def _failed(self, error: BaseException) -> None:
+        self._say(f"Ray's autoscaler can't be told ahead of need ({type(error).__name__}: {error}).")
 
     def _say(self, words: str) -> None:
-        if words not in self._said:
+        if words and words not in self._said:
             self._said.add(words)
             logger.warning(words)
 
 
-def requested() -> list[dict[str, float]]:
-    """What the autoscaler of the cluster is asked for, by Ray's own record."""
-    from ray.autoscaler.v2.sdk import get_cluster_resource_state
-    from ray.autoscaler.v2.utils import is_autoscaler_v2
-    from ray.experimental.internal_kv import _internal_kv_get, internal_kv_get_gcs_client
-
-    if not is_autoscaler_v2():
-        written = _internal_kv_get(b"autoscaler_resource_request")
-        return list(json.loads(written)) if written else []
-    state: Any = get_cluster_resource_state(internal_kv_get_gcs_client())
-    return [
-        dict(entry.request.resources_bundle)
-        for constraint in state.cluster_resource_constraints
-        for entry in constraint.resource_requests
-        for _ in range(entry.count)
-    ]
-
-
-def _cluster() -> str:
-    """Names the cluster that this process is connected to."""
+def _job() -> str:
+    """This process by Ray's id, as long as it is connected."""
     import ray
 
-    return str(ray.get_runtime_context().gcs_address)
-
-
-def _counted(shapes: Iterable[Shape]) -> Counter[str]:
-    return Counter(json.dumps(dict(shape), sort_keys=True) for shape in shapes)
+    return str(ray.get_runtime_context().get_job_id())
 
 
 REQUEST = Request()

@@ -71,11 +71,13 @@ class Reply:
     Attributes:
         reports: Reports of it, ``Opened`` first, ``Finished`` or ``Lost`` last; instants are of that machine's clock.
         machine: Names the machine, and its start.
+        begun: When the bundle got its turn, by that clock.
         sent: When the reply was sent, by that clock.
     """
 
     reports: tuple[Report, ...]
     machine: str
+    begun: float
     sent: float
 
 
@@ -100,7 +102,7 @@ def run_here(work: Work, parts: Sequence[bytes] = (), refused: Callable[[], str]
         parts: What its payloads refer to.
         refused: Asked first, when the bundle can be cancelled already: in words, why it is not to be run.
     """
-    work = replace(work, bundle=replace(work.bundle, parts=tuple(parts)))
+    begun, work = time.monotonic(), replace(work, bundle=replace(work.bundle, parts=tuple(parts)))
     news: News = SimpleQueue()
     with _LOCK:
         _RUNNING[work.token] = news
@@ -114,7 +116,7 @@ def run_here(work: Work, parts: Sequence[bytes] = (), refused: Callable[[], str]
         reports = _run(backend, work, news)
         if share is not None:  # the cluster's scheduler gives the share away with the reply
             _until_gone(backend, reports)
-        return Reply(reports, machine(), time.monotonic())
+        return Reply(reports, machine(), begun, time.monotonic())
     finally:
         with _LOCK:
             del _RUNNING[work.token]
@@ -200,7 +202,7 @@ class Clocks:
 
 def told(reply: Reply, lease: int, ahead: float) -> Iterator[Report]:
     """Reports of a reply as this machine's runner takes them: of its lease, by its clock, the start part of the end."""
-    start_s = 0.0
+    start_s, held = 0.0, (reply.begun + ahead, reply.sent + ahead)
     for report in reply.reports:
         match report:
             case Opened():
@@ -210,7 +212,9 @@ def told(reply: Reply, lease: int, ahead: float) -> Iterator[Report]:
                 yield Progress(lease, report.bundle, moved)
             case Finished():
                 received, ended = report.received + ahead, report.ended + ahead
-                yield replace(report, lease=lease, received=received, ended=ended, init_s=start_s)
+                yield replace(report, lease=lease, received=received, ended=ended, init_s=start_s, held=held)
+            case Lost():
+                yield replace(report, lease=lease, held=held)
             case _:
                 yield replace(report, lease=lease)
 

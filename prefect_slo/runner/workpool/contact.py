@@ -85,6 +85,7 @@ class Contact:
         self.bundle: Bundle | None = None
         self.ready, self.gone = False, threading.Event()
         self._pid = self._generation = 0
+        self._bare = False
         self.heard_of = False
         self._leaving = False
         self._job_ended: tuple[str, float] | None = None
@@ -137,7 +138,7 @@ class Contact:
             waited_s = time.monotonic() - lease.asked
             start_s = max(waited_s - blocked_s, 0.0) if lease.starting else 0.0
             self._unpaid_s += idle_s
-            lease.sink(Opened(lease.id, start_s > 0, start_s, waited_s - start_s, self._pid, self._paid_s()))
+            self._opened(lease, start_s, waited_s - start_s, cold=start_s > 0)
 
     def submit(self, bundle: Bundle) -> None:
         """Send a bundle on its way."""
@@ -301,6 +302,7 @@ class Contact:
         office, pid = self._office, report.pid
         with office.lock:
             self._pid, self._generation, first = pid, report.lease, not self.begun
+            self._bare = report.bare
             self.ready, self.idle_since = True, now
             self.blocked_s += report.wait_s if first else 0.0  # for its machine, which others held: no start
             lease = self.lease
@@ -309,8 +311,10 @@ class Contact:
         if lease is not None:
             blocked_s = self.blocked_s - self._blocked_before_s  # since the lease is its
             begun = min(max(lease.asked, self.born) + blocked_s, now) if first else lease.asked
-            held_s = self._paid_s()
-            lease.sink(Opened(lease.id, True, now - begun, begun - lease.asked, pid, held_s))
+            self._opened(lease, now - begun, begun - lease.asked, cold=True)
+
+    def _opened(self, lease: Lease, start_s: float, wait_s: float, *, cold: bool) -> None:
+        lease.sink(Opened(lease.id, cold, start_s, wait_s, self._pid, self._paid_s(), self._bare))
 
     def _worker_lost(self, report: Lost) -> None:
         office = self._office

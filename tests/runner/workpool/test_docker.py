@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import WorkPool as PrefectPool
 from prefect.utilities.templating import apply_values
 from prefect_docker.worker import DockerWorker, DockerWorkerJobConfiguration
 
+from prefect_slo import WorkPool
 from prefect_slo.cli import main
 from prefect_slo.errors import InvalidValue, SloError
 from prefect_slo.resources import Size
@@ -106,6 +109,19 @@ def test_where_no_engine_answers_the_error_says_what_to_do(tmp_path: Any) -> Non
         probe(f"unix://{tmp_path}/none.sock")
     with pytest.raises(InvalidValue, match="unix:///path"):
         probe("ssh://somewhere")
+
+
+@pytest.mark.parametrize(("gpu", "known", "said"), [(1, False, True), (1, True, False), (0, False, False)])
+def test_the_log_says_where_nobody_was_asked_for_gpus(
+    engine: DockerEngine, tmp_path: Any, caplog: pytest.LogCaptureFixture, gpu: float, known: bool, said: bool
+) -> None:
+    with get_client(sync_client=True) as client:
+        template = DockerWorker.get_default_base_job_template()
+        made = WorkPoolCreate(name="containers", type="docker", base_job_template=template)
+        client.create_work_pool(made, overwrite=True)
+    host = engine.url if known else None
+    WorkPool("containers", (Size(1, 1024, gpu),), str(tmp_path), docker_host=host).new_office().shut()
+    assert ("Nobody has looked whether containers of work pool 'containers' may have GPUs" in caplog.text) == said
 
 
 @pytest.mark.parametrize("names", [(), "0"])

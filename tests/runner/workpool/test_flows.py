@@ -24,6 +24,7 @@ from prefect.runtime import flow_run
 
 from prefect_slo import SLOTaskRunner, WorkPool, slo_task
 from prefect_slo.errors import WorkerLost, WorkPoolUnusable
+from prefect_slo.pricing import price_list
 from prefect_slo.resources import Size
 from prefect_slo.runner.recipe import ObservedRun, Recipe
 from prefect_slo.runner.work_pools import shut_offices
@@ -105,6 +106,23 @@ def test_stages_run_in_their_pools_and_task_runs_are_the_flows_own(pools, task_r
     cold = [call for call in observed.invocations if call.cold]
     assert cold
     assert all(call.init_s > 0 for call in cold), "what a job took to start is measured"
+
+
+def test_a_stage_whose_job_finds_no_gpu_counts_for_machines_without_one_and_the_flow_is_told(
+    pools, tmp_path, caplog
+) -> None:
+    told = Told()
+    rich = WorkPool(GPU, (Size(0.5, 512, 1),), tmp_path, concurrency=1)
+    add_alone = flow(lambda: add.submit((1.0, 0, "")).result()[0], name="no gpu there")
+    try:
+        assert add_alone.with_options(task_runner=SLOTaskRunner(pools=[rich], director=told))() == 1.0
+    finally:
+        shut_offices()
+    [row] = told.runs[0].stage_runs
+    assert row.hardware == f"{GPU}-cpu"
+    assert row.cost_usd == pytest.approx(row.billed_s * price_list("local").rate(0.5, 512, 0, row.hardware))
+    said = f"Stage 'add' was to have a GPU, and the machine where pool {GPU!r} has put its worker has none"
+    assert said in caplog.text
 
 
 def test_the_next_run_of_the_process_finds_its_pilots_warm(pools) -> None:

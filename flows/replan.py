@@ -25,6 +25,7 @@ def replan(
     max_change: float | None = None,
     approve: bool = False,
     roll_back: bool = False,
+    move: bool = False,
 ) -> dict[str, str]:
     """Put another plan in force where that pays.
 
@@ -34,6 +35,7 @@ def replan(
         max_change: A plan that changes latency, cost or vCPUs by more than this share is proposed, and not adopted.
         approve: Put the plan of this flow in force that waits for approval; nothing is planned.
         roll_back: Put the plan of this flow back in force that was before the one that is; nothing is planned.
+        move: A plan in force that the machine of the newest run has no room for gives way to one that it has.
 
     Returns:
         What became of the plan, by flow name.
@@ -44,7 +46,7 @@ def replan(
         (approve_plan if approve else back)(flow_name)
         return {flow_name: "approved" if approve else "rolled back"}
     guard = Guard.of(min_change, max_change)
-    reasons = for_each(flow_name, lambda name: replan_flow(name, guard=guard))
+    reasons = for_each(flow_name, lambda name: replan_flow(name, guard=guard, move=move))
     for name, reason in reasons.items():
         get_run_logger().info("%s: %s", name, reason)
     return reasons

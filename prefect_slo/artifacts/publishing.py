@@ -89,6 +89,7 @@ def publish_attainment(
     forecasts: Mapping[str, StageForecast] | None = None,
     history: Sequence[RunActual] = (),
     flow_run_id: UUID | None = None,
+    note: str = "",
 ) -> tuple[UUID, ...]:
     """Publish predicted against actual of one run as ``slo-attainment-<flow>``.
 
@@ -102,6 +103,7 @@ def publish_attainment(
         forecasts: What the plan predicted of its stages.
         history: Earlier runs, oldest first.
         flow_run_id: Run that the artifact belongs to, where there is one.
+        note: Why the run went by this plan, where that has to be said.
 
     Returns:
         Id of the artifact; none where the API could not be reached.
@@ -112,7 +114,9 @@ def publish_attainment(
             _artifact(
                 "markdown",
                 key("attainment", flow_name),
-                attainment_markdown(plan, actual, attainment=attainment, forecasts=forecasts, history=history),
+                attainment_markdown(
+                    plan, actual, attainment=attainment, forecasts=forecasts, history=history, note=note
+                ),
                 told,
                 flow_run_id,
             )

@@ -11,7 +11,6 @@ import threading
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +27,10 @@ from prefect_slo.blocks import (
     update_profile,
 )
 from prefect_slo.errors import InvalidPlan
-from prefect_slo.loop import background, gpus, policy
+from prefect_slo.loop import background, hosts, policy
 from prefect_slo.loop.guard import Guard
 from prefect_slo.loop.knowledge import UNPICKLED, Knowledge, impatient, knowledge, remember, remember_plan
-from prefect_slo.loop.menus import moving_much, with_gpus, with_menus
+from prefect_slo.loop.menus import moving_much, with_menus
 from prefect_slo.loop.planning import Decision
 from prefect_slo.loop.policy import PastRun
 from prefect_slo.loop.replanning import KEPT, fits, plan_digest, replan
@@ -40,7 +39,6 @@ from prefect_slo.loop.saying import say_once
 from prefect_slo.objective import Slo
 from prefect_slo.observation import StageRuns
 from prefect_slo.plan import Plan
-from prefect_slo.runner.pools import PROCESS
 from prefect_slo.runner.recipe import ObservedRun
 from prefect_slo.settings import SLOSettings
 from prefect_slo.telemetry import RunLog, StageKey, Status
@@ -195,6 +193,7 @@ class Learner:
             forecasts=known.forecasts.get(name),
             history=[RunActual(p.latency_s) for p in followed if p is not this and math.isfinite(p.latency_s)],
             flow_run_id=flow_run_of(run.run_id),
+            note=self._decision.note if self._decision.lacking else "",
         )
 
     def _learn(self, flow_name: str) -> None:
@@ -228,7 +227,9 @@ def learn(flow_name: str, slo: Slo, *, seed: int = 0, refit: bool = False, timeo
     return _planned_again(remember(flow_name, profile), slo, seed, wait_s, profile)[0]
 
 
-def refit(flow_name: str, *, rebuild: bool = False, seed: int = 0, guard: Guard | None = None) -> str:
+def refit(
+    flow_name: str, *, rebuild: bool = False, seed: int = 0, guard: Guard | None = None, move: bool = False
+) -> str:
     """Bring a flow's model and plan up to date from what the API holds, without a run; says what became of the plan.
 
     Args:
@@ -236,6 +237,7 @@ def refit(flow_name: str, *, rebuild: bool = False, seed: int = 0, guard: Guard 
         rebuild: Learn everything anew, instead of adding what is new.
         seed: Of the planner's draws.
         guard: How different a plan may be that comes into force; by default as the settings say.
+        move: Whether a plan that the machine of the newest run has no room for gives way to one that it has.
 
     Raises:
         TimeoutError: Another writer took too long.
@@ -248,43 +250,47 @@ def refit(flow_name: str, *, rebuild: bool = False, seed: int = 0, guard: Guard 
         profile = rebuild_profile(flow_name, timeout_s=timeout_s)
     else:
         profile = fold_in(flow_name, refit=True, timeout_s=timeout_s)
-    return _replanned(flow_name, profile, seed, guard)
+    return _replanned(flow_name, profile, seed, guard, move=move)
 
 
-def replan_flow(flow_name: str, *, seed: int = 0, guard: Guard | None = None) -> str:
+def replan_flow(flow_name: str, *, seed: int = 0, guard: Guard | None = None, move: bool = False) -> str:
     """Plan a flow again by the model that its profile holds, without learning; says what became of the plan.
 
     Args:
         flow_name: Name of the flow.
         seed: Of the planner's draws.
         guard: As of ``refit``.
+        move: Likewise.
 
     Raises:
         TimeoutError: Another writer took too long.
         httpx.HTTPError: The API cannot be reached.
     """
     profile = SLOProfile.of_flow(flow_name)
-    return _replanned(flow_name, profile, seed, guard) if profile is not None else "it has no profile yet"
+    if profile is None:
+        return "it has no profile yet"
+    return _replanned(flow_name, profile, seed, guard, move=move)
 
 
-def _replanned(flow_name: str, profile: SLOProfile, seed: int, guard: Guard | None) -> str:
+def _replanned(flow_name: str, profile: SLOProfile, seed: int, guard: Guard | None, *, move: bool) -> str:
     known, slo = remember(flow_name, profile), objective_of(profile)
     if slo is None:
         return "no bound is known"
-    return _planned_again(known, slo, seed, SLOSettings().fold_timeout_s, profile, guard)[1]
+    return _planned_again(known, slo, seed, SLOSettings().fold_timeout_s, profile, guard, move=move)[1]
 
 
 def _planned_again(
-    known: Knowledge, slo: Slo, seed: int, timeout_s: float, learned: SLOProfile, guard: Guard | None = None
-) -> tuple[Knowledge, str]:
+    known: Knowledge, slo: Slo, seed: int, timeout_s: float, learned: SLOProfile, guard: Guard | None = None,
+    *, move: bool = False,
+) -> tuple[Knowledge, str]:  # fmt: skip
     """Put another plan in force where that pays, or propose it where the guard objects; what is known then, and why.
 
     Where somebody has written to the profile since it was read, theirs counts: they have seen at least as much, and
-    plan themselves. A plan that lacks nothing but GPUs of the host of the newest run stays in force for hosts that have
-    them; one without makes a plan of its own for its runs (``decide``).
+    plan themselves. A plan that lacks nothing but room or GPUs on the machine of the newest run stays in force for
+    machines that have them; that one makes a plan of its own for its runs (``decide``).
     """
-    if _waits_for_gpus(known, slo):
-        return known, KEPT
+    if not move and (lack := _waiting(known, slo)):
+        return known, f"{KEPT} for machines that hold it: it takes {lack} on the machine of the newest run"
     flow_name, guard = known.flow_name, guard or Guard.of()
     plan, reason = replan(known, slo, seed=seed, earlier=earlier_plans(known), margin=guard.min_change)
     if plan is not None and known.workflow is not None and (training := learned.training()) is not None:
@@ -310,13 +316,11 @@ def _planned_again(
     return remember_plan(known, profile), reason
 
 
-def _waits_for_gpus(known: Knowledge, slo: Slo) -> bool:
-    """Whether the plan in force could be followed but for GPUs of the host that ran last."""
-    if known.plan is None or known.workflow is None or fits(known.plan, known.workflow, slo):
-        return False
-    capacity = known.workflow.capacity
-    elsewhere = with_gpus(capacity, dict.fromkeys({PROCESS, *gpus.lacking(capacity)}))
-    return fits(known.plan, replace(known.workflow, capacity=elsewhere), slo)
+def _waiting(known: Knowledge, slo: Slo) -> str:
+    """What the plan in force takes and the machine of the newest run has not, in words; empty where that is not all."""
+    if known.plan is None or known.workflow is None:
+        return ""
+    return hosts.waiting(known.plan, known.workflow, slo)
 
 
 def _objection(known: Knowledge, plan: Plan, slo: Slo, guard: Guard, declined: Collection[str]) -> str:

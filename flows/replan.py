@@ -43,8 +43,11 @@ def replan(
     if approve or roll_back:
         if flow_name is None or (approve and roll_back):
             raise InvalidValue("flow_name", flow_name, "one flow, to approve its plan or to roll it back")
-        (approve_plan if approve else back)(flow_name)
-        return {flow_name: "approved" if approve else "rolled back"}
+        plan = (approve_plan if approve else back)(flow_name)
+        became = "approved" if approve else "rolled back"
+        stages = "; ".join(f"{name} {stage.workers} × {stage.size}" for name, stage in plan.stages.items())
+        get_run_logger().info("%s: %s, in force now: %s", flow_name, became, stages)
+        return {flow_name: became}
     guard = Guard.of(min_change, max_change)
     reasons = for_each(flow_name, lambda name: replan_flow(name, guard=guard, move=move))
     for name, reason in reasons.items():

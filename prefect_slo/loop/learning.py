@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prefect_slo.artifacts.forecast import RunActual, stage_forecasts
-from prefect_slo.artifacts.publishing import publish_attainment, publish_plan, publish_proposal
+from prefect_slo.artifacts.publishing import key, publish_attainment, publish_plan, publish_proposal, publish_settled
 from prefect_slo.attainment import Attainment
 from prefect_slo.blocks import (
     SLOProfile,
@@ -33,9 +33,9 @@ from prefect_slo.loop.knowledge import UNPICKLED, Knowledge, impatient, knowledg
 from prefect_slo.loop.menus import moving_much, with_menus
 from prefect_slo.loop.planning import Decision
 from prefect_slo.loop.policy import PastRun
-from prefect_slo.loop.replanning import KEPT, fits, plan_digest, replan
+from prefect_slo.loop.replanning import KEPT, fits, plan_digest, predicted, replan
 from prefect_slo.loop.reporting import objective_of
-from prefect_slo.loop.saying import say_once
+from prefect_slo.loop.saying import flow_run, say_once
 from prefect_slo.objective import Slo
 from prefect_slo.observation import StageRuns
 from prefect_slo.plan import Plan
@@ -298,7 +298,7 @@ def _planned_again(
     if plan is None or known.workflow is None or (reason == KEPT and not _moved(known.plan, plan)):
         return known, reason
     if reason != KEPT and (objection := _objection(known, plan, slo, guard, learned.declined)):
-        return _proposed(known, plan, f"{reason}, but {objection}", timeout_s, learned)
+        return _proposed(known, plan, reason, objection, timeout_s, learned)
     if reason == KEPT:
         document = plan.to_document()
         profile = update_profile(
@@ -312,6 +312,8 @@ def _planned_again(
         return remember(flow_name, profile), SUPERSEDED
     if known.model is not None:
         known.forecasts[plan_digest(plan)] = stage_forecasts(known.model, plan)
+    if learned.proposal is not None and reason != KEPT:
+        publish_settled(flow_name, f"gave way to another that is in force ({reason})", flow_run_id=flow_run())
     publish_plan(flow_name, plan, workflow=known.workflow, forecasts=known.forecasts.get(plan_digest(plan)))
     return remember_plan(known, profile), reason
 
@@ -327,26 +329,34 @@ def _objection(known: Knowledge, plan: Plan, slo: Slo, guard: Guard, declined: C
     """Why the guard keeps the plan in force; one that no run could follow any more is replaced in any case."""
     if known.plan is None or known.workflow is None or not fits(known.plan, known.workflow, slo):
         return ""
-    objection = guard.objection(known.plan, plan, declined)
+    objection = guard.objection(_now(known, known.plan), plan, declined)
     tried = {plan_digest(earlier) for earlier in earlier_plans(known)} if objection else set()
     return "" if plan_digest(plan) in tried - set(declined) else objection
 
 
 def _proposed(
-    known: Knowledge, plan: Plan, reason: str, timeout_s: float, learned: SLOProfile
+    known: Knowledge, plan: Plan, reason: str, objection: str, timeout_s: float, learned: SLOProfile
 ) -> tuple[Knowledge, str]:
     """Keep a plan for approval and show it, once for the same choices."""
     name, flow_name = plan_digest(plan), known.flow_name
-    said = f"proposed: {reason}"
+    why = f"{reason}; it waits, since {objection}"
+    said = f"proposed: {why}"
     if learned.proposal is not None and learned.proposal["name"] == name:
         return known, said
-    profile = propose(flow_name, plan, reason, name, timeout_s=timeout_s, revision=known.revision)
+    profile = propose(flow_name, plan, why, name, timeout_s=timeout_s, revision=known.revision)
     if profile.proposal is None or profile.proposal["name"] != name:
         return remember(flow_name, profile), SUPERSEDED
     if known.plan is not None:
-        publish_proposal(flow_name, known.plan, plan, reason=reason)
-    say_once(flow_name, f"a plan waits for approval ({reason}).", level=logging.WARNING, about=f"proposal {name}")
+        before = _now(known, known.plan)
+        publish_proposal(flow_name, before, plan, reason=reason, objection=objection, flow_run_id=flow_run())
+    message = f"a plan waits for approval: {why}. See artifact {key('proposal', flow_name)}."
+    say_once(flow_name, message, level=logging.WARNING, about=f"proposal {name}")
     return remember_plan(known, profile), said
+
+
+def _now(known: Knowledge, plan: Plan) -> Plan:
+    """A plan with what the model predicts of it now: two plans are compared by the same model."""
+    return predicted(known.model, plan) if known.model is not None else plan
 
 
 def earlier_plans(known: Knowledge) -> Iterator[Plan]:

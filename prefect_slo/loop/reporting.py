@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import dataclass
+from shlex import quote
 from typing import Any
 
 from prefect_slo.artifacts.forecast import StageForecast, stage_forecasts
@@ -61,6 +62,7 @@ class FlowReport:
         missing: Why it can't be planned yet; empty when it can.
         plan: The plan in force.
         reason: Why it is.
+        waits: Why another plan was made and waits for approval, in words; empty where none does.
         lacks: What it takes that the machine of the newest run has not, in words; empty where it has room.
         runs: Completed runs that are known.
         attainment: Of the runs that followed the plan in force and completed or timed out.
@@ -75,6 +77,7 @@ class FlowReport:
     missing: str
     plan: Plan | None
     reason: str
+    waits: str
     lacks: str
     runs: int
     attainment: Attainment
@@ -92,6 +95,7 @@ class FlowReport:
             "missing": self.missing,
             "plan": self.plan.to_document() if self.plan is not None else None,
             "reason": self.reason,
+            "waits_for_approval": self.waits or None,
             "lacks": self.lacks or None,
             "runs": self.runs,
             "attainment": {
@@ -112,10 +116,15 @@ class FlowReport:
             return (*lines, "No plan is in force.")
         certified = "certified" if self.plan.certificate is not None else "not certified"
         lines.append(f"In force: {self.reason} ({certified}).")
+        name = quote(self.flow_name)
+        if self.waits:
+            lines.append(
+                f"Another plan waits for approval: {self.waits}. To put it in force: prefect-slo approve {name}."
+            )
         if self.lacks:
             lines.append(
                 f"It takes {self.lacks} on the machine of the newest run, which went by a plan of its own. To put one "
-                f"in force for that machine: prefect-slo refit {self.flow_name!r} --move."
+                f"in force for that machine: prefect-slo refit {name} --move."
             )
         predicted = self.plan.predicted
         lines.append(
@@ -163,6 +172,7 @@ def report(flow_name: str) -> FlowReport:
         missing=known.missing(),
         plan=known.plan,
         reason=reason,
+        waits=str(profile.proposal["reason"]) if profile.proposal is not None else "",
         lacks=_lacks(known, slo),
         runs=sum(not run.timed_out for run in known.past),
         attainment=Attainment(sum(slo is None or run.met(slo) for run in counted), len(counted)),

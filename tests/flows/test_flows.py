@@ -14,8 +14,10 @@ from prefect.artifacts import Artifact
 from prefect.flows import load_flow_from_entrypoint
 
 from prefect_slo.artifacts.publishing import key
-from prefect_slo.blocks import SLOProfile
+from prefect_slo.blocks import SLOProfile, put_in_force, update_profile
 from prefect_slo.loop import knowledge
+from prefect_slo.loop.director import LoopDirector
+from prefect_slo.runner.recipe import ObservedRun
 
 ROOT = Path(__file__).parents[2]
 DEPLOYED = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
@@ -83,6 +85,44 @@ def test_a_flow_is_profiled_replanned_and_reported(place: Path) -> None:
     assert artifact.data == told
     assert flow_of("refit")(NAME) == {NAME: "kept"}, "one word, one meaning: what prefect-slo refit says"
     assert SLOProfile.of_flow(NAME).revision > found.revision
+
+
+def test_a_plan_beyond_the_guard_waits_is_approved_followed_and_rolled_back(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is done by hand, or in the UI: the parameters of the deployment ``slo-replan/replan``."""
+    (place / "letters.py").write_text(SOURCE)
+    letters = load_flow_from_entrypoint(f"{place / 'letters.py'}:letters")
+    if SLOProfile.of_flow(NAME) is None:
+        flow_of("profile")(f"{place / 'letters.py'}:letters")
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_SLO_MAX_CHANGE", "0.2")
+    best = SLOProfile.of_flow(NAME).plan_in_force()  # type: ignore[union-attr]
+    assert best is not None
+    larger = 3 - best["work"].workers
+    assert larger == 2, "one worker is the cheapest that keeps a loose bound"
+    update_profile(NAME, lambda profile: profile.model_copy(update={"plan_history": []}))  # as if it were new
+    put_in_force(NAME, best.with_stage("work", workers=larger), "by hand")
+    followed: list[int] = []
+    observed = LoopDirector.observed
+
+    def both(self: LoopDirector, run: ObservedRun) -> None:
+        assert run.recipe.plan is not None
+        followed.append(run.recipe.plan["work"].workers)
+        observed(self, run)
+
+    monkeypatch.setattr(LoopDirector, "observed", both)
+    replan = flow_of("replan")
+    state = replan(NAME, return_state=True)
+    assert "it waits, since it changes" in state.result()[NAME]
+    artifact = Artifact.get(key("proposal", NAME))
+    assert artifact is not None
+    assert artifact.flow_run_id == state.state_details.flow_run_id
+    letters()
+    assert replan(NAME, approve=True) == {NAME: "approved"}
+    letters()
+    assert replan(NAME, roll_back=True) == {NAME: "rolled back"}
+    letters()
+    assert followed == [2, 1, 2]
 
 
 def test_importing_the_flows_runs_nothing() -> None:

@@ -25,6 +25,7 @@ def replan(
     max_change: float | None = None,
     approve: bool = False,
     roll_back: bool = False,
+    move: bool = False,
 ) -> dict[str, str]:
     """Put another plan in force where that pays.
 
@@ -34,6 +35,7 @@ def replan(
         max_change: A plan that changes latency, cost or vCPUs by more than this share is proposed, and not adopted.
         approve: Put the plan of this flow in force that waits for approval; nothing is planned.
         roll_back: Put the plan of this flow back in force that was before the one that is; nothing is planned.
+        move: A plan in force that the machine of the newest run has no room for gives way to one that it has.
 
     Returns:
         What became of the plan, by flow name.
@@ -41,10 +43,13 @@ def replan(
     if approve or roll_back:
         if flow_name is None or (approve and roll_back):
             raise InvalidValue("flow_name", flow_name, "one flow, to approve its plan or to roll it back")
-        (approve_plan if approve else back)(flow_name)
-        return {flow_name: "approved" if approve else "rolled back"}
+        plan = (approve_plan if approve else back)(flow_name)
+        became = "approved" if approve else "rolled back"
+        stages = "; ".join(f"{name} {stage.workers} × {stage.size}" for name, stage in plan.stages.items())
+        get_run_logger().info("%s: %s, in force now: %s", flow_name, became, stages)
+        return {flow_name: became}
     guard = Guard.of(min_change, max_change)
-    reasons = for_each(flow_name, lambda name: replan_flow(name, guard=guard))
+    reasons = for_each(flow_name, lambda name: replan_flow(name, guard=guard, move=move))
     for name, reason in reasons.items():
         get_run_logger().info("%s: %s", name, reason)
     return reasons

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
 from numbers import Integral
@@ -134,6 +134,10 @@ class Option:
         return self.size.memory_mb
 
 
+BY_MACHINE = ("workers", "vcpus", "memory_mb")
+"""Dimensions of a menu that the machine decides where nobody else does."""
+
+
 @dataclass(frozen=True)
 class Menu:
     """The options of a stage.
@@ -145,6 +149,8 @@ class Menu:
         pools: Pools; the sizes and worker counts of a pool override the menu's.
         batch: Batch sizes.
         knobs: Declared knobs and their values, e.g. ``{"resolution": (480, 720)}``.
+        by_machine: Which of ``workers``, ``vcpus`` and ``memory_mb`` nobody has chosen, and the least that each may be:
+            they follow from the machine that the menu was made on, and would be others elsewhere.
 
     Raises:
         InvalidWorkflow: Nothing to choose from in some dimension.
@@ -158,8 +164,10 @@ class Menu:
     pools: tuple[Pool, ...] = (Pool(),)
     batch: tuple[int, ...] = (1,)
     knobs: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    by_machine: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "by_machine", _by_machine(self.by_machine))
         for name in ("workers", "batch"):
             counts = tuple(whole(value, f"menu.{name}") for value in items(getattr(self, name), f"menu.{name}"))
             object.__setattr__(self, name, counts)
@@ -201,6 +209,11 @@ class Menu:
         """Every point of the menu, duplicates removed, in a fixed order."""
         return tuple(dict.fromkeys(self._points()))
 
+    def offers(self, option: Option) -> bool:
+        """Whether an option of this machine's pools is on the menu, or would be on a machine of another size."""
+        enough = all(_amount(option, name) >= least for name, least in self.by_machine.items())
+        return enough and any(_like(each, option, self.by_machine) == option for each in self.options())
+
     def pinned(self, **choices: object) -> Menu:
         """A copy with some dimensions held at one value, e.g. ``menu.pinned(workers=4)``.
 
@@ -209,7 +222,9 @@ class Menu:
         """
         pools = (self.pool(str(choices["pool"])),) if "pool" in choices else self.pools
         knobs = dict(self.knobs)
-        changes: dict[str, object] = {"pools": pools, "knobs": knobs}
+        chosen = {*choices, *(("vcpus", "memory_mb") if "size" in choices else ())}
+        left = {name: least for name, least in self.by_machine.items() if name not in chosen}
+        changes: dict[str, object] = {"pools": pools, "knobs": knobs, "by_machine": left}
         for name, value in choices.items():
             if name == "size":
                 changes["sizes"] = (value,)
@@ -326,6 +341,26 @@ class Capacity:
             sum(self.held(option, pool, resource) for option in options) <= limit * (1 + 1e-9)
             for (pool, resource), limit in self.limits().items()
         )
+
+
+def _like(option: Option, other: Option, names: Collection[str]) -> Option:
+    """An option with some dimensions of another."""
+    of_size = {name: getattr(other.size, name) for name in ("vcpus", "memory_mb") if name in names}
+    workers = other.workers if "workers" in names else option.workers
+    return replace(option, workers=workers, size=replace(option.size, **of_size) if of_size else option.size)
+
+
+def _amount(option: Option, name: str) -> float:
+    return float(option.workers if name == "workers" else getattr(option.size, name))
+
+
+def _by_machine(least: object) -> dict[str, float]:
+    if not isinstance(least, Mapping):
+        raise InvalidWorkflow("menu.by_machine", least, "a table of the least of each dimension that is by machine")
+    for name in least:
+        if name not in BY_MACHINE:
+            raise InvalidWorkflow("menu.by_machine", name, f"some of {', '.join(BY_MACHINE)}")
+    return {name: finite(value, f"menu.by_machine.{name}") for name, value in least.items()}
 
 
 def _check_prices(name: str, sizes: Iterable[Size], where: str) -> None:

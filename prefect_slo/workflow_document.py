@@ -24,7 +24,7 @@ from prefect_slo.workflow import Edge, Stage, Workflow
 _WORKFLOW = ("name", "menu", "stages", "constraints", "capacity", "schema")
 _STAGE = ("name", "after", "after_items", "menu", "fanout", "items", "probability", "sequential", "opaque")
 _SIZING = ("memory_mb", "vcpus", "sizes")
-_MENU = ("prices", "workers", *_SIZING, "pools", "batch", "knobs", "hardware")
+_MENU = ("prices", "workers", *_SIZING, "pools", "batch", "knobs", "hardware", "by_machine")
 _POOL = ("name", "prices", "workers", *_SIZING, "hardware", "handing_on")
 _SIZE = ("vcpus", "memory_mb", "gpu", "hardware", "gpu_memory_mb")
 _LIMITS = (*RESOURCES, "gpu_devices", "gpu_slowdown")
@@ -152,6 +152,7 @@ def _menu(document: Mapping[str, Any], folder: Path | None) -> Menu:
         pools=tuple(_pool(entry, prices, folder) for entry in entries),
         batch=document.get("batch", (1,)),
         knobs=document.get("knobs", {}),
+        by_machine=document.get("by_machine", {}),
     )
 
 
@@ -218,6 +219,8 @@ def _stage_document(stage: Stage) -> dict[str, Any]:
         "batch": list(menu.batch),
         "knobs": {name: list(values) for name, values in menu.knobs.items()},
     }
+    if menu.by_machine:
+        document["menu"]["by_machine"] = dict(menu.by_machine)
     return document
 
 

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from prefect_slo.artifacts.forecast import RunActual, StageForecast
 from prefect_slo.artifacts.plan_view import plan_markdown, plan_table
-from prefect_slo.artifacts.proposal_view import proposal_markdown
+from prefect_slo.artifacts.proposal_view import proposal_markdown, settled_markdown
 from prefect_slo.artifacts.run_view import attainment_markdown
 from prefect_slo.attainment import Attainment
 from prefect_slo.plan import Plan
@@ -58,7 +58,7 @@ def publish_plan(
 
 
 def publish_proposal(
-    flow_name: str, before: Plan, after: Plan, *, reason: str, flow_run_id: UUID | None = None
+    flow_name: str, before: Plan, after: Plan, *, reason: str, objection: str, flow_run_id: UUID | None = None
 ) -> tuple[UUID, ...]:
     """Publish a plan that waits for approval as ``slo-proposal-<flow>``.
 
@@ -66,18 +66,36 @@ def publish_proposal(
 
     Args:
         flow_name: Name of the flow; part of the artifact's key.
-        before: The plan in force.
+        before: The plan in force, with what is predicted of it now.
         after: The plan that is proposed.
-        reason: Why it was made, and why it was not adopted.
+        reason: Why it was made.
+        objection: Why it was not adopted.
         flow_run_id: Run that the artifact belongs to, where there is one.
 
     Returns:
         Id of the artifact; none where the API could not be reached.
     """
-    text = proposal_markdown(flow_name, before, after, reason)
+    text = proposal_markdown(flow_name, before, after, reason=reason, objection=objection)
     return _publish(
         lambda: [_artifact("markdown", key("proposal", flow_name), text, "A plan waits for approval.", flow_run_id)]
     )
+
+
+def publish_settled(flow_name: str, became: str, *, flow_run_id: UUID | None = None) -> tuple[UUID, ...]:
+    """Publish, as the newest version of ``slo-proposal-<flow>``, that no plan waits for approval any more.
+
+    Blocks for one API write; call it from a thread where an event loop is running.
+
+    Args:
+        flow_name: Name of the flow; part of the artifact's key.
+        became: What became of the plan that waited.
+        flow_run_id: Run that the artifact belongs to, where there is one.
+
+    Returns:
+        Id of the artifact; none where the API could not be reached.
+    """
+    text, told = settled_markdown(flow_name, became), f"No plan waits: the last one {became}."
+    return _publish(lambda: [_artifact("markdown", key("proposal", flow_name), text, told, flow_run_id)])
 
 
 def publish_attainment(
@@ -89,6 +107,7 @@ def publish_attainment(
     forecasts: Mapping[str, StageForecast] | None = None,
     history: Sequence[RunActual] = (),
     flow_run_id: UUID | None = None,
+    note: str = "",
 ) -> tuple[UUID, ...]:
     """Publish predicted against actual of one run as ``slo-attainment-<flow>``.
 
@@ -102,6 +121,7 @@ def publish_attainment(
         forecasts: What the plan predicted of its stages.
         history: Earlier runs, oldest first.
         flow_run_id: Run that the artifact belongs to, where there is one.
+        note: Why the run went by this plan, where that has to be said.
 
     Returns:
         Id of the artifact; none where the API could not be reached.
@@ -112,7 +132,9 @@ def publish_attainment(
             _artifact(
                 "markdown",
                 key("attainment", flow_name),
-                attainment_markdown(plan, actual, attainment=attainment, forecasts=forecasts, history=history),
+                attainment_markdown(
+                    plan, actual, attainment=attainment, forecasts=forecasts, history=history, note=note
+                ),
                 told,
                 flow_run_id,
             )

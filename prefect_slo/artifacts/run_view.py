@@ -19,6 +19,7 @@ def attainment_markdown(
     attainment: Attainment,
     forecasts: Mapping[str, StageForecast] | None = None,
     history: Sequence[RunActual] = (),
+    note: str = "",
 ) -> str:
     """Predicted against actual of one run, and how the bound was kept so far.
 
@@ -28,9 +29,11 @@ def attainment_markdown(
         attainment: Over all runs so far, this one included.
         forecasts: What the plan predicted of its stages.
         history: Earlier runs, oldest first; drawn with this one as the last.
+        note: Why the run went by this plan, where that has to be said.
     """
     lines = [
         f"## {_verdict(plan, actual)}",
+        *(["", note] if note else []),
         "",
         "| stage | predicted mean | predicted p95 | actual | difference |",
         "|---|--:|--:|--:|---|",

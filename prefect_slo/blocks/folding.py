@@ -47,7 +47,7 @@ def fit_model(workflow: Workflow, stage_runs: StageRuns, run_latency_s: Mapping[
 
     knobs = {knob for stage in workflow.stages for knob in stage.menu.knobs}
     features = tuple(name for name in stage_runs.extra if name not in knobs) or ("bytes_in",)
-    model = WorkflowModel(workflow, features=features).fit(stage_runs, run_latency_s=run_latency_s)
+    model = WorkflowModel(workflow, features=features, measured_items=True).fit(stage_runs, run_latency_s=run_latency_s)
     verdicts = {stage.name: model.identified(stage.name) for stage in workflow.stages}
     told = {name: [bool(verdict), verdict.reason] for name, verdict in verdicts.items()}
     return {**model.to_document(), IDENTIFIED: told}

@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from prefect_slo.declaration import Declaration
-from prefect_slo.errors import GpuShareTooLarge
+from prefect_slo.errors import GpuShareTooLarge, InfeasibleSlo
 from prefect_slo.loop.menus import MenuSettings
 from prefect_slo.loop.saying import say_once
 from prefect_slo.objective import Slo
@@ -203,7 +203,7 @@ class LoopDirector:
         """Never raises: what can't be decided is observed, and the reason said."""
         import numpy as np
 
-        from prefect_slo.loop import gpus
+        from prefect_slo.loop import hosts
         from prefect_slo.loop.knowledge import Knowledge, knowledge
         from prefect_slo.loop.planning import Decision, decide
 
@@ -212,12 +212,12 @@ class LoopDirector:
             return pinned
         known = Knowledge(flow_name)
         try:
-            known = gpus.now(knowledge(flow_name), self.pools)
+            known = hosts.now(knowledge(flow_name), self.pools)
             rng = np.random.default_rng([self.seed, *run_id.encode()])
             features = self.features_of(flow_name, parameters)
             return decide(known, self.slo, mode=mode, seed=self.seed, explore=self.explore, rng=rng, features=features)
-        except GpuShareTooLarge as error:  # the menus have nothing else
-            made, without = (None, "") if known.plan is None else gpus.without_now(known, known.plan, self.pools)
+        except (GpuShareTooLarge, InfeasibleSlo) as error:  # the menus have nothing else
+            made, without = (None, "") if known.plan is None else hosts.for_here(known, known.plan, self.pools)
             if without:
                 return Decision(made, mode or "enforce", without, known.on_threads, lacking=True)
             return Decision(None, "observe", f"runs as it is: there is no plan ({error})")
@@ -226,7 +226,7 @@ class LoopDirector:
 
     def _pinned(self, flow_name: str, parameters: Mapping[str, Any], mode: Mode | None) -> Decision | None:
         """What a run does that is pinned to a plan; ``None`` where it is free, or its plan can't be read."""
-        from prefect_slo.loop import gpus
+        from prefect_slo.loop import hosts
         from prefect_slo.loop.knowledge import Knowledge, knowledge
         from prefect_slo.loop.pinning import pinned
         from prefect_slo.loop.planning import told
@@ -240,10 +240,10 @@ class LoopDirector:
         if plan is None:
             return None
         try:
-            known = knowledge(flow_name)
+            known = hosts.now(knowledge(flow_name), self.pools)
         except Exception:  # the plan is all that it takes
             known = Knowledge(flow_name)
-        made, without = gpus.without_now(known, plan, self.pools)
+        made, without = hosts.for_here(known, plan, self.pools)
         decision = told(known, made, mode)
         return replace(decision, note=f"{decision.note} {without}".strip(), lacking=bool(without))
 

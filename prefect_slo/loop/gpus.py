@@ -1,7 +1,4 @@
-"""What it costs that a place has no GPU: how the plan that would use one differs from the one that runs.
-
-A profile, and a plan in force, may come from a machine or from a time with other GPUs: what is there now decides.
-"""
+"""What it costs that a place has no GPU: how the plan that would use one differs from the one that runs."""
 
 from __future__ import annotations
 
@@ -9,28 +6,13 @@ from collections.abc import Collection
 from copy import copy
 from dataclasses import replace
 
-from prefect_slo.errors import InfeasibleSlo, SloError
+from prefect_slo.errors import InfeasibleSlo
 from prefect_slo.loop.knowledge import Knowledge
-from prefect_slo.loop.menus import gpu_places, gpus_now, with_gpus
+from prefect_slo.loop.menus import with_gpus
 from prefect_slo.objective import Slo
 from prefect_slo.plan import Plan, Prediction
 from prefect_slo.resources import Capacity
 from prefect_slo.runner.pools import PROCESS, Pools, on_cpu
-
-
-def now(known: Knowledge, pools: Pools) -> Knowledge:
-    """What is known of a flow, with the GPUs that are there now where its menus offer some."""
-    if known.workflow is None:
-        return known
-    there = gpus_now(gpu_places(known.workflow), pools)
-    workflow = replace(known.workflow, capacity=with_gpus(known.workflow.capacity, there))
-    if workflow.capacity == known.workflow.capacity:
-        return known
-    key = tuple(sorted(there.items()))
-    if key not in known.elsewhere:
-        fitted = known.fitted.on(workflow) if known.fitted is not None else None
-        known.elsewhere[key] = replace(known, workflow=workflow, fitted=fitted, made={})
-    return known.elsewhere[key]
 
 
 def lacking(capacity: Capacity) -> frozenset[str]:
@@ -76,23 +58,6 @@ def without(plan: Plan, places: Collection[str], pools: Pools) -> Plan:
     return made.passing_as(plan)
 
 
-def without_now(known: Knowledge, plan: Plan, pools: Pools) -> tuple[Plan, str]:
-    """A plan as it can be run with the GPUs that are there now, and what that costs in words; itself and nothing."""
-    from prefect_slo.loop.replanning import predicted
-
-    asked = {stage.pool for stage in plan.stages.values() if stage.size.gpu}
-    bare = {place for place, devices in gpus_now(asked, pools).items() if devices == ()}
-    if not using(plan, bare):
-        return plan, ""
-    made = without(plan, bare, pools)
-    try:
-        if known.model is not None:
-            plan, made = predicted(known.model, plan), predicted(known.model, made)
-    except SloError:  # nothing was measured there
-        made = replace(made, predicted=None)
-    return made, price(plan, made, bare)
-
-
 def price(wished: Plan, made: Plan, places: Collection[str]) -> str:
     """In words, what it costs to do without at these places: ``""`` where the plan would use none there."""
     if not (names := using(wished, places)):
@@ -103,10 +68,12 @@ def price(wished: Plan, made: Plan, places: Collection[str]) -> str:
     told = f"GPU wanted for {', '.join(map(repr, names))}, and {none}: {on} on the CPU"
     if wished.predicted is None or made.predicted is None:
         return f"{told}, where nothing was measured: how long it takes there, and what it costs, is not known."
-    return (
-        f"{told}, predicted {_said(made.predicted)} a run in place of {_said(wished.predicted)} "
-        f"({_more(wished.predicted, made.predicted)})."
-    )
+    return f"{told}, {compared(wished.predicted, made.predicted)}."
+
+
+def compared(wished: Prediction, made: Prediction) -> str:
+    """Two predictions side by side, in words."""
+    return f"predicted {_said(made)} a run in place of {_said(wished)} ({_more(wished, made)})"
 
 
 def _said(prediction: Prediction) -> str:

@@ -13,11 +13,14 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Self
 
+from prefect_slo.artifacts.publishing import publish_settled
+from prefect_slo.artifacts.text import share_text
 from prefect_slo.blocks import SLOProfile, plan_from_history, put_in_force
 from prefect_slo.errors import InvalidPlan, NothingProposed
 from prefect_slo.loop import policy
 from prefect_slo.loop.knowledge import forget
 from prefect_slo.loop.replanning import plan_digest
+from prefect_slo.loop.saying import flow_run
 from prefect_slo.plan import Plan
 from prefect_slo.settings import SLOSettings
 from prefect_slo.units import fraction, positive
@@ -65,7 +68,8 @@ class Guard:
             return "somebody rolled back from it"
         found, what = change(before, after)
         if found > self.max_change:
-            return f"it changes {what} by {found:.0%}, more than {self.max_change:.0%}"
+            by = f"by {share_text(found)}" if math.isfinite(found) else "from or to nothing"
+            return f"it changes {what} {by}, and {share_text(self.max_change)} is let through"
         return ""
 
 
@@ -104,6 +108,7 @@ def approve(flow_name: str, *, timeout_s: float | None = None) -> Plan:
     plan = Plan.from_document(profile.proposal["plan"])
     reason = f"approved: {profile.proposal['reason']}"
     put_in_force(flow_name, plan, reason, timeout_s=_patience_s(timeout_s), accept=[plan_digest(plan)])
+    publish_settled(flow_name, "was approved and is in force", flow_run_id=flow_run())
     forget(flow_name)
     return plan
 
@@ -130,6 +135,8 @@ def roll_back(flow_name: str, *, timeout_s: float | None = None) -> Plan:
         put_in_force(
             flow_name, plan, why, timeout_s=_patience_s(timeout_s), decline=declined, accept=[plan_digest(plan)]
         )
+        if profile is not None and profile.proposal is not None:
+            publish_settled(flow_name, "was left: somebody rolled back to another one", flow_run_id=flow_run())
         forget(flow_name)
         return plan
     raise NothingProposed(

@@ -226,7 +226,7 @@ def forget(flow_name: str) -> None:
 def _opened(workflow: Workflow, document: Mapping[str, Any]) -> WorkflowModel:
     from prefect_slo.models import WorkflowModel
 
-    return WorkflowModel.from_document(workflow, document)
+    return WorkflowModel.from_document(workflow, document, measured_items=True)
 
 
 def _past(run: RunSummary) -> PastRun:

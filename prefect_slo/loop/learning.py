@@ -11,12 +11,11 @@ import threading
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prefect_slo.artifacts.forecast import RunActual, stage_forecasts
-from prefect_slo.artifacts.publishing import publish_attainment, publish_plan, publish_proposal
+from prefect_slo.artifacts.publishing import key, publish_attainment, publish_plan, publish_proposal, publish_settled
 from prefect_slo.attainment import Attainment
 from prefect_slo.blocks import (
     SLOProfile,
@@ -28,19 +27,18 @@ from prefect_slo.blocks import (
     update_profile,
 )
 from prefect_slo.errors import InvalidPlan
-from prefect_slo.loop import background, gpus, policy
+from prefect_slo.loop import background, hosts, policy
 from prefect_slo.loop.guard import Guard
 from prefect_slo.loop.knowledge import UNPICKLED, Knowledge, knowledge, remember, remember_plan
-from prefect_slo.loop.menus import moving_much, with_gpus, with_menus
+from prefect_slo.loop.menus import moving_much, with_menus
 from prefect_slo.loop.planning import Decision
 from prefect_slo.loop.policy import PastRun
-from prefect_slo.loop.replanning import KEPT, fits, plan_digest, replan
+from prefect_slo.loop.replanning import KEPT, fits, plan_digest, predicted, replan
 from prefect_slo.loop.reporting import objective_of
-from prefect_slo.loop.saying import say_once
+from prefect_slo.loop.saying import flow_run, say_once
 from prefect_slo.objective import Slo
 from prefect_slo.observation import StageRuns
 from prefect_slo.plan import Plan
-from prefect_slo.runner.pools import PROCESS
 from prefect_slo.runner.recipe import ObservedRun
 from prefect_slo.settings import SLOSettings
 from prefect_slo.telemetry import RunLog, StageKey, Status
@@ -196,6 +194,7 @@ class Learner:
             forecasts=known.forecasts.get(name),
             history=[RunActual(p.latency_s) for p in followed if p is not this and math.isfinite(p.latency_s)],
             flow_run_id=flow_run_of(run.run_id),
+            note=self._decision.note if self._decision.lacking else "",
         )
 
     def _learn(self, flow_name: str) -> None:
@@ -229,7 +228,9 @@ def learn(flow_name: str, slo: Slo, *, seed: int = 0, refit: bool = False, timeo
     return _planned_again(remember(flow_name, profile), slo, seed, wait_s, profile)[0]
 
 
-def refit(flow_name: str, *, rebuild: bool = False, seed: int = 0, guard: Guard | None = None) -> str:
+def refit(
+    flow_name: str, *, rebuild: bool = False, seed: int = 0, guard: Guard | None = None, move: bool = False
+) -> str:
     """Bring a flow's model and plan up to date from what the API holds, without a run; says what became of the plan.
 
     Args:
@@ -237,6 +238,7 @@ def refit(flow_name: str, *, rebuild: bool = False, seed: int = 0, guard: Guard 
         rebuild: Learn everything anew, instead of adding what is new.
         seed: Of the planner's draws.
         guard: How different a plan may be that comes into force; by default as the settings say.
+        move: Whether a plan that the machine of the newest run has no room for gives way to one that it has.
 
     Raises:
         TimeoutError: Another writer took too long.
@@ -249,43 +251,47 @@ def refit(flow_name: str, *, rebuild: bool = False, seed: int = 0, guard: Guard 
         profile = rebuild_profile(flow_name, timeout_s=timeout_s)
     else:
         profile = fold_in(flow_name, refit=True, timeout_s=timeout_s)
-    return _replanned(flow_name, profile, seed, guard)
+    return _replanned(flow_name, profile, seed, guard, move=move)
 
 
-def replan_flow(flow_name: str, *, seed: int = 0, guard: Guard | None = None) -> str:
+def replan_flow(flow_name: str, *, seed: int = 0, guard: Guard | None = None, move: bool = False) -> str:
     """Plan a flow again by the model that its profile holds, without learning; says what became of the plan.
 
     Args:
         flow_name: Name of the flow.
         seed: Of the planner's draws.
         guard: As of ``refit``.
+        move: Likewise.
 
     Raises:
         TimeoutError: Another writer took too long.
         httpx.HTTPError: The API cannot be reached.
     """
     profile = SLOProfile.of_flow(flow_name)
-    return _replanned(flow_name, profile, seed, guard) if profile is not None else "it has no profile yet"
+    if profile is None:
+        return "it has no profile yet"
+    return _replanned(flow_name, profile, seed, guard, move=move)
 
 
-def _replanned(flow_name: str, profile: SLOProfile, seed: int, guard: Guard | None) -> str:
+def _replanned(flow_name: str, profile: SLOProfile, seed: int, guard: Guard | None, *, move: bool) -> str:
     known, slo = remember(flow_name, profile), objective_of(profile)
     if slo is None:
         return "no bound is known"
-    return _planned_again(known, slo, seed, SLOSettings().fold_timeout_s, profile, guard)[1]
+    return _planned_again(known, slo, seed, SLOSettings().fold_timeout_s, profile, guard, move=move)[1]
 
 
 def _planned_again(
-    known: Knowledge, slo: Slo, seed: int, timeout_s: float, learned: SLOProfile, guard: Guard | None = None
-) -> tuple[Knowledge, str]:
+    known: Knowledge, slo: Slo, seed: int, timeout_s: float, learned: SLOProfile, guard: Guard | None = None,
+    *, move: bool = False,
+) -> tuple[Knowledge, str]:  # fmt: skip
     """Put another plan in force where that pays, or propose it where the guard objects; what is known then, and why.
 
     Where somebody has written to the profile since it was read, theirs counts: they have seen at least as much, and
-    plan themselves. A plan that lacks nothing but GPUs of the host of the newest run stays in force for hosts that have
-    them; one without makes a plan of its own for its runs (``decide``).
+    plan themselves. A plan that lacks nothing but room or GPUs on the machine of the newest run stays in force for
+    machines that have them; that one makes a plan of its own for its runs (``decide``).
     """
-    if _waits_for_gpus(known, slo):
-        return known, KEPT
+    if not move and (lack := _waiting(known, slo)):
+        return known, f"{KEPT} for machines that hold it: it takes {lack} on the machine of the newest run"
     flow_name, guard = known.flow_name, guard or Guard.of()
     plan, reason = replan(known, slo, seed=seed, earlier=earlier_plans(known), margin=guard.min_change)
     if plan is not None and known.workflow is not None and (training := learned.training()) is not None:
@@ -293,7 +299,7 @@ def _planned_again(
     if plan is None or known.workflow is None or (reason == KEPT and not _moved(known.plan, plan)):
         return known, reason
     if reason != KEPT and (objection := _objection(known, plan, slo, guard, learned.declined)):
-        return _proposed(known, plan, f"{reason}, but {objection}", timeout_s, learned)
+        return _proposed(known, plan, reason, objection, timeout_s, learned)
     if reason == KEPT:
         document = plan.to_document()
         profile = update_profile(
@@ -307,43 +313,51 @@ def _planned_again(
         return remember(flow_name, profile), SUPERSEDED
     if known.model is not None:
         known.forecasts[plan_digest(plan)] = stage_forecasts(known.model, plan)
+    if learned.proposal is not None and reason != KEPT:
+        publish_settled(flow_name, f"gave way to another that is in force ({reason})", flow_run_id=flow_run())
     publish_plan(flow_name, plan, workflow=known.workflow, forecasts=known.forecasts.get(plan_digest(plan)))
     return remember_plan(known, profile), reason
 
 
-def _waits_for_gpus(known: Knowledge, slo: Slo) -> bool:
-    """Whether the plan in force could be followed but for GPUs of the host that ran last."""
-    if known.plan is None or known.workflow is None or fits(known.plan, known.workflow, slo):
-        return False
-    capacity = known.workflow.capacity
-    elsewhere = with_gpus(capacity, dict.fromkeys({PROCESS, *gpus.lacking(capacity)}))
-    return fits(known.plan, replace(known.workflow, capacity=elsewhere), slo)
+def _waiting(known: Knowledge, slo: Slo) -> str:
+    """What the plan in force takes and the machine of the newest run has not, in words; empty where that is not all."""
+    if known.plan is None or known.workflow is None:
+        return ""
+    return hosts.waiting(known.plan, known.workflow, slo)
 
 
 def _objection(known: Knowledge, plan: Plan, slo: Slo, guard: Guard, declined: Collection[str]) -> str:
     """Why the guard keeps the plan in force; one that no run could follow any more is replaced in any case."""
     if known.plan is None or known.workflow is None or not fits(known.plan, known.workflow, slo):
         return ""
-    objection = guard.objection(known.plan, plan, declined)
+    objection = guard.objection(_now(known, known.plan), plan, declined)
     tried = {plan_digest(earlier) for earlier in earlier_plans(known)} if objection else set()
     return "" if plan_digest(plan) in tried - set(declined) else objection
 
 
 def _proposed(
-    known: Knowledge, plan: Plan, reason: str, timeout_s: float, learned: SLOProfile
+    known: Knowledge, plan: Plan, reason: str, objection: str, timeout_s: float, learned: SLOProfile
 ) -> tuple[Knowledge, str]:
     """Keep a plan for approval and show it, once for the same choices."""
     name, flow_name = plan_digest(plan), known.flow_name
-    said = f"proposed: {reason}"
+    why = f"{reason}; it waits, since {objection}"
+    said = f"proposed: {why}"
     if learned.proposal is not None and learned.proposal["name"] == name:
         return known, said
-    profile = propose(flow_name, plan, reason, name, timeout_s=timeout_s, revision=known.revision)
+    profile = propose(flow_name, plan, why, name, timeout_s=timeout_s, revision=known.revision)
     if profile.proposal is None or profile.proposal["name"] != name:
         return remember(flow_name, profile), SUPERSEDED
     if known.plan is not None:
-        publish_proposal(flow_name, known.plan, plan, reason=reason)
-    say_once(flow_name, f"a plan waits for approval ({reason}).", level=logging.WARNING, about=f"proposal {name}")
+        before = _now(known, known.plan)
+        publish_proposal(flow_name, before, plan, reason=reason, objection=objection, flow_run_id=flow_run())
+    message = f"a plan waits for approval: {why}. See artifact {key('proposal', flow_name)}."
+    say_once(flow_name, message, level=logging.WARNING, about=f"proposal {name}")
     return remember_plan(known, profile), said
+
+
+def _now(known: Knowledge, plan: Plan) -> Plan:
+    """A plan with what the model predicts of it now: two plans are compared by the same model."""
+    return predicted(known.model, plan) if known.model is not None else plan
 
 
 def earlier_plans(known: Knowledge) -> Iterator[Plan]:

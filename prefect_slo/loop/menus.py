@@ -131,8 +131,17 @@ def capacity_of(pools: Pools = MappingProxyType({}), *, gpus_at: Collection[str]
         gpus_at: Where GPUs matter, ``process`` for this machine's: they are looked for there alone.
     """
     elsewhere = {name: definition.capacity for name, definition in pools.items()}
-    here = Capacity(usable_vcpus(), float(usable_memory_mb()), SLOSettings().capacity_workers, pools=elsewhere)
-    return with_gpus(here, gpus_now(gpus_at, pools))
+    return with_gpus(on_machine(Capacity(pools=elsewhere)), gpus_now(gpus_at, pools))
+
+
+def on_machine(capacity: Capacity) -> Capacity:
+    """A capacity with the vCPUs, the memory and the number of workers of this machine."""
+    return replace(
+        capacity,
+        vcpus=usable_vcpus(),
+        memory_mb=float(usable_memory_mb()),
+        workers=SLOSettings().capacity_workers,
+    )
 
 
 Gpus = Mapping[str, tuple[Device, ...] | None]
@@ -222,12 +231,21 @@ def stage_menu(
         pools=(Pool(THREAD),) if threads else tuple(_offer(name, declared, sizes, pools) for name in names),
         batch=own.batch if declared.batched else (1,),
         knobs=declared.knobs,
+        by_machine=_by_machine(own, declared),
     )
     held = {name: pins[name] for name in ("workers", "batch") if name in pins}
     if not pins.keys().isdisjoint(("vcpus", "memory_mb", "gpu", "gpu_memory_mb")):
         resized = (replace(p, sizes=(_pinned(p.sizes, pins),)) if p.sizes else p for p in menu.pools)
         menu = replace(menu, sizes=(_pinned(sizes, pins),), pools=tuple(resized))
     return menu.pinned(**held) if held else menu
+
+
+def _by_machine(own: MenuSettings, declared: Declaration) -> dict[str, float]:
+    """Dimensions of a menu that neither the flow nor the task decides, with the least that the task asks for."""
+    decided = {"workers": own.workers or declared.concurrency, "vcpus": own.vcpus or own.sizes}
+    decided["memory_mb"] = own.memory_mb or own.sizes
+    least = {"memory_mb": float(declared.memory_mb or 0)}
+    return {name: least.get(name, 0.0) for name, by in decided.items() if not by and name not in declared.pins}
 
 
 def with_menus(

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prefect_slo.loop import gpus, policy
+from prefect_slo.loop import gpus, hosts, policy
 from prefect_slo.loop.knowledge import Fitted, Knowledge
-from prefect_slo.loop.replanning import fits, keeps, plan_digest, predicted, replan
+from prefect_slo.loop.replanning import fits, has_room, keeps, plan_digest, predicted, replan
 from prefect_slo.objective import Slo
 from prefect_slo.plan import Plan
 from prefect_slo.resources import Option, Size
@@ -38,7 +38,7 @@ class Decision:
         note: What the user should know, or nothing.
         on_threads: Stages that are known not to pickle, with the hash of their code.
         ladders: Larger sizes by stage, for items that run out of memory.
-        lacking: Whether it does without a GPU that it would have: then the note is a warning.
+        lacking: Whether it does without room or a GPU that its plan would have elsewhere: then the note is a warning.
     """
 
     plan: Plan | None
@@ -91,7 +91,7 @@ def decide(
     if mode == "observe":
         return Decision(None, "observe")
     assert known.workflow is not None
-    plan, in_force, workflow = known.plan, known.plan, known.workflow
+    plan, in_force, workflow, instead = known.plan, known.plan, known.workflow, ""
     if features:
         assert known.model is not None
         known = replace(known, fitted=Fitted.of(known.model.given(rounded(features))), plan=None)
@@ -100,9 +100,10 @@ def decide(
         plan = known.made.get(key) or replan(known, slo, seed=seed)[0]
         assert plan is not None
         known.made[key] = plan
+        instead = hosts.in_place_of(known.plan, plan, workflow, slo) if known.plan is not None else ""
     assert plan is not None
     note = f"{slo} is kept by no plan for sure; it runs by its fastest." if plan.certificate is None else ""
-    without = _doing_without(known, plan, slo, seed)
+    without = f"{_doing_without(known, plan, slo, seed)} {instead}".strip()
     if mode == "advise":
         shown = note or "a plan is ready; it is shown and not followed (mode 'advise')."
         return Decision(plan, "advise", f"{shown} {without}".strip(), lacking=bool(without))
@@ -163,12 +164,14 @@ def exploration(model: WorkflowModel, plan: Plan, slo: Slo, rng: np.random.Gener
     stages = [s for s in model.workflow.stages if len(s.menu.options()) > 1]
     for _ in range(4 if stages else 0):
         stage = stages[int(rng.integers(len(stages)))]
-        places = model.workflow.capacity.places
-        options = [o for o in stage.menu.options() if o != plan[stage.name].option and places(o)]
+        options = [o for o in stage.menu.options() if o != plan[stage.name].option]
         if not options:
             continue
         option = options[int(rng.integers(len(options)))]
-        tried = predicted(model, plan.with_stage(stage.name, **_choices(option)))
+        tried = plan.with_stage(stage.name, **_choices(option))
+        if not has_room(tried, model.workflow):
+            continue
+        tried = predicted(model, tried)
         assert tried.predicted is not None
         safe = keeps(tried.predicted, slo)
         if safe and tried.predicted.cost_usd.mean <= EXPLORATION_COST * plan.predicted.cost_usd.mean:
@@ -177,12 +180,12 @@ def exploration(model: WorkflowModel, plan: Plan, slo: Slo, rng: np.random.Gener
 
 
 def ladders(plan: Plan, workflow: Workflow, *, only: Collection[str] | None = None) -> dict[str, tuple[Size, ...]]:
-    """For every stage, or those named, the sizes of its kind on its menu with more memory than its plan gives it."""
+    """For every stage, or those named, the sizes of its kind on its menu with more memory, as far as there is room."""
     steps = {}
     for name, stage in plan.stages.items():
         if only is not None and name not in only:
             continue
-        options = workflow[name].menu.options()
+        options = [o for o in workflow[name].menu.options() if workflow.capacity.fits(replace(o, workers=1))]
         sizes = {o.size for o in options if o.pool == stage.pool and o.size.kind == stage.size.kind}
         larger = sorted((s for s in sizes if s.memory_mb > stage.size.memory_mb), key=lambda s: (s.memory_mb, s.vcpus))
         steps[name] = tuple(larger)

@@ -14,7 +14,7 @@ from prefect_slo.loop import policy
 from prefect_slo.loop.knowledge import Knowledge
 from prefect_slo.objective import Budget, Latency, Slo
 from prefect_slo.plan import Plan, Prediction, StagePlan
-from prefect_slo.resources import Option
+from prefect_slo.resources import Capacity, Menu
 from prefect_slo.telemetry.packing import digest
 from prefect_slo.workflow import Workflow
 
@@ -122,16 +122,29 @@ def surest(model: WorkflowModel, slo: Slo, *, seed: int, calibration: Calibratio
 
 
 def fits(plan: Plan, workflow: Workflow, slo: Slo) -> bool:
-    """Whether a plan was made for this objective, these stages and choices that are still on their menus.
+    """Whether a plan was made for this objective, these stages and choices on their menus, and has room.
 
-    And for GPUs that are here: a plan in force may come from a machine that has others.
+    A plan in force may come from a machine of another size: what is on no menu but for that is a matter of room.
     """
     return (
         plan.objective == slo
         and set(plan.stages) == {stage.name for stage in workflow.stages}
-        and all(_on_menu(plan[stage.name], stage.menu.options()) for stage in workflow.stages)
-        and all(workflow.capacity.places(stage.option) for stage in plan.stages.values())
+        and all(_on_menu(plan[stage.name], stage.menu, workflow.capacity) for stage in workflow.stages)
+        and has_room(plan, workflow)
     )
+
+
+def has_room(plan: Plan, workflow: Workflow) -> bool:
+    """Whether machine and pools hold what a plan's stages take, those of them that can run at the same time."""
+    options = [plan[name].option for name in workflow.order]
+    capacity = workflow.capacity
+    if capacity.fits(*options):
+        return True
+    if not all(capacity.fits(option) for option in options):
+        return False
+    from prefect_slo.planner.capacity import Antichains
+
+    return Antichains.of(workflow, [[option] for option in options]).admit([0] * len(options))
 
 
 def keeps(prediction: Prediction, slo: Slo) -> bool:
@@ -230,5 +243,6 @@ def _key(stage: StagePlan) -> list[object]:
     return [stage.workers, size.vcpus, size.memory_mb, gpu, size.hardware, stage.pool, stage.batch, knobs]
 
 
-def _on_menu(stage: StagePlan, options: tuple[Option, ...]) -> bool:
-    return stage.option in options
+def _on_menu(stage: StagePlan, menu: Menu, capacity: Capacity) -> bool:
+    """What a pool elsewhere offers is the same whichever machine the flow runs on."""
+    return stage.option in menu.options() if stage.pool in capacity.pools else menu.offers(stage.option)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import dataclass
+from shlex import quote
 from typing import Any
 
 from prefect_slo.artifacts.forecast import StageForecast, stage_forecasts
@@ -12,6 +13,7 @@ from prefect_slo.artifacts.text import dollars_text, seconds_text, share_text
 from prefect_slo.attainment import Attainment
 from prefect_slo.blocks import SLOProfile
 from prefect_slo.errors import NotEnoughObservations
+from prefect_slo.loop.hosts import waiting
 from prefect_slo.loop.knowledge import Knowledge
 from prefect_slo.loop.replanning import plan_digest
 from prefect_slo.objective import Budget, Latency, Slo
@@ -60,6 +62,8 @@ class FlowReport:
         missing: Why it can't be planned yet; empty when it can.
         plan: The plan in force.
         reason: Why it is.
+        waits: Why another plan was made and waits for approval, in words; empty where none does.
+        lacks: What it takes that the machine of the newest run has not, in words; empty where it has room.
         runs: Completed runs that are known.
         attainment: Of the runs that followed the plan in force and completed or timed out.
         latency_s: Of those of them that completed, oldest first.
@@ -73,6 +77,8 @@ class FlowReport:
     missing: str
     plan: Plan | None
     reason: str
+    waits: str
+    lacks: str
     runs: int
     attainment: Attainment
     latency_s: tuple[float, ...]
@@ -89,6 +95,8 @@ class FlowReport:
             "missing": self.missing,
             "plan": self.plan.to_document() if self.plan is not None else None,
             "reason": self.reason,
+            "waits_for_approval": self.waits or None,
+            "lacks": self.lacks or None,
             "runs": self.runs,
             "attainment": {
                 "met": self.attainment.met,
@@ -108,6 +116,16 @@ class FlowReport:
             return (*lines, "No plan is in force.")
         certified = "certified" if self.plan.certificate is not None else "not certified"
         lines.append(f"In force: {self.reason} ({certified}).")
+        name = quote(self.flow_name)
+        if self.waits:
+            lines.append(
+                f"Another plan waits for approval: {self.waits}. To put it in force: prefect-slo approve {name}."
+            )
+        if self.lacks:
+            lines.append(
+                f"It takes {self.lacks} on the machine of the newest run, which went by a plan of its own. To put one "
+                f"in force for that machine: prefect-slo refit {name} --move."
+            )
         predicted = self.plan.predicted
         lines.append(
             f"Predicted: {seconds_text(predicted.latency_s.mean)} on average, "
@@ -154,6 +172,8 @@ def report(flow_name: str) -> FlowReport:
         missing=known.missing(),
         plan=known.plan,
         reason=reason,
+        waits=str(profile.proposal["reason"]) if profile.proposal is not None else "",
+        lacks=_lacks(known, slo),
         runs=sum(not run.timed_out for run in known.past),
         attainment=Attainment(sum(slo is None or run.met(slo) for run in counted), len(counted)),
         latency_s=tuple(run.latency_s for run in followed),
@@ -172,6 +192,12 @@ def objective_of(profile: SLOProfile) -> Slo | None:
     return Slo(
         Latency(latency, *at) if latency is not None else None, Budget(budget, *at) if budget is not None else None
     )
+
+
+def _lacks(known: Knowledge, slo: Slo | None) -> str:
+    if known.plan is None or known.workflow is None or slo is None:
+        return ""
+    return waiting(known.plan, known.workflow, slo)
 
 
 def _stages(known: Knowledge, profile: SLOProfile) -> tuple[StageReport, ...]:

@@ -50,6 +50,17 @@ class Inputs:
             share = np.array([share[bins == k].sum() for k in used])
         return cls(rows[:, 0], rows[:, 1:], np.asarray(share, dtype=float))
 
+    def about(self, items: int | None) -> Inputs:
+        """The same with that many items in a typical run, which vary as much as they did; themselves for ``None``.
+
+        Divisible work has no items, and stays so.
+        """
+        typical = float(self.items[self.typical])
+        if not items or not typical or typical == items:
+            return self
+        scaled = np.where(self.items > 0, np.maximum(np.round(self.items * (items / typical)), 1.0), 0.0)
+        return Inputs(scaled, self.features, self.weights)
+
     def levels(self, ranks: Floats) -> NDArray[np.int64]:
         """Level of each sample, given the rank of its input in [0, 1), shape ``(n_samples,)``."""
         if len(self) == 1:

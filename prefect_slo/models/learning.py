@@ -141,7 +141,7 @@ def learn(stage: Stage, rows: History, *, kind: str, features: Sequence[str], we
     """Fit a stage model to warm rows, and the rest to all.
 
     Args:
-        stage: The stage, for the kinds of its edges.
+        stage: The stage, for the kinds of its edges, and for the items of a typical run where it says how many.
         rows: Its rows on one kind of hardware.
         kind: Name of the stage model.
         features: Columns that may hold the size of the input.
@@ -164,7 +164,7 @@ def learn(stage: Stage, rows: History, *, kind: str, features: Sequence[str], we
     startup = replace(startup, **_elsewhere(rows, data.wall_s, cold))
     sizes = data.points.features[:, 0] if data.points.features.shape[1] else None
     return Learned(
-        model, startup, Inputs.of(data.points.items, data.points.features, data.weights),
+        model, startup, Inputs.of(data.points.items, data.points.features, data.weights).about(stage.items),
         frozenset(rows.knobs.tolist()), MemoryNeed.fit(rows["peak_memory_mb"], sizes), feature_scales(rows, features),
         Billing.of(rows),
     )  # fmt: skip

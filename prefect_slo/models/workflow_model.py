@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -39,6 +40,8 @@ class WorkflowModel:
         features: Columns that hold the size of a run's input. They are used where they vary between runs of one
             setting; ``bytes_in`` is one of them by default.
         half_life_runs: A run weighs half as much as one that many runs later; ``None`` weighs all alike.
+        measured_items: Whether runs have as many items as those that were measured, be the workflow's own ``items``
+            those or not; by default a typical run has as many as the workflow says, where it does.
 
     Example:
         ``WorkflowModel(workflow).fit(table).predict(plan).latency_s.p95``
@@ -46,9 +49,10 @@ class WorkflowModel:
 
     def __init__(
         self, workflow: Workflow, *, kind: str = "white-box", features: Sequence[str] = ("bytes_in",),
-        half_life_runs: float | None = 500.0,
+        half_life_runs: float | None = 500.0, measured_items: bool = False,
     ) -> None:  # fmt: skip
         self.workflow = workflow
+        self.measured_items = measured_items
         self.kind = kind
         self.features = tuple(features)
         self.half_life_runs = half_life_runs
@@ -94,7 +98,7 @@ class WorkflowModel:
         }
 
     @classmethod
-    def from_document(cls, workflow: Workflow, document: Mapping[str, Any]) -> Self:
+    def from_document(cls, workflow: Workflow, document: Mapping[str, Any], *, measured_items: bool = False) -> Self:
         """The model that wrote the document; stages that the workflow no longer has are left out.
 
         Raises:
@@ -108,8 +112,9 @@ class WorkflowModel:
             if name not in document:
                 raise InvalidValue(f"model.{name}", None, "what to_document() wrote there; fit the model again")
         model = cls(
-            workflow, kind=document["kind"], features=document["features"], half_life_runs=document["half_life_runs"]
-        )
+            workflow, kind=document["kind"], features=document["features"], half_life_runs=document["half_life_runs"],
+            measured_items=measured_items,
+        )  # fmt: skip
         model._record = Record.from_document(workflow, document)
         return model._learn()
 
@@ -284,7 +289,7 @@ class WorkflowModel:
 
         self._known = {
             name: by_hardware(
-                self.workflow[name],
+                replace(self.workflow[name], items=None) if self.measured_items else self.workflow[name],
                 history,
                 kind=self.kind,
                 features=self.features,

@@ -205,9 +205,11 @@ def _end(stage: Stage, plan: Plan, runs: StageRuns, pools: _Pools) -> DataStage:
 
 
 def _calls(stage: Stage, runs: StageRuns) -> int:
+    if stage.items:
+        return stage.items
     items = runs.of_stage(stage.name)["items"]
     seen = items[items > 0]
-    return int(np.median(seen)) if len(seen) else (stage.items or 0)
+    return int(np.median(seen)) if len(seen) else 0
 
 
 def _given(stage: str, runs: StageRuns) -> Sizes:

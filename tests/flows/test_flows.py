@@ -14,8 +14,18 @@ from prefect.artifacts import Artifact
 from prefect.flows import load_flow_from_entrypoint
 
 from prefect_slo.artifacts.publishing import key
-from prefect_slo.blocks import SLOProfile
+from prefect_slo.blocks import SLOProfile, fold_in, put_in_force
 from prefect_slo.loop import knowledge
+from prefect_slo.loop.director import LoopDirector
+from prefect_slo.loop.menus import MenuSettings, with_menus
+from prefect_slo.objective import Latency, Slo
+from prefect_slo.observation import StageRun
+from prefect_slo.plan import Plan, StagePlan
+from prefect_slo.runner.pools import PROCESS
+from prefect_slo.runner.recipe import ObservedRun
+from prefect_slo.telemetry import RunRecord, StageKey, StageRecord
+from prefect_slo.telemetry.store import publish
+from prefect_slo.workflow import Stage, Workflow
 
 ROOT = Path(__file__).parents[2]
 DEPLOYED = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
@@ -83,6 +93,62 @@ def test_a_flow_is_profiled_replanned_and_reported(place: Path) -> None:
     assert artifact.data == told
     assert flow_of("refit")(NAME) == {NAME: "kept"}, "one word, one meaning: what prefect-slo refit says"
     assert SLOProfile.of_flow(NAME).revision > found.revision
+
+
+def known_to_need_one_worker(name: str) -> None:
+    """A profile of that flow by which a second worker hardly helps, with a plan of two in force."""
+    stage = Stage("work", fanout="given", items=4)
+    workflow = with_menus(Workflow(name, (stage,)), MenuSettings.of({"workers": (1, 2), "vcpus": 1}), {})
+    size = workflow["work"].menu.sizes[0]
+    runs = [
+        StageRun(
+            f"{workers}-{k}", "work", workers, size.memory_mb, size.vcpus, 1.2 - 0.1 * workers + 0.01 * k,
+            overhead_s=0.01, items=4, started_at=1_760_000_000.0 + k,
+        )
+        for workers in (1, 2) for k in range(5)
+    ]  # fmt: skip
+    publish(name, [
+        RunRecord(
+            name, row.run_id, "completed", row.wall_s, row.started_at, (StageRecord(row, StageKey("work", name)),),
+            workflow=workflow.to_document(),
+        )
+        for row in runs
+    ])  # fmt: skip
+    fold_in(name, objective={"latency_s": 20.0, "budget_usd": None, "percentile": 0.95, "confidence": 0.99})
+    two = Plan(name, Slo(Latency(20.0)), {"work": StagePlan(2, size, PROCESS)})
+    put_in_force(name, two, "by hand")
+
+
+def test_a_plan_beyond_the_guard_waits_is_approved_followed_and_rolled_back(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is done by hand, or in the UI: by the parameters of the deployment ``slo-replan/replan``."""
+    name = f"{NAME}-guarded"
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_SLO_TELEMETRY", "false")
+    known_to_need_one_worker(name)
+    (place / "letters.py").write_text(SOURCE.replace(NAME, name).replace('"20s"', '"20s", explore=0'))
+    letters = load_flow_from_entrypoint(f"{place / 'letters.py'}:letters")
+    followed: list[int] = []
+    observed = LoopDirector.observed
+
+    def both(self: LoopDirector, run: ObservedRun) -> None:
+        assert run.recipe.plan is not None
+        followed.append(run.recipe.plan["work"].workers)
+        observed(self, run)
+
+    monkeypatch.setattr(LoopDirector, "observed", both)
+    replan = flow_of("replan")
+    state = replan(name, max_change=0.2, return_state=True)
+    assert "it waits, since it changes" in state.result()[name]
+    artifact = Artifact.get(key("proposal", name))
+    assert artifact is not None
+    assert artifact.flow_run_id == state.state_details.flow_run_id
+    letters()
+    assert replan(name, approve=True) == {name: "approved"}
+    letters()
+    assert replan(name, roll_back=True) == {name: "rolled back"}
+    letters()
+    assert followed == [2, 1, 2]
 
 
 def test_importing_the_flows_runs_nothing() -> None:

@@ -18,6 +18,7 @@ from prefect_slo.loop.guard import Guard, approve, change, roll_back
 from prefect_slo.loop.knowledge import Knowledge
 from prefect_slo.loop.learning import replan_flow
 from prefect_slo.loop.replanning import KEPT, plan_digest, predicted, surest
+from prefect_slo.loop.reporting import report
 from prefect_slo.objective import Latency, Slo
 from prefect_slo.observation import StageRuns
 from prefect_slo.plan import Plan
@@ -118,14 +119,29 @@ def test_a_plan_too_different_waits_for_approval_and_comes_into_force_by_it(
     artifact = Artifact.get(key("proposal", learned))
     assert artifact is not None
     assert "waits for approval" in str(artifact.data)
+    assert "**Waits because** it changes" in str(artifact.data)
+    assert any("waits for approval" in line for line in report(learned).lines())
     revision = SLOProfile.of_flow(learned).revision  # type: ignore[union-attr]
     assert "proposed" in replan_flow(learned, guard=Guard(max_change=0.01))
     assert SLOProfile.of_flow(learned).revision == revision, "the same proposal is made once"  # type: ignore[union-attr]
     approved = approve(learned)
+    assert "was approved and is in force" in str(Artifact.get(key("proposal", learned)).data)  # type: ignore[union-attr]
+    assert not any("waits for approval" in line for line in report(learned).lines())
     assert plan_digest(in_force(learned)) == plan_digest(approved) != plan_digest(largest)
     assert replan_flow(learned, guard=Guard(max_change=0.01)) == KEPT
     with pytest.raises(NothingProposed, match="no plan waits"):
         approve(learned)
+
+
+def test_plans_are_compared_by_what_the_model_predicts_of_both_now(
+    learned: str, plans: tuple[Plan, Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prediction of long ago would make any plan look unlike it."""
+    largest, _ = plans
+    assert largest.predicted is not None
+    old = replace(largest.predicted, latency_at_percentile_s=largest.predicted.latency_at_percentile_s / 50)
+    put_in_force(learned, replace(largest, predicted=old), "by hand")
+    assert "better" in replan_flow(learned, guard=Guard(max_change=10.0)), "the vCPUs change by less"
 
 
 def test_what_was_rolled_back_from_is_not_taken_again_unasked(learned: str, plans: tuple[Plan, Plan]) -> None:

@@ -138,6 +138,7 @@ def refit(
     rebuild: bool = False,
     min_change: float | None = None,
     max_change: float | None = None,
+    move: Annotated[bool, Parameter(negative="")] = False,
     json: AsJson = False,
 ) -> None:
     """Fold in what runs have left in the API, fit the models again, and plan again where that pays.
@@ -147,6 +148,7 @@ def refit(
         rebuild: Learn everything anew from the API, instead of adding what is new.
         min_change: A plan that is better by less than this share doesn't replace the one in force.
         max_change: A plan that changes latency, cost or vCPUs by more than this share is proposed, and not adopted.
+        move: A plan in force that the machine of the newest run has no room for gives way to one that it has.
     """
     from prefect_slo.errors import NotEnoughObservations
     from prefect_slo.loop.guard import Guard
@@ -162,7 +164,7 @@ def refit(
             raise NotEnoughObservations(f"any of flow {flow_name}", 0, 1, hint)
         names = (flow_name,) if flow_name is not None else observed
         guard = Guard.of(min_change, max_change)
-        reasons = {name: learn_again(name, rebuild=rebuild, guard=guard) for name in names}
+        reasons = {name: learn_again(name, rebuild=rebuild, guard=guard, move=move) for name in names}
         known = [report(name) for name in names]
     if json:
         print_json(

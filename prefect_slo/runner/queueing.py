@@ -10,7 +10,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from itertools import accumulate
 
-
 HAND_OVER_S = 1.0
 """A bundle may take this long to get to its worker: 3-18 ms on Dask and Ray, 0.5 s where it is the first of a worker of
 Ray's, which imports what runs it before anything can be told."""

@@ -29,7 +29,7 @@ class Invocation:
         failed: Of these, how many raised.
         dispatched: When the runner handed it over.
         queue_s: Longest wait of its items from ready to dispatched.
-        waited_s: From there until a service took it: throttled calls, the start of a job.
+        waited_s: From there until a service took it: throttled calls, the start of a job, a cluster's queue.
         init_s: Start of the worker, where this was its first bundle; else 0.
         read_s: Receiving and unpickling arguments, and fetching the function where it lies on storage.
         load_s: Unpickling the function, where the worker did not have it, and the arguments as a whole.

@@ -1,13 +1,18 @@
 """Queues of schedulers that are others': which waiting there was for others' work, and which for a run's own.
 
 From outside nobody sees whose work holds a cluster. But while some of a run's own bundles ran there, the next may have
-waited for those: that is what the stage takes where there is no more room. While none did, others held it.
+waited for those: that is what the stage takes where there is no more room. While none did, others held it, unless it
+was for so short a time that a bundle may just have been on its way.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from itertools import accumulate
+
+HAND_OVER_S = 1.0
+"""A bundle may take this long to get to its worker: 3-18 ms on Dask and Ray, 0.5 s where it is the first of a worker of
+Ray's, which imports what runs it before anything can be told."""
 
 
 class Queue:
@@ -25,12 +30,13 @@ class Queue:
         self._begins = []
 
     def waited_s(self, since: float, until: float) -> float:
-        """Seconds of a wait in which no bundle of the run ran there."""
+        """Seconds of a wait in which no bundle of the run ran there, and others did."""
         if until <= since:
             return 0.0
         if not self._begins:
             self._merge()
-        return (until - since) - (self._ran_s(until) - self._ran_s(since))
+        apart_s = (until - since) - (self._ran_s(until) - self._ran_s(since))
+        return apart_s if apart_s > HAND_OVER_S else 0.0
 
     def _merge(self) -> None:
         """Spans in which any bundle ran, and how long some had run before each."""

@@ -235,6 +235,10 @@ def test_a_bundle_says_when_it_ran_and_what_it_took(desk):
     first, second = desk.items(bundle)
     assert before <= done.received <= first.started < first.ended <= second.started < second.ended <= done.ended
     assert done.ended <= after
+    assert (done.held is not None) == desk.can.queues
+    if done.held is not None:
+        assert before <= done.held[0] <= done.received
+        assert done.ended <= done.held[1] <= after
     assert 0 <= done.open_s <= done.ended - done.received
     assert 0 < done.cpu_s <= 2 * (done.ended - done.received) + 0.1
     if desk.can.isolated:

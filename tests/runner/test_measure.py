@@ -252,6 +252,11 @@ def test_what_waits_on_a_cluster_behind_its_own_run_is_the_stages_own_time(clock
     assert (found.queue_s, found.wall_s, found.billed_s) == pytest.approx((0.0, 6.0, 6.0))
 
 
+def test_the_way_to_a_worker_is_no_queue(clock):
+    found = row(on_a_cluster(clock, (0.5, 2.5), until=2.5))
+    assert (found.queue_s, found.wall_s, found.billed_s) == pytest.approx((0.0, 2.5, 2.0))
+
+
 def test_between_its_own_bundles_others_hold_the_cluster(clock):
     found = row(on_a_cluster(clock, (0.0, 2.0), (5.0, 6.0), until=6.0))
     assert (found.queue_s, found.wall_s, found.billed_s) == pytest.approx((3.0 / 2, 6.0 - 3.0 / 2, 3.0))

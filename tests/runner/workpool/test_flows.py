@@ -108,6 +108,7 @@ def test_stages_run_in_their_pools_and_task_runs_are_the_flows_own(pools, task_r
     assert all(call.init_s > 0 for call in cold), "what a job took to start is measured"
 
 
+@pytest.mark.slow
 def test_a_stage_whose_job_finds_no_gpu_counts_for_machines_without_one_and_the_flow_is_told(
     pools, tmp_path, caplog
 ) -> None:

@@ -64,8 +64,8 @@ class Played:
     def begins(self, age_s: float = 0.0) -> None:
         self._out.send(Letter(time.monotonic(), {}, (), age_s=age_s))
 
-    def up(self, age_s: float = 0.0, wait_s: float = 0.0) -> None:
-        opened = Opened(1, True, 0.1, wait_s, 4711)
+    def up(self, age_s: float = 0.0, wait_s: float = 0.0, *, bare: bool = False) -> None:
+        opened = Opened(1, True, 0.1, wait_s, 4711, bare=bare)
         self._out.send(Letter(time.monotonic(), {}, (opened,), age_s=age_s))
 
     def done(self, bundle: int) -> None:
@@ -123,6 +123,16 @@ def scene(tmp_path: Path) -> Iterator[Callable[..., Scene]]:
     yield make
     for one in made:
         one.office.shut(patience_s=1.0)
+
+
+def test_each_lease_of_a_pilot_hears_that_its_machine_has_no_gpu(scene: Any) -> None:
+    at = scene()
+    first = at.lease(1)
+    at.job(0).up(bare=True)
+    assert at.opened(1).bare
+    at.office.close(first)
+    at.lease(2)
+    assert at.opened(2).bare
 
 
 def test_a_pilot_that_gets_free_serves_a_lease_whose_own_is_still_starting(scene: Any) -> None:

@@ -71,13 +71,14 @@ class Contact:
         bundle: What it runs.
         ready: Whether its worker is up.
         idle_since: Since when nobody needs it.
+        held_since: Since when its worker is up for the one whom it serves.
         gone: Set once nothing more is heard of it.
     """
 
     def __init__(self, office: Office, size: Size) -> None:
         self._office, self.size = office, size
         self.box = f"pilot-{uuid.uuid4().hex}"  # beside its office's, which is gone before the last letter is read
-        self.born = self.since = self.idle_since = time.monotonic()
+        self.born = self.since = self.idle_since = self.held_since = office.clock()
         self.blocked_s = self._blocked_before_s = 0.0
         self._unpaid_s = self._age_s = 0.0
         self.flow_run: UUID | None = None
@@ -122,7 +123,7 @@ class Contact:
 
     def usable(self, size: Size) -> bool:
         """Whether it may serve a lease of that size."""
-        young = time.monotonic() - self.born < self._office.terms.lifetime_s
+        young = self._office.clock() - self.born < self._office.terms.lifetime_s
         return self.size == size and young and not self._leaving and not self.gone.is_set() and self._job_ended is None
 
     def serve(self, lease: Lease, blocked_s: float = 0.0) -> None:
@@ -132,10 +133,11 @@ class Contact:
             lease: The lease.
             blocked_s: How long its pool could not start the pilot that it has waited for in vain.
         """
-        idle_s = time.monotonic() - self.idle_since if self.ready else 0.0
+        self.held_since = self._office.clock()
+        idle_s = self.held_since - self.idle_since if self.ready else 0.0
         self.lease, self._cancelled, self._blocked_before_s = lease, None, self.blocked_s
         if self.ready:
-            waited_s = time.monotonic() - lease.asked
+            waited_s = self._office.clock() - lease.asked
             start_s = max(waited_s - blocked_s, 0.0) if lease.starting else 0.0
             self._unpaid_s += idle_s
             self._opened(lease, start_s, waited_s - start_s, cold=start_s > 0)
@@ -147,7 +149,7 @@ class Contact:
 
     def cancel(self) -> None:
         """End what it runs; its lease is lost once the worker says so, or doesn't."""
-        self._cancelled = time.monotonic()
+        self._cancelled = self._office.clock()
         self._outbox.put(("cancel", self._generation))
 
     def leave(self) -> None:
@@ -162,7 +164,7 @@ class Contact:
     def job_ended(self, why: str) -> None:
         """Its job is over: what it had sent is still read, then it is lost."""
         if self._job_ended is None:
-            self._job_ended = (why, time.monotonic())
+            self._job_ended = (why, self._office.clock())
             self.wake()
 
     def lose(self, reason: LossReason, detail: str) -> None:
@@ -186,27 +188,27 @@ class Contact:
     # ---- the postman ------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        store, quiet_since = self._office.store, time.monotonic()
+        store, quiet_since = self._office.store, self._office.clock()
         pulse = Pulse(quiet_since)
         felt = quiet_since
         while not self.gone.is_set():
-            quiet_s = time.monotonic() - quiet_since
+            quiet_s = self._office.clock() - quiet_since
             pause_s = max(store.poll_s, min(quiet_s / 50, 10 * store.poll_s))
             try:
                 if self._send(pause_s):
-                    quiet_since = time.monotonic()
+                    quiet_since = self._office.clock()
                 while (letter := self._in.receive()) is not None:
-                    quiet_since = time.monotonic()
+                    quiet_since = self._office.clock()
                     self._read(letter, quiet_since)
                     if letter.over:
                         self.lose("died" if self.begun else "start", letter.over)
-                if time.monotonic() - felt > self._office.terms.heartbeat_s:
-                    felt = time.monotonic()
+                if self._office.clock() - felt > self._office.terms.heartbeat_s:
+                    felt = self._office.clock()
                     self._feel(pulse, felt)
             except Exception as error:
                 get_logger("slo").warning("A mailbox of work pool %r cannot be reached: %r", self._office.name, error)
                 time.sleep(1.0)
-            self._mind(time.monotonic())
+            self._mind(self._office.clock())
 
     def _send(self, wait_s: float) -> bool:
         if self._unsent is None:
@@ -217,7 +219,7 @@ class Contact:
         message = self._unsent  # sent again, under the same number, where writing it fails
         if isinstance(message, tuple) and isinstance(bundle := message[-1], Bundle):
             known = bundle.program_key in self._programs
-            self._sent[bundle.id] = time.monotonic()
+            self._sent[bundle.id] = self._office.clock()
             self._out.send(("run", message[0], replace(bundle, program=None) if known else bundle))
             self._programs.add(bundle.program_key)
         elif message is not None:
@@ -237,6 +239,7 @@ class Contact:
     def _mind(self, now: float) -> None:
         """What time brings."""
         office = self._office
+        office.reconsider()
         if self._job_ended is not None and now - self._job_ended[1] > DRAIN_S + office.store.poll_s:
             self.lose("died" if self.begun else "start", self._job_ended[0])
         elif self._cancelled is not None and self.bundle is not None and now - self._cancelled > CANCEL_S:
@@ -303,7 +306,7 @@ class Contact:
         with office.lock:
             self._pid, self._generation, first = pid, report.lease, not self.begun
             self._bare = report.bare
-            self.ready, self.idle_since = True, now
+            self.ready, self.idle_since, self.held_since = True, now, now
             self.blocked_s += report.wait_s if first else 0.0  # for its machine, which others held: no start
             lease = self.lease
         if first:
@@ -320,7 +323,7 @@ class Contact:
         office = self._office
         with office.lock:
             cancelled, self._cancelled = self._cancelled is not None, None
-            self.ready, self.bundle, self.since = False, None, time.monotonic()
+            self.ready, self.bundle, self.since = False, None, self._office.clock()
             if self.lease is None:
                 return
             if report.reason == "cancelled" and not cancelled:  # that was for the lease before this one
@@ -335,7 +338,7 @@ class Contact:
 
     def _leave_debts(self, lease: Lease | None) -> None:
         """Leave to the next lease of its size what nobody has paid for: what it idled, a start that came to nothing."""
-        idle_s = time.monotonic() - self.idle_since if lease is None and self.ready else 0.0
+        idle_s = self._office.clock() - self.idle_since if lease is None and self.ready else 0.0
         self._office.owe(self.size, self._unpaid_s + idle_s)
         self._unpaid_s = 0.0
 
@@ -344,7 +347,7 @@ class Contact:
         with self._office.lock:
             self._leaving = True
             self._tell(Lost(0, "died", "its pilot has lived long enough"))
-            self.lease, self.idle_since = None, time.monotonic()
+            self.lease, self.idle_since = None, self._office.clock()
 
     def _runs(self, bundle: int) -> bool:
         return self.bundle is not None and self.bundle.id == bundle

@@ -8,11 +8,11 @@ being there all the time. A heart gives the jobs the sign of life without which 
 
 from __future__ import annotations
 
-import statistics
+import math
 import threading
 import time
 import uuid
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from contextvars import Context
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ from prefect_slo.resources import Size
 from prefect_slo.runner.backends.protocol import Bundle, Lost
 from prefect_slo.runner.workpool.contact import Contact, Lease
 from prefect_slo.runner.workpool.jobs import Jobs
+from prefect_slo.runner.workpool.starting import Starts
 from prefect_slo.runner.workpool.stores import Store
 
 WAIT_AND_SEE = (408, 429)
@@ -73,6 +74,7 @@ class Office:
         terms: How pilots are kept.
         context: In which the API is spoken to.
         places_gpus: Whether its jobs have the GPUs of their machine in common.
+        clock: Tells the time in seconds.
     """
 
     def __init__(
@@ -85,19 +87,21 @@ class Office:
         context: Context,
         *,
         places_gpus: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.clock = clock
         self.name, self.store, self.terms, self.places_gpus = name, store, terms, places_gpus
         self._jobs, self._variables = jobs, variables
         self.box = f"office-{uuid.uuid4().hex}"
         self.lock = threading.RLock()
         self._pilots: list[Contact] = []
         self._waiting: list[Lease] = []
-        self._starts_s: list[float] = []
+        self._starts = Starts()
         self._owed_s: defaultdict[Size, float] = defaultdict(float)
         self._errands: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._over = threading.Event()
         self._noticed = ""
-        self._looked = time.monotonic()
+        self._looked = self.clock()
         self._heart = threading.Thread(target=self._beat, name="prefect-slo-heart", daemon=True)
         self._watch = threading.Thread(
             target=context.run, args=(self._look_after,), name="prefect-slo-watch", daemon=True
@@ -155,7 +159,7 @@ class Office:
         if self.terms.idle_s is not None:
             return self.terms.idle_s
         with self.lock:
-            return statistics.median(self._starts_s) if self._starts_s else 10.0
+            return 10.0 if math.isnan(took_s := self._starts.start_s) else took_s
 
     @property
     def pilots(self) -> tuple[Contact, ...]:
@@ -166,7 +170,9 @@ class Office:
     def release(self, pilot: Contact) -> None:
         """A pilot is free; one of a size that nobody waits for idles, or makes room for one that is waited for."""
         with self.lock:
-            pilot.lease, pilot.idle_since = None, time.monotonic()
+            pilot.lease, pilot.idle_since = None, self.clock()
+            if pilot.ready:
+                self._starts.held(pilot.idle_since - pilot.held_since)
             self._admit()
             if pilot.lease is None:
                 self._relieve(pilot)
@@ -180,7 +186,7 @@ class Office:
             if (lease := other.lease) is not None and not other.ready and not other.begun:
                 if not pilot.usable(lease.size):
                     continue
-                other.lease, other.idle_since = None, time.monotonic()
+                other.lease, other.idle_since = None, self.clock()
                 for_machine_s = other.idle_since - other.since if other.heard_of else 0.0
                 pilot.serve(lease, other.blocked_s + for_machine_s)
                 return
@@ -198,7 +204,7 @@ class Office:
     def started(self, took_s: float) -> None:
         """A pilot took so long to start."""
         with self.lock:
-            self._starts_s = [*self._starts_s[-31:], took_s]
+            self._starts.started(took_s)
 
     def left(self, pilot: Contact) -> None:
         """A pilot is gone or on its way."""
@@ -207,14 +213,28 @@ class Office:
                 self._pilots.remove(pilot)
             self._admit()
 
+    def reconsider(self) -> None:
+        """Look again whether those that wait for a pilot that runs should have one of their own."""
+        with self.lock:
+            if self._waiting:
+                self._admit()
+
     def _admit(self) -> None:
-        """Serve who waits, first come first."""
-        while self._waiting and not self._over.is_set():
-            lease = self._waiting[0]
+        """Serve who waits, first come first; who is better off with a pilot that gets free soon waits for that one."""
+        patient: Counter[Size] = Counter()
+        for lease in tuple(self._waiting):
+            if self._over.is_set() or lease not in self._waiting:
+                continue
             free = [pilot for pilot in self._pilots if pilot.lease is None and pilot.usable(lease.size)]
             if free:
-                self._waiting.pop(0)
+                self._waiting.remove(lease)
                 max(free, key=lambda pilot: (pilot.ready, pilot.idle_since)).serve(lease)
+                continue
+            now = self.clock()
+            ages_s = [now - pilot.held_since for pilot in self._pilots if pilot.ready and pilot.usable(lease.size)]
+            if not self._starts.worth_it(now - lease.asked, ages_s, patient[lease.size]):
+                patient[lease.size] += 1
+                lease.starting = True  # what it waits is in place of a start, and no waiting for what others hold
                 continue
             if len(self._pilots) >= self.terms.concurrency:
                 idle = [pilot for pilot in self._pilots if pilot.lease is None]
@@ -222,7 +242,7 @@ class Office:
                     return
                 idle[0].leave()  # comes back here once it is out
                 return
-            self._waiting.pop(0)
+            self._waiting.remove(lease)
             lease.starting = True
             pilot = Contact(self, lease.size)
             self._pilots.append(pilot)
@@ -271,7 +291,7 @@ class Office:
             if (400 <= code < 500 and code not in WAIT_AND_SEE) or isinstance(error, ObjectNotFound):
                 pilot.lose("start", f"its job in work pool {self.name!r} was refused: {error}")
                 return
-            if time.monotonic() - pilot.born > self.terms.give_up_s:
+            if self.clock() - pilot.born > self.terms.give_up_s:
                 pilot.lose("start", f"no job could be asked for in work pool {self.name!r}: {error!r}")
                 return
             retry = threading.Timer(LOOK_S, self._errands.put, [lambda: self._start(pilot)])
@@ -287,7 +307,7 @@ class Office:
         if not pilots:
             return
         states = self._jobs.states([flow_run for flow_run in pilots if flow_run is not None])
-        looked, self._looked = self._looked, time.monotonic()
+        looked, self._looked = self._looked, self.clock()
         scheduled = [run for run, state in states.items() if state is not None and state.type == StateType.SCHEDULED]
         if scheduled and self._jobs.blocked():
             for flow_run in scheduled:
@@ -300,10 +320,12 @@ class Office:
             elif state is not None and state.is_final():
                 words = f": {state.message}" if state.message else ""
                 pilot.job_ended(f"its job has ended as {state.name}{words}")
+            elif state is not None and state.type == StateType.SCHEDULED:
+                self._call_off_spare(pilot)
         self._complain([pilot for pilot in pilots.values() if not pilot.ready and pilot.lease is not None])
 
     def _complain(self, starting: list[Contact]) -> None:
-        now = time.monotonic()
+        now = self.clock()
         late = [pilot for pilot in starting if now - pilot.since > self.terms.patience_s]
         if not late:
             self._noticed = self._noticed if starting else ""
@@ -321,6 +343,12 @@ class Office:
         for pilot in unheard:
             if now - pilot.born > self.terms.give_up_s:
                 pilot.lose("start", f"work pool {self.name!r} {trouble}")
+
+    def _call_off_spare(self, pilot: Contact) -> None:
+        """Want a job no more that nobody has begun to start, where nobody waits for it by now."""
+        with self.lock:
+            if pilot.lease is None and not pilot.heard_of and not self._waiting:
+                pilot.leave()
 
     def call_off(self, pilot: Contact) -> None:
         """Want a pilot's job no more, which may just be asked for; its box goes where it never started."""

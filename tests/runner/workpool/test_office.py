@@ -20,6 +20,7 @@ from prefect_slo.runner.workpool.contact import Lease
 from prefect_slo.runner.workpool.mailbox import FROM_JOB, TO_JOB, Incoming, Outgoing
 from prefect_slo.runner.workpool.office import Office, Terms
 from prefect_slo.runner.workpool.pilot import Letter, Order
+from prefect_slo.runner.workpool.starting import Starts
 from prefect_slo.runner.workpool.stores import FolderStore
 
 SIZE = Size(1, 512)
@@ -32,6 +33,7 @@ class PlayedJobs:
 
     full: bool = False
     asked: dict[UUID, Order] = field(default_factory=dict)
+    cancelled: list[UUID] = field(default_factory=list)
 
     def start(self, name: str, order: Order, variables: Any) -> UUID:
         flow_run = uuid4()
@@ -48,6 +50,7 @@ class PlayedJobs:
         return ""
 
     def cancel(self, flow_run: UUID) -> bool:
+        self.cancelled.append(flow_run)
         return True
 
     def crashed(self, flow_run: UUID, why: str) -> None: ...
@@ -82,15 +85,23 @@ class Played:
 class Scene:
     """An office, its jobs, and leases that note what they hear."""
 
-    def __init__(self, folder: Path, terms: Terms) -> None:
-        self.store, self.jobs = FolderStore(str(folder)), PlayedJobs()
-        self.office = Office("pool", self.jobs, self.store, lambda _: {}, terms, copy_context())  # type: ignore[arg-type]
+    def __init__(self, folder: Path, terms: Terms, clock: Callable[[], float]) -> None:
+        self.store, self.jobs, self.clock = FolderStore(str(folder)), PlayedJobs(), clock
+        self.office = Office(
+            "pool",
+            self.jobs,
+            self.store,
+            lambda _: {},
+            terms,
+            copy_context(),
+            clock=clock,  # type: ignore[arg-type]
+        )
         self.heard: dict[int, list[Any]] = {}
         self.told: list[str] = []
 
     def lease(self, number: int) -> Lease:
         self.heard[number] = []
-        asked = Lease(number, SIZE, self.heard[number].append, self.told.append, time.monotonic())
+        asked = Lease(number, SIZE, self.heard[number].append, self.told.append, self.clock())
         self.office.open(asked)
         return asked
 
@@ -116,8 +127,8 @@ def until(holds: Callable[[], Any]) -> None:
 def scene(tmp_path: Path) -> Iterator[Callable[..., Scene]]:
     made: list[Scene] = []
 
-    def make(**terms: Any) -> Scene:
-        made.append(Scene(tmp_path / str(len(made)), Terms(**{"idle_s": 600.0, **terms})))
+    def make(clock: Callable[[], float] = time.monotonic, **terms: Any) -> Scene:
+        made.append(Scene(tmp_path / str(len(made)), Terms(**{"idle_s": 600.0, **terms}), clock))
         return made[-1]
 
     yield make
@@ -322,3 +333,116 @@ def test_pilots_are_sent_home_with_a_letter_that_outlives_their_office(scene: An
     at.office.shut()
     assert job.is_sent_home()
     assert isinstance(at.heard[1][-1], Lost)
+
+
+class Hands:
+    """A clock that the test moves on."""
+
+    now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def measured(scene: Any) -> tuple[Scene, Hands]:
+    """An office whose pilots have taken 8 s to start, and are held for 5 s by every lease; one is up and free."""
+    hands = Hands()
+    at = scene(hands, heartbeat_s=1e6, lifetime_s=1e6)
+    first = at.lease(1)
+    job = at.job(0)
+    hands.now_s += 8.0
+    job.up()
+    at.opened(1)
+    for number in (2, 3):
+        hands.now_s += 5.0
+        at.office.close(first)
+        first = at.lease(number)
+        at.opened(number)
+    at.office.close(first)
+    return at, hands
+
+
+def test_no_pilot_is_started_for_a_wait_that_is_shorter_than_a_start(measured: tuple[Scene, Hands]) -> None:
+    at, hands = measured
+    busy = at.lease(4)
+    hands.now_s += 4.6
+    at.lease(5)
+    at.office.reconsider()
+    hands.now_s += 0.4
+    at.office.close(busy)
+    report = at.opened(5)
+    assert report.start_s == pytest.approx(0.4), "in place of a start; others held nothing"
+    assert report.wait_s == 0
+    assert len(at.office.pilots) == len(at.jobs.asked) == 1
+
+
+def test_one_is_started_once_the_pilot_that_runs_is_not_back_as_expected(measured: tuple[Scene, Hands]) -> None:
+    at, hands = measured
+    at.lease(4)
+    hands.now_s += 4.6
+    at.lease(5)
+    assert len(at.office.pilots) == 1
+    hands.now_s += 0.6  # nobody was held as long as that before: a postman who comes by sees it
+    until(lambda: len(at.jobs.asked) == 2)
+
+
+def test_a_pilot_that_gets_free_soon_is_expected_by_one_lease_alone(measured: tuple[Scene, Hands]) -> None:
+    at, hands = measured
+    at.lease(4)
+    hands.now_s += 4.6
+    at.lease(5)
+    at.lease(6)
+    until(lambda: len(at.jobs.asked) == 2)
+    at.office.reconsider()
+    assert len(at.office.pilots) == 2
+
+
+def test_nobody_waits_longer_for_a_pilot_that_runs_than_a_start_takes() -> None:
+    starts = Starts()
+    assert starts.worth_it(0.0, [1.0]), "nothing was measured"
+    starts.started(8.0)
+    assert starts.worth_it(0.0, [1.0]), "nobody knows when it is back"
+    for hold_s in (5.0, 100.0):
+        starts.held(hold_s)
+    assert not starts.worth_it(0.0, [99.0])
+    assert starts.worth_it(8.0, [99.0])
+    assert starts.worth_it(0.0, [6.0]), "in 94 s"
+    assert starts.worth_it(0.0, []), "none runs"
+    assert starts.left_s(1.0) == pytest.approx((4.0 + 99.0) / 2)
+
+
+def spare(at: Scene) -> UUID:
+    """The job of a pilot whose lease is served by another one that got free."""
+    first = at.lease(1)
+    at.job(0).up()
+    at.opened(1)
+    at.lease(2)
+    at.job(1)
+    at.office.close(first)
+    at.opened(2)
+    return list(at.jobs.asked)[1]
+
+
+def test_a_spare_that_nobody_has_begun_to_start_is_called_off(scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offices, "LOOK_S", 0.02)
+    at = scene()
+    at.jobs.full = True
+    job = spare(at)
+    until(lambda: len(at.office.pilots) == 1 and at.jobs.cancelled)
+    assert at.jobs.cancelled == [job]
+    at.lease(3)
+    until(lambda: len(at.jobs.asked) == 3)
+
+
+def test_a_spare_whose_job_starts_stays_for_the_next(scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offices, "LOOK_S", 0.02)
+    at = scene()
+    looks: list[int] = []
+    states = at.jobs.states
+    monkeypatch.setattr(at.jobs, "states", lambda runs: looks.append(1) or states(runs))
+    spare(at)
+    seen = len(looks)
+    until(lambda: len(looks) > seen + 3)
+    assert len(at.office.pilots) == 2
+    assert not at.jobs.cancelled

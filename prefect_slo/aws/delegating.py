@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 
 from prefect_slo.aws.exchange import Exchange, Item, Order, Returned
 from prefect_slo.aws.invoke import Failed
@@ -76,6 +77,10 @@ class Delegating:
     def store(self) -> S3Prefix | None:
         """Where large things go."""
         return self.batch.store
+
+    def paid(self, usd: Decimal) -> None:
+        """Something beside was paid for."""
+        self.batch.paid(usd)
 
     def run(self, function: str, order: Order) -> Returned:
         """Have a worker run items; see ``Exchange.run``.

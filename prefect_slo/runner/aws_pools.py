@@ -21,6 +21,7 @@ from prefect_slo.aws.exchange import Exchange
 from prefect_slo.aws.functions import Architecture, FunctionStatus, WorkerFunctions, documents, policy, storage
 from prefect_slo.aws.invoke import Invoker
 from prefect_slo.aws.jobs import BatchInvoker
+from prefect_slo.aws.kept import place_of
 from prefect_slo.aws.report import bill
 from prefect_slo.aws.s3 import S3Prefix
 from prefect_slo.aws.spending import Caller, CappedCaller, SpendLimit
@@ -157,6 +158,7 @@ class LambdaPool:
             memory_mb=max(self.memory_mb),
             run_key=_run_key(),
             hardware=HARDWARE[self.architecture],
+            place=place_of(self.bucket) if self.bucket is not None else None,
             of_size={
                 memory: max(found.of(name, self.concurrency), 1)
                 for memory, name in zip(self.memory_mb, names, strict=True)
@@ -239,7 +241,8 @@ class LambdaPool:
 
     def policy(self) -> dict[str, Any]:
         """The least that callers, functions and deployers may do, as IAM policy documents."""
-        return policy(self.functions, self._store, self.batch.policy() if self.batch is not None else None)
+        besides = self.batch.policy() if self.batch is not None else None
+        return policy(self.functions, self._store, besides, shared=self.bucket)
 
     def _terms(self, function: str) -> Terms:
         """What a function and a job cost, in time and money."""
@@ -315,6 +318,7 @@ class BatchPool:
             memory_mb=self.jobs.memory_mb,
             run_key=_run_key(),
             hardware=self.hardware,
+            place=place_of(self.bucket),
         )
 
     def deploy(self) -> list[str]:
@@ -336,7 +340,7 @@ class BatchPool:
 
     def policy(self) -> dict[str, Any]:
         """The least that callers, jobs and deployers may do, as IAM policy documents."""
-        needs = storage(self._store)
+        needs = storage(self._store, shared=self.bucket)
         return documents({who: [*self.jobs.policy().get(who, []), *statements] for who, statements in needs.items()})
 
     @cached_property

@@ -93,7 +93,10 @@ class Endings:
             return False
         hollow = state.model_copy(update={"data": None})  # a state that is let go of lets go of its value
 
+        usd = state.data.deposit.fetch_usd
+
         def arrived(value: Any) -> None:  # in any thread
+            self._measure.fetched(call.stage, usd)
             self._context.copy().run(link_state_to_task_run_result, hollow, value)
 
         origin = self._origin(call) if not state.data.is_persisted else None

@@ -8,6 +8,7 @@ apart.
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, replace
@@ -103,6 +104,7 @@ class Measure:
         self._meter = _Meter(machine.vcpus)
         self._leases: dict[int, _Lease] = {}
         self._stages: dict[str, _Stage] = {}
+        self._billing = threading.Lock()
         self._started_at = (time.time(), time.monotonic())
 
     # ---- what the session tells -------------------------------------------------------------------------------------
@@ -244,6 +246,13 @@ class Measure:
         if not seen.done:
             seen.last_end = max(seen.last_end, time.monotonic())
 
+    def fetched(self, stage: str, usd: Decimal) -> None:
+        """A result of a stage that lay on storage was read here, in whichever thread."""
+        with self._billing:
+            seen = self._stages[stage]
+            seen.billed_usd += usd
+            seen.storage_usd += usd
+
     def came_from_cache(self, stage: str) -> None:
         self._stages[stage].cached += 1
 
@@ -292,9 +301,10 @@ class Measure:
             if (seen.done or seen.failed) and seen.first_ready is not None
         )
 
-    @staticmethod
-    def _bill(seen: _Stage, report: protocol.Finished | protocol.Lost) -> None:
-        if report.billed_usd is not None:
+    def _bill(self, seen: _Stage, report: protocol.Finished | protocol.Lost) -> None:
+        if report.billed_usd is None:
+            return
+        with self._billing:
             seen.billed_usd += report.billed_usd
             seen.storage_usd += report.storage_usd
             seen.requests += report.requests

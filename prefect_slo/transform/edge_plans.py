@@ -6,7 +6,9 @@ themselves (``Pool.handing_on``):
 
     machine     through the flow's own process (``inline``), or once into memory that all map (``machine``)
     objects     as it is (``machine``)
-    storage     in the request and the reply (``inline``) while they fit, over storage (``remote``) beyond
+    storage     in the request and the reply (``inline``) while they fit, over storage (``remote``) beyond: stored once,
+                and read by each call that takes it; through the flow's process as well where the other pool does not
+                pass over storage, or where the flow takes a result apart
     workers     from worker to worker of one pool (``direct``), or with the call and its result (``inline``)
     calls       with the call and its result (``inline``), whichever way the pool's bundles go
 
@@ -81,13 +83,15 @@ class _Between:
     links: Links
     ways: tuple[Method, ...]
     unknown: Method
+    relayed: Links | None = None
 
     def of_parts(self) -> _Between:
         """The same for a result that the flow takes apart: parts lie nowhere else, they travel with their calls."""
         if "inline" not in self.ways:
             return self
         ways = tuple(way for way in self.ways if way not in ("machine", "direct"))
-        return replace(self, ways=ways, unknown=self.unknown if self.unknown in ways else "inline")
+        unknown = self.unknown if self.unknown in ways else "inline"
+        return replace(self, links=self.relayed or self.links, ways=ways, unknown=unknown)
 
 
 def with_passing(plan: Plan, workflow: Workflow, runs: StageRuns) -> Plan:
@@ -168,7 +172,8 @@ def _between(source: StagePlan, sink: StagePlan, pools: _Pools) -> _Between:
         ways: tuple[Method, ...] = ("machine", "inline") if ends[1] == "machine" else ("inline",)
         return _Between(pools.here, ways, "inline")
     if "storage" in ends:
-        return _Between(pools.elsewhere, ("inline", "remote"), "remote")
+        past = replace(pools.elsewhere, relay_mb_s=inf) if ends == ("storage", "storage") else pools.elsewhere
+        return _Between(past, ("inline", "remote"), "remote", relayed=pools.elsewhere)
     if source.pool == sink.pool and ends[0] == "workers":
         return _Between(pools.cluster, ("direct", "inline"), "direct")
     return _Between(replace(pools.elsewhere, inline_limit_mb=inf), ("inline",), "inline")

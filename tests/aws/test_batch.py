@@ -58,7 +58,7 @@ def sent(exchange: Exchange, function: Callable[..., Any], *args: Any, key: str)
 
 
 def value(returned: Returned) -> Any:
-    return cloudpickle.loads(returned.items[0].payload)[0]
+    return cloudpickle.loads(returned.items[0].payload)
 
 
 def test_a_fan_out_is_one_array_job(jobs: BatchJobs, store: S3Prefix) -> None:

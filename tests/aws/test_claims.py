@@ -44,7 +44,7 @@ def order(function: Callable[..., Any], *args: Any, key: str) -> Order:
 
 
 def value(returned: Returned) -> Any:
-    return cloudpickle.loads(returned.items[0].payload)[0]
+    return cloudpickle.loads(returned.items[0].payload)
 
 
 @pytest.fixture

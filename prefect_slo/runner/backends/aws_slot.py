@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import count
 from queue import SimpleQueue
@@ -14,8 +15,9 @@ from threading import Thread
 from typing import Any
 
 from prefect_slo.aws.delegating import Delegating
-from prefect_slo.aws.exchange import Exchange, Kind, Order, Returned, TooLarge
+from prefect_slo.aws.exchange import Exchange, Item, Kind, Order, PartsGone, Returned, TooLarge
 from prefect_slo.aws.invoke import Failed
+from prefect_slo.aws.kept import KeptObject, Place, Value
 from prefect_slo.aws.report import NOTHING, Billed
 from prefect_slo.control.events import LossReason
 from prefect_slo.resources import Size
@@ -26,6 +28,7 @@ from prefect_slo.runner.backends.protocol import (
     Finished,
     HostedProgram,
     ItemReport,
+    Kept,
     Lost,
     NotSent,
     Outcome,
@@ -52,8 +55,10 @@ class Slot:
         run_key: str,
         freed: Callable[[int], None],
         stored: set[tuple[str, ...]],
+        place: Place | None = None,
     ) -> None:
         self._exchange, self._run_key, self._freed, self._stored = exchange, run_key, freed, stored
+        self._place = place
         self.inbox: SimpleQueue[Bundle | None] = SimpleQueue()
         self._lease, self._function, self._size = 0, "", Size(1, 128)
         self._sink: Sink = _unheard
@@ -119,25 +124,41 @@ class Slot:
         numbers = count(1)
 
         def carry(
-            function: bytes, arguments: Sequence[tuple[int, bytes]], *, limit_s: float | None = None
+            function: bytes,
+            arguments: Sequence[tuple[int, bytes]],
+            *,
+            limit_s: float | None = None,
+            parts: Sequence[bytes | Kept] = (),
+            keep: bool = False,
         ) -> list[Carried]:
             sent, before = {item for item, _ in arguments}, self._untouched
             self._untouched = tuple(item for item in before if item not in sent)
             try:
-                order = self._order(bundle, "function", function, arguments, next(numbers), limit_s)
+                order = replace(
+                    self._order(bundle, "function", function, arguments, next(numbers), limit_s),
+                    parts=tuple(map(_part, parts)),
+                    keep=bundle.keep if keep and self._place is not None else None,
+                )
                 returned = self._invoke(order, totals)
             except TooLarge as error:
                 self._untouched = before
                 raise NotSent(str(error)) from None
             if returned.overran is not None:
                 raise Overran(f"it ran longer than {limit_s:g} s")
-            return [_carried(outcome, started, ended) for outcome, started, ended in _timed(returned)]
+            return [_carried(one, started, ended, self._kept(one)) for one, started, ended in _timed(returned)]
 
         def report(done: ItemReport) -> None:
             self._untouched = tuple(item for item in self._untouched if item != done.item)
             self._sink(Progress(self._lease, bundle.id, (done,)))
 
         program.host(bundle.items, carry, report)
+
+    def _kept(self, one: Item) -> KeptObject | None:
+        """The value of an item that has stayed on S3."""
+        if one.left is None:
+            return None
+        assert self._place is not None
+        return KeptObject(self._place, *one.left, paid=self._exchange.paid)
 
     def _ship(self, bundle: Bundle, totals: _Totals) -> None:
         """A pickled program and its items, in one invocation."""
@@ -175,13 +196,14 @@ class Slot:
         names = {key, (*key, "batch")} if isinstance(self._exchange, Delegating) else {key}
         if self._cancelled.is_set():
             raise _Gone(Failed("cancelled", "cancelled before it was sent"), (*ids, *self._untouched))
-        self._stored |= names  # before anything is: whatever becomes of the call, it is deleted
+        values = {order.shared(part) for part in order.parts if isinstance(part, Value)}
+        self._stored |= names | values  # before anything is: whatever becomes of the call, it is deleted
         try:
             returned = self._exchange.run(self._function, order)
             _checked(returned, ids)
         except Failed as failed:
             totals.bill(failed.billed, failed.storage_usd)
-            if REASONS.get(failed.why) == "start":  # nothing of it has run
+            if REASONS.get(failed.why) == "start" or isinstance(failed, PartsGone):  # nothing of it has run
                 raise _Gone(failed, (*ids, *self._untouched)) from None
             raise _Gone(failed, self._untouched, ids[0] if len(ids) == 1 else None) from None
         totals.add(returned)
@@ -311,18 +333,27 @@ def _timed(returned: Returned) -> list[tuple[Any, float, float]]:
     ]
 
 
-def _carried(one: Any, started: float, ended: float) -> Carried:
+def _part(part: bytes | Kept) -> KeptObject | Value:
+    """A part of arguments as an order has it."""
+    if isinstance(part, bytes):
+        return Value(hashlib.sha256(part).hexdigest(), part)
+    assert isinstance(part, KeptObject)
+    return part
+
+
+def _carried(one: Item, started: float, ended: float, kept: KeptObject | None = None) -> Carried:
     value: Any = None
     unpicklable = one.unpicklable
-    if not unpicklable:
+    if not unpicklable and kept is None:
         try:
-            value, words = pickle.loads(one.payload)
+            value = pickle.loads(one.payload)
         except Exception as error:
             unpicklable = f"{type(error).__name__}: {error}"
         else:
             if one.failed:
+                value, words = value
                 value.add_note(f"On the worker:\n{words}")
-    return Carried(value, one.failed, unpicklable, one.read_s, one.write_s, started, ended)
+    return Carried(value, one.failed, unpicklable, one.read_s, one.write_s, started, ended, kept)
 
 
 def _unheard(_: Any) -> None:

@@ -48,12 +48,17 @@ class Kept(Protocol):
 
     @property
     def place(self) -> object:
-        """The backend that keeps it, and takes it among the parts of a bundle."""
+        """The backend that keeps it, and takes it among the parts of a bundle; or what several have in common."""
         ...
 
     @property
     def size(self) -> int:
         """Its bytes."""
+        ...
+
+    @property
+    def fetch_usd(self) -> Decimal:
+        """What bringing it here costs, in US dollars."""
         ...
 
     def gone(self) -> str:
@@ -89,6 +94,7 @@ class Carried(NamedTuple):
         write_s: Seconds spent pickling its result, there.
         started: When it started (monotonic, on this machine's clock as well as that can be known).
         ended: When it ended.
+        kept: Where its value is, in place of ``value``, where it has stayed there.
     """
 
     value: Any
@@ -98,17 +104,27 @@ class Carried(NamedTuple):
     write_s: float
     started: float
     ended: float
+    kept: Kept | None = None
 
 
 class Carry(Protocol):
     """Sends a pickled function out with pickled ``(args, kwargs)`` of some items, in one go.
+
+    Arguments refer to ``parts`` by number, as persistent ids: values pickled apart, and such as the backend keeps. With
+    ``keep``, results may stay where they are made, as far as ``Bundle.keep`` says.
 
     Raises ``NotSent`` where they are too large to travel, ``Overran`` where an item ran longer than ``limit_s``, and
     ``WorkerGone`` where the worker was lost: let that pass, it ends the bundle. An ``SloError`` refuses the work.
     """
 
     def __call__(
-        self, function: bytes, arguments: Sequence[tuple[int, bytes]], *, limit_s: float | None = None
+        self,
+        function: bytes,
+        arguments: Sequence[tuple[int, bytes]],
+        *,
+        limit_s: float | None = None,
+        parts: Sequence[bytes | Kept] = (),
+        keep: bool = False,
     ) -> list[Carried]: ...
 
 
@@ -307,6 +323,7 @@ class Capabilities:
             travels by value.
         keeps: Parts of outcomes of at least so many bytes can stay where they are made, and go from there to the
             bundles that take them; ``None`` where none can.
+        place: What ``Kept.place`` is of its parts, where several backends have it in common; else it is the backend.
         grows: Gets more machines as they are needed, and the sooner it hears of that the better: a ``GrowingBackend``.
     """
 
@@ -322,6 +339,7 @@ class Capabilities:
     metered: bool = False
     elsewhere: bool = False
     keeps: int | None = None
+    place: object | None = None
     grows: bool = False
 
 

@@ -96,9 +96,11 @@ def traffic(monkeypatch: pytest.MonkeyPatch) -> Traffic:
     seen, original = Traffic(), botocore.client.BaseClient._make_api_call
 
     def call(self: Any, operation: str, wanted: dict[str, Any]) -> Any:
+        sent = wanted.get("Body", wanted.get("Payload", b""))  # botocore puts a file in its place
+        size = len(sent) if isinstance(sent, bytes | str) else 0
         answer = original(self, operation, wanted)
         if operation in ("PutObject", "UploadPart", "Invoke"):
-            seen.heard(operation, len(wanted.get("Body", wanted.get("Payload", b""))))
+            seen.heard(operation, size)
         if operation == "GetObject":
             seen.heard(operation, int(answer["ContentLength"]))
         return answer

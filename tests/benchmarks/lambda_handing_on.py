@@ -35,9 +35,10 @@ def counted(seen: Counter[str]) -> None:
     original = botocore.client.BaseClient._make_api_call
 
     def call(self: Any, operation: str, wanted: dict[str, Any]) -> Any:
+        size = len(wanted.get("Body", b""))
         answer = original(self, operation, wanted)
         if operation in ("PutObject", "UploadPart"):
-            seen.update(puts=1, put_mb=len(wanted["Body"]) / 1e6)
+            seen.update(puts=1, put_mb=size / 1e6)
         if operation == "GetObject":
             seen.update(gets=1, get_mb=int(answer["ContentLength"]) / 1e6)
         return answer

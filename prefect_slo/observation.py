@@ -87,7 +87,7 @@ class StageRun:
         batch: Items in one call.
         bytes_in: Bytes read over all workers.
         bytes_out: Bytes written over all workers.
-        cold: Whether any of its workers had to start.
+        cold: Whether it waited for any of its workers to start.
         cost_usd: Cost over all workers; ``nan`` where the table doesn't say.
         peak_memory_mb: Highest over its workers; ``nan`` where unknown.
         hardware: Kind of machine, an open name.
@@ -98,7 +98,7 @@ class StageRun:
         billed_s: Seconds that were billed over all of them, starts and rounding included; of workers that are leased
             elsewhere the seconds that they were held, with their start and what they idled before. Else ``nan``.
         storage_usd: Of ``cost_usd``, what reading and writing objects cost; else ``nan``.
-        start_s: Mean over the workers of the time that starting them took, 0 for those that were warm; part of
+        start_s: Mean over the workers of the time that it waited for them to start, 0 for those that were up; part of
             ``wall_s``. ``nan`` where unknown.
     """
 

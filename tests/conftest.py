@@ -86,14 +86,11 @@ def prefect_server(one_authority: str) -> Iterator[str]:
 @pytest.fixture
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that can't reach the API tries as often as it does, and again at once rather than after seconds."""
-    import anyio
+    import httpcore
     from prefect.client import base
 
-    async def pass_on(_: float) -> None:
-        await anyio.sleep(0)
-
-    monkeypatch.setattr(base, "time", SimpleNamespace(**{**vars(time), "sleep": lambda _: None}))
-    monkeypatch.setattr(base, "anyio", SimpleNamespace(**{**vars(anyio), "sleep": pass_on}))
+    monkeypatch.setattr(httpcore.NetworkBackend, "sleep", lambda *_: None)  # between connections
+    monkeypatch.setattr(base, "time", SimpleNamespace(**{**vars(time), "sleep": lambda _: None}))  # between requests
 
 
 @contextlib.contextmanager

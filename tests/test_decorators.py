@@ -402,7 +402,7 @@ def test_the_environment_has_the_last_word_on_the_mode(
         raise SloError("enough")
 
     monkeypatch.setattr(planning, "decide", decide)
-    monkeypatch.setattr(knowledge, "knowledge", lambda name: None)
+    monkeypatch.setattr(knowledge, "knowledge", knowledge.Knowledge)
     if environment:
         monkeypatch.setenv("PREFECT_INTEGRATIONS_SLO_MODE", environment)
     recipe = director_of(slo(latency=30, mode="advise")(plain)).recipe("plain", "run", {})

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,11 +14,10 @@ pytest.importorskip("sklearn")
 
 @pytest.fixture(scope="module")
 def shown(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[DemoReport, list[str]]:
-    """The whole demo on few images, each setting measured once, and the phases that it told of."""
+    """The whole demo on few images, and the phases that it told of."""
     phases: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_INTEGRATIONS_SLO_HOME", str(tmp_path_factory.mktemp("slo")))
-        patch.setattr(demos, "profile", partial(demos.profile, repeats=1))
         report = demo(runs=1, scale=0.05, heard=lambda phase, *_: phases.append(phase))
     return report, phases
 

@@ -10,7 +10,7 @@ import pytest
 from prefect_slo.errors import GpuShareTooLarge, InvalidValue
 from prefect_slo.placement import Device, Interference, Occupancy, Share, check, devices_needed, most_at_once, pack
 
-SEQUENCES = 10_000
+SEQUENCES = pytest.mark.parametrize("sequences", [2_000, pytest.param(10_000, marks=pytest.mark.slow)])
 TWO = (Device("0", 16_384), Device("1", 16_384))
 
 
@@ -107,11 +107,12 @@ def test_packing_holds_no_device_beyond_what_it_has():
     assert packed > 300
 
 
-def test_first_fit_decreasing_keeps_its_bound_where_one_resource_binds():
+@SEQUENCES
+def test_first_fit_decreasing_keeps_its_bound_where_one_resource_binds(sequences):
     """Devices cut into shares without waste: the cut is the best packing, and it is known."""
     rng = np.random.default_rng(7)
     device, worst = Device("0", 16_384), 0.0
-    for _ in range(SEQUENCES):
+    for _ in range(sequences):
         best = int(rng.integers(1, 9))
         shares = [Share(part) for _ in range(best) for part in cut(rng)]
         rng.shuffle(shares)
@@ -121,10 +122,11 @@ def test_first_fit_decreasing_keeps_its_bound_where_one_resource_binds():
     assert worst > 1  # else the instances would be too easy to show anything
 
 
-def test_first_fit_decreasing_keeps_its_bound_where_two_resources_bind():
+@SEQUENCES
+def test_first_fit_decreasing_keeps_its_bound_where_two_resources_bind(sequences):
     rng = np.random.default_rng(8)
     device = Device("0", 16_384)
-    for _ in range(SEQUENCES):
+    for _ in range(sequences):
         best = int(rng.integers(1, 5))
         shares = []
         for _ in range(best):

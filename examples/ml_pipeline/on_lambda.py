@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import argparse
 import time
+from decimal import Decimal
 
 from flow import stock
 from prefect import Flow
 
 from prefect_slo import Plan, SLOTaskRunner
+from prefect_slo.aws.report import bill
 from prefect_slo.plan import StagePlan
+from prefect_slo.pricing import price_list
 from prefect_slo.resources import Size
 from prefect_slo.testing.aws import local_aws
 
@@ -40,8 +43,9 @@ def compare(pipeline: Flow[..., float] = stock, scale: float = 0.1) -> tuple[flo
         pool = account.pool(memory_mb=(1024, 1769), concurrency=4, timeout_s=120)
         there = pipeline.with_options(task_runner=SLOTaskRunner(plan(pool.pool.sizes), pools=[pool]))(scale)
         done = account.lambdas.invocations
-        cost = sum(one.billed_ms * one.memory_mb for one in done) / 1024 / 1000 * 0.0000166667 + 2e-7 * len(done)
-    return here, there, cost, len(done)
+        prices = price_list("aws-lambda-x86")
+        cost = sum((bill(prices, one.memory_mb, one.billed_ms) for one in done), Decimal())
+    return here, there, float(cost), len(done)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefect_slo.aws.clients import client
-from prefect_slo.aws.functions import FunctionStatus, State, allow, name_prefix
-from prefect_slo.aws.ownership import Owner
+from prefect_slo.aws.functions import FunctionStatus, State
+from prefect_slo.aws.ownership import Owner, name_prefix
 from prefect_slo.aws.packaging import content_hash
+from prefect_slo.aws.permissions import Statements, allow
 from prefect_slo.aws.queues import BatchQueue
 from prefect_slo.errors import InvalidValue
 from prefect_slo.pricing import price_list
@@ -206,7 +207,7 @@ class BatchJobs:
         queues = self.queue.destroy(self.owner) if isinstance(self.queue, BatchQueue) and not only_old else []
         return sorted(set(gone)) + queues
 
-    def policy(self) -> dict[str, list[dict[str, Any]]]:
+    def policy(self) -> Statements:
         """What callers and deployers need beside S3, as statements of IAM policies by who needs them."""
         region = self.region or "*"
         definition = f"arn:aws:batch:{region}:*:job-definition/{self.prefix}-*"

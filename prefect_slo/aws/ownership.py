@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from prefect_slo.aws.packaging import HASH_DIGITS
+from prefect_slo.errors import InvalidValue
+from prefect_slo.units import text
 
 VERSION_TAG, POOL_TAG = "prefect-slo", "prefect-slo:pool"
 _PLAIN = re.compile(r"[\w .:/=+@-]{1,200}", re.ASCII)  # what values of tags may hold everywhere
@@ -50,3 +52,15 @@ class Owner:
         """
         found = re.fullmatch(rf"{re.escape(self.prefix)}-([0-9a-f]{{{HASH_DIGITS}}}){ending}", name)
         return found.group(1) if found is not None else None
+
+
+def name_prefix(value: object, field: str) -> str:
+    """What names of functions and job definitions may begin with.
+
+    Raises:
+        InvalidValue: Too long, or with characters that such names don't have.
+    """
+    prefix = text(value, field)
+    if len(prefix) > 40 or not prefix.isascii() or not prefix.replace("-", "").replace("_", "").isalnum():
+        raise InvalidValue(field, value, "at most 40 letters, digits, dashes and underscores")
+    return prefix

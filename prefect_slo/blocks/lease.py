@@ -1,17 +1,25 @@
-"""One writer at a time: a Prefect global concurrency limit of one, held while a profile is changed."""
+"""One writer at a time: a Prefect global concurrency limit of one, held while a profile is changed.
+
+Prefect's own ``concurrency`` acquires in a service that it starts for each limit, and none can be started any more once
+an interpreter shuts down: what a process has left to learn at its end, as that of a deployed run always has, would
+never be written. So the limit is asked for here, by plain calls.
+"""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
+from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
-from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.logging import get_logger
 
 from prefect_slo.telemetry.store import slug
 
@@ -19,6 +27,9 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
 LEASE_S = 60.0  # the least that the server grants; a holder that dies blocks others for so long
+ASK_S = 1.0
+"""Between two tries; the server would let a client that it denies wait for longer."""
+
 _here: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
 
@@ -31,31 +42,70 @@ def profile_lease(flow_name: str, *, timeout_s: float, client: SyncPrefectClient
     Args:
         flow_name: Name of the flow.
         timeout_s: How long to wait for another writer.
-        client: Client to make the limit with; one is made when missing.
+        client: Client to ask with; one is made when missing.
 
     Raises:
         TimeoutError: Another writer held it for longer.
         httpx.HTTPError: The API cannot be reached, or refuses.
     """
-    name = f"slo-profile-{slug(flow_name)}"
-    lock = _here[name]  # threads of this process wait here, not at the server, which lets a denied client wait long
+    name, until = f"slo-profile-{slug(flow_name)}", time.monotonic() + timeout_s
+    lock = _here[name]  # threads of this process wait here, not at the server
     if not lock.acquire(timeout=timeout_s):
-        raise TimeoutError(f"the profile of {flow_name!r} was being written for more than {timeout_s:g} s")
+        raise _too_long(flow_name, timeout_s)
     try:
-        _ensure_limit(name, client)
-        with concurrency(name, occupy=1, strict=True, timeout_seconds=timeout_s, lease_duration=LEASE_S):
-            yield
+        with ExitStack() as stack:
+            api = client or stack.enter_context(get_client(sync_client=True))
+            _ensure_limit(name, api)
+            while (lease := _granted(name, api)) is None:
+                if time.monotonic() >= until:
+                    raise _too_long(flow_name, timeout_s)
+                time.sleep(min(ASK_S, max(until - time.monotonic(), 0.0)))
+            with _renewed(lease, api):
+                yield
     finally:
         lock.release()
 
 
-def _ensure_limit(name: str, client: SyncPrefectClient | None) -> None:
-    with ExitStack() as stack:
-        api = client or stack.enter_context(get_client(sync_client=True))
-        try:
-            api.read_global_concurrency_limit_by_name(name)
-        except ObjectNotFound:
+def _granted(name: str, api: SyncPrefectClient) -> UUID | None:
+    """A lease of the limit; ``None`` where somebody else holds it."""
+    try:
+        granted = api.increment_concurrency_slots_with_lease([name], 1, "concurrency", LEASE_S)
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code == httpx.codes.LOCKED:
+            return None
+        raise
+    return UUID(granted.json()["lease_id"])
+
+
+@contextmanager
+def _renewed(lease: UUID, api: SyncPrefectClient) -> Iterator[None]:
+    """Renew a lease for as long as this is entered, and give it back."""
+    over = threading.Event()
+
+    def renew() -> None:
+        while not over.wait(LEASE_S / 2):
             try:
-                api.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
-            except ObjectAlreadyExists:
-                return  # another process was quicker
+                api.renew_concurrency_lease(lease, LEASE_S)
+            except httpx.HTTPError:
+                get_logger("slo").warning("The lease of a profile could not be renewed.", exc_info=True)
+
+    threading.Thread(target=renew, name="prefect-slo-lease", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+        api.release_concurrency_slots_with_lease(lease)
+
+
+def _ensure_limit(name: str, api: SyncPrefectClient) -> None:
+    try:
+        api.read_global_concurrency_limit_by_name(name)
+    except ObjectNotFound:
+        try:
+            api.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
+        except ObjectAlreadyExists:
+            return  # another process was quicker
+
+
+def _too_long(flow_name: str, timeout_s: float) -> TimeoutError:
+    return TimeoutError(f"the profile of {flow_name!r} was being written for more than {timeout_s:g} s")

@@ -18,10 +18,11 @@ from prefect_slo.aws.clients import client as aws_client
 from prefect_slo.aws.concurrency import remembered
 from prefect_slo.aws.delegating import Delegating
 from prefect_slo.aws.exchange import Exchange
-from prefect_slo.aws.functions import Architecture, FunctionStatus, WorkerFunctions, documents, policy, storage
+from prefect_slo.aws.functions import Architecture, FunctionStatus, WorkerFunctions
 from prefect_slo.aws.invoke import Invoker
 from prefect_slo.aws.jobs import BatchInvoker
 from prefect_slo.aws.kept import place_of
+from prefect_slo.aws.permissions import documents, policy, storage
 from prefect_slo.aws.report import bill
 from prefect_slo.aws.s3 import S3Prefix
 from prefect_slo.aws.spending import Caller, CappedCaller, SpendLimit

@@ -2,7 +2,8 @@
 
 Waiting for capacity that other runs hold is no property of a stage. Of ``d`` workers that lost ``w`` worker-seconds to
 it, a stage of wall time ``t`` would have taken about ``t − w / d``: that is its wall time here, and ``w / d`` is told
-apart.
+apart. Waiting for workers to start is part of the stage, and told as well. Either is waiting only while there is
+something to do: when that began is known for certain once items have ended.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from types import MappingProxyType
+from typing import NamedTuple
 
 from prefect_slo.observation import Invocation, StageRun
 from prefect_slo.pricing import PriceList
@@ -26,16 +28,23 @@ NAN = float("nan")
 
 @dataclass
 class _Lease:
+    """A lease.
+
+    Attributes:
+        beside: Whether it may wait for other stages of its own run, as they hold workers of its pool. For vCPUs of this
+            machine none does: the scheduler asks for no more than there are.
+    """
+
     stage: str
     pool: str
     size: Size
     asked: float
     metered: bool = False
+    beside: bool = False
     up: float | None = None
     billed_at: float = 0.0
     start_s: float = 0.0
     held_s: float = 0.0
-    cold: bool = False
     bundles: int = 0
     dispatched: float = 0.0
     first_ready: float = 0.0
@@ -44,6 +53,19 @@ class _Lease:
     read_s: float = 0.0
     compute_s: float = 0.0
     write_s: float = 0.0
+
+
+class _Opening(NamedTuple):
+    """How a lease came by its worker: asked for, let in, up."""
+
+    asked: float
+    admitted: float
+    up: float
+
+    def waited_s(self, first: float, last: float) -> tuple[float, float]:
+        """For capacity, and for a start, while the stage had something to do: from ``first`` until ``last``."""
+        asked, admitted, up = (min(max(at, first), last) for at in self)
+        return admitted - asked, up - admitted
 
 
 @dataclass
@@ -60,14 +82,13 @@ class _Stage:
     read_s: float = 0.0
     compute_s: float = 0.0
     write_s: float = 0.0
-    queued_s: float = 0.0
-    starts: list[tuple[float, float]] = field(default_factory=list)
+    openings: list[_Opening] = field(default_factory=list)
+    inits_s: float = 0.0
     held_s: float = 0.0
     cost_usd: float = 0.0
     bytes_in: int = 0
     bytes_out: int = 0
     peak_mb: float = 0.0
-    cold: bool = False
     billed_usd: Decimal = Decimal()
     storage_usd: Decimal = Decimal()
     requests: int = 0
@@ -119,7 +140,9 @@ class Measure:
         if stage not in self._planned and pool in LOCAL:
             share = min(size.vcpus / self._machine.vcpus, 1.0)
             size = replace(size, memory_mb=max(int(share * self._machine.memory_mb), 1))
-        self._leases[lease] = _Lease(stage, pool, size, now, metered)
+        others = any(held.stage != stage and held.pool == pool for held in self._leases.values())
+        beside = others and (pool not in LOCAL or size.gpu > 0)
+        self._leases[lease] = _Lease(stage, pool, size, now, metered, beside)
         seen = self._stages[stage]
         seen.size, seen.pool, seen.metered = size, pool, seen.metered and metered
 
@@ -132,16 +155,14 @@ class Measure:
         lease = self._leases.get(report.lease)
         if lease is None:
             return
-        lease.up, lease.cold, lease.start_s = time.monotonic(), report.cold, report.start_s
-        lease.held_s = report.held_s
+        lease.up, lease.start_s, lease.held_s = time.monotonic(), report.start_s, report.held_s
         if lease.pool in LOCAL and not lease.metered:
             lease.billed_at = self._meter.begin(lease.size.vcpus, lease.up)
         seen = self._stages[lease.stage]
-        admitted = lease.asked + report.wait_s
-        if seen.first_ready is not None:
-            seen.queued_s += max(admitted - max(lease.asked, seen.first_ready), 0.0)
-        seen.starts.append((admitted, admitted + report.start_s))
-        seen.cold |= report.cold
+        if report.wait_s or report.start_s:
+            admitted = lease.asked + report.wait_s
+            asked = admitted if lease.beside else lease.asked
+            seen.openings.append(_Opening(asked, admitted, admitted + report.start_s))
         seen.now_leased += 1
         seen.most_leased = max(seen.most_leased, seen.now_leased)
 
@@ -184,9 +205,10 @@ class Measure:
         seen.bytes_in += report.bytes_in
         seen.bytes_out += report.bytes_out
         seen.peak_mb = max(seen.peak_mb, report.peak_mb)
-        seen.cold |= report.init_s > 0
+        seen.inits_s += report.init_s
         self._bill(seen, report)
         if self._heard is not None:
+            init_s = report.init_s + (lease.start_s if lease.bundles == 0 else 0.0)
             self._heard(
                 Invocation(
                     stage=lease.stage,
@@ -195,7 +217,7 @@ class Measure:
                     failed=lease.failed,
                     dispatched=lease.dispatched,
                     queue_s=max(lease.dispatched - lease.first_ready, 0.0),
-                    init_s=report.init_s + (lease.start_s if lease.bundles == 0 else 0.0),
+                    init_s=init_s,
                     read_s=lease.read_s + report.read_s,
                     compute_s=lease.compute_s,
                     write_s=lease.write_s + report.dump_s + report.write_s,
@@ -203,7 +225,7 @@ class Measure:
                     peak_memory_mb=report.peak_mb,
                     bytes_in=report.bytes_in,
                     bytes_out=report.bytes_out,
-                    cold=report.init_s > 0 or (lease.cold and lease.bundles == 0),
+                    cold=init_s > 0,
                     waited_s=report.waited_s,
                     load_s=max(report.open_s - report.init_s - report.waited_s - report.read_s, 0.0),
                     dump_s=lease.write_s + report.dump_s,
@@ -321,8 +343,10 @@ class Measure:
     def _row(self, run_id: str, name: str, seen: _Stage, planned: int | None) -> StageRun:
         workers = planned or max(seen.most_leased, 1)
         assert seen.first_ready is not None
-        took_s, queue_s, busy_s = seen.last_end - seen.first_ready, seen.queued_s / workers, seen.busy_s / workers
-        start_s = sum(max(up - max(begun, seen.first_ready), 0.0) for begun, up in seen.starts) / workers
+        waits = [each.waited_s(seen.first_ready, seen.last_end) for each in seen.openings]
+        queue_s, start_s = sum(wait for wait, _ in waits) / workers, sum(start for _, start in waits) / workers
+        start_s += seen.inits_s / workers
+        took_s, busy_s = seen.last_end - seen.first_ready, seen.busy_s / workers
         wall_s = max(took_s - queue_s, min(took_s, busy_s), 1e-6)
         unix, monotonic = self._started_at
         billed_s = self._billed_s(seen)
@@ -341,7 +365,7 @@ class Measure:
             batch=seen.batch,
             bytes_in=seen.bytes_in,
             bytes_out=seen.bytes_out,
-            cold=seen.cold,
+            cold=start_s > 0,
             cost_usd=_cost(seen),
             peak_memory_mb=seen.peak_mb or NAN,
             hardware=seen.size.kind,

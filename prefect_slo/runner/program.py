@@ -12,7 +12,7 @@ import copy
 import pickle
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from contextvars import Context
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -20,10 +20,11 @@ from typing import Any
 
 import cloudpickle
 from prefect import Flow, Task
-from prefect.client.orchestration import get_client
+from prefect.blocks.core import Block
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext, SyncClientContext, hydrated_context, serialize_context
 from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.utilities.dispatch import lookup_type
 
 from prefect_slo.plan import Record
 from prefect_slo.runner import batches, engine, relay, shelf, worker_state
@@ -185,9 +186,8 @@ class _Hydrated:
             return
         self._stack.close()
         self._key, self._stack = None, ExitStack()
-        client = get_client(sync_client=True)
-        self._stack.enter_context(hydrated_context(cloudpickle.loads(context), client=client))
-        self._stack.enter_context(SyncClientContext.get_or_create())
+        client = self._stack.enter_context(SyncClientContext.get_or_create()).client
+        self._stack.enter_context(hydrated_context(_with_blocks(cloudpickle.loads(context)), client=client))
         self._key = key
 
     def loop(self) -> asyncio.Runner:
@@ -197,6 +197,20 @@ class _Hydrated:
 
 
 _HYDRATED = _Hydrated()
+
+
+def _with_blocks(context: dict[str, Any]) -> dict[str, Any]:
+    """A context whose result storage is a block already, where its type is known here.
+
+    To look a type up, Prefect imports every integration that is installed, which takes longer than all the rest.
+    """
+    store = context["flow_run_context"].get("result_store", {})
+    for name, fields in store.items():
+        if isinstance(fields, dict) and "block_type_slug" in fields:
+            plain = dict(fields)
+            with suppress(KeyError):
+                store[name] = lookup_type(Block, plain.pop("block_type_slug"))(**plain)
+    return context
 
 
 def run_calls(task: Task[Any, Any], calls: list[Payload], record: Record, loop: asyncio.Runner | None = None) -> Result:

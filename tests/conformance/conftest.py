@@ -236,7 +236,7 @@ def pools(ray: None, account: LocalAws, process_pool: Any, tmp_path_factory: pyt
         RayPool(concurrency=2),
         account.pool(memory_mb=(512,), concurrency=2),
         BatchPool(jobs, account.bucket, concurrency=2),
-        WorkPool("work pool", sizes=(Size(1, 512),), storage=mailboxes, concurrency=2),
+        WorkPool("work pool", sizes=(Size(1, 512),), storage=mailboxes, concurrency=1),
     )
     return {pool.name: pool for pool in made}
 

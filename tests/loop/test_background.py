@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
 from contextvars import ContextVar
 
+from prefect_slo.blocks import SLOProfile
 from prefect_slo.loop.background import Background
 
 NAME: ContextVar[str] = ContextVar("name")
@@ -56,3 +58,28 @@ threading._register_atexit(ends.set)  # comes before what was registered before 
 def test_a_process_that_ends_finishes_what_is_left_to_do():
     done = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout == "learned\n", done.stderr
+
+
+WRITES = """
+import threading
+from prefect_slo.blocks import update_profile
+from prefect_slo.loop import background
+
+ends = threading.Event()
+def job():
+    ends.wait(60)
+    update_profile("written at the end", lambda profile: profile.model_copy(update={"objective": {"latency_s": 3.0}}))
+background.soon(job)
+threading._register_atexit(ends.set)
+"""
+
+
+def test_a_process_that_ends_still_writes_profiles(prefect_server):
+    """As each run of a deployment does: it ends as soon as its flow has, and learns from it then."""
+    env = {**os.environ, "PREFECT_API_URL": prefect_server}
+    done = subprocess.run(
+        [sys.executable, "-c", WRITES], env=env, capture_output=True, text=True, timeout=120, check=True
+    )
+    profile = SLOProfile.of_flow("written at the end")
+    assert profile is not None, done.stderr
+    assert profile.objective == {"latency_s": 3.0}

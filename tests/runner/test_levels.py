@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from typing import Any
 
 import pytest
 from prefect import flow, task
 from prefect.context import get_run_context
 from prefect.futures import wait
+from prefect.states import State
 
 from prefect_slo.runner.task_runner import SLOTaskRunner
 
@@ -83,9 +85,33 @@ def many(n: int):
     return sum(total.map([[1.0]] * n).result())
 
 
-@pytest.fixture(params=["thread", "process"])
+@pytest.fixture(scope="module", params=["thread", "process"])
 def isolation(request, prefect_server) -> str:
     return request.param
+
+
+RUNS = {
+    "halves": (halves, 6, "summary", 2),
+    "naps": (naps, [0.05, 2.0], "summary", 2),
+    "bare naps": (naps, [0.0] * 5, "bare", 2),
+    "a nap after them": (naps, [0.0], "full", None),
+    "names": (with_names, 2, "summary", 2),
+    "many": (many, 300, "auto", None),
+    **{("nesting", level, n): (nesting, 3, level, n) for level in ("summary", "bare") for n in (2, None)},
+    **{("retried", level): (retried, 3, level, 2) for level in ("summary", "bare")},
+}
+"""Flow, argument, record level and limit of workers."""
+
+
+@pytest.fixture(scope="module")
+def ran(isolation) -> dict[Any, State[Any]]:
+    """Final states of all these runs; all are over before one is read, as the server takes task runs in behind them."""
+    return {
+        name: run.with_options(task_runner=SLOTaskRunner(isolation=isolation, record=level, max_workers=workers))(
+            given, return_state=True
+        )
+        for name, (run, given, level, workers) in RUNS.items()
+    }
 
 
 @pytest.mark.parametrize("level", ["full", "summary", "bare"])
@@ -97,10 +123,8 @@ def test_results_and_states_are_the_same_at_every_level(isolation, level):
     assert result == (0 + 1 + 2 + 4 + 5) / 2
 
 
-def test_a_summary_leaves_a_task_run_with_its_edges_for_every_item(isolation, task_runs):
-    run = halves.with_options(task_runner=SLOTaskRunner(isolation=isolation, record="summary", max_workers=2))
-    state = run(6, return_state=True)
-    found = task_runs(state.state_details.flow_run_id, 8)
+def test_a_summary_leaves_a_task_run_with_its_edges_for_every_item(ran, task_runs):
+    found = task_runs(ran["halves"].state_details.flow_run_id, 8)
     kinds = Counter((run.task_key.rpartition("-")[0], run.state_name) for run in found)
     assert kinds == {
         ("half", "Completed"): 5,
@@ -114,33 +138,27 @@ def test_a_summary_leaves_a_task_run_with_its_edges_for_every_item(isolation, ta
     assert {run.run_count for run in found if run.state_name != "NotReady"} == {1}
 
 
-def test_a_summary_says_when_its_item_ran(isolation, task_runs):
-    run = naps.with_options(task_runner=SLOTaskRunner(isolation=isolation, record="summary", max_workers=2))
-    state = run([0.05, 2.0], return_state=True)
-    took = sorted(run.total_run_time.total_seconds() for run in task_runs(state.state_details.flow_run_id, 2))
+def test_a_summary_says_when_its_item_ran(ran, task_runs):
+    took = sorted(run.total_run_time.total_seconds() for run in task_runs(ran["naps"].state_details.flow_run_id, 2))
     assert 0.04 < took[0] < 1.9 < took[1] < 20
 
 
-def test_bare_leaves_no_task_run(isolation, task_runs):
-    run = naps.with_options(task_runner=SLOTaskRunner(isolation=isolation, record="bare", max_workers=2))
-    state = run([0.0] * 5, return_state=True)
-    assert state.is_completed()
-    later = naps.with_options(task_runner=SLOTaskRunner(isolation=isolation, record="full"))([0.0], return_state=True)
-    assert len(task_runs(later.state_details.flow_run_id, 1)) == 1, "what came later has been recorded"
-    assert task_runs(state.state_details.flow_run_id, 0) == []
+def test_bare_leaves_no_task_run(ran, task_runs):
+    assert ran["bare naps"].is_completed()
+    later = task_runs(ran["a nap after them"].state_details.flow_run_id, 1)
+    assert len(later) == 1, "what came later has been recorded"
+    assert task_runs(ran["bare naps"].state_details.flow_run_id, 0) == []
 
 
-def test_a_task_with_run_names_of_its_own_keeps_them(isolation, task_runs):
-    run = with_names.with_options(task_runner=SLOTaskRunner(isolation=isolation, record="summary", max_workers=2))
-    state = run(2, return_state=True)
-    assert {run.name for run in task_runs(state.state_details.flow_run_id, 2)} == {"half of 0", "half of 1"}
+def test_a_task_with_run_names_of_its_own_keeps_them(ran, task_runs):
+    found = task_runs(ran["names"].state_details.flow_run_id, 2)
+    assert {run.name for run in found} == {"half of 0", "half of 1"}
 
 
 @pytest.mark.parametrize("level", ["summary", "bare"])
 @pytest.mark.parametrize("workers", [2, None])
-def test_what_an_item_submits_names_the_item_as_its_parent(isolation, level, workers, task_runs):
-    run = nesting.with_options(task_runner=SLOTaskRunner(isolation=isolation, record=level, max_workers=workers))
-    state = run(3, return_state=True)
+def test_what_an_item_submits_names_the_item_as_its_parent(ran, level, workers, task_runs):
+    state = ran["nesting", level, workers]
     assert state.result() == [(2.0, submits.task_key)] * 3
     found = task_runs(state.state_details.flow_run_id, 6 if level == "summary" else 3)
     children = [run for run in found if run.task_key == half.task_key]
@@ -151,15 +169,14 @@ def test_what_an_item_submits_names_the_item_as_its_parent(isolation, level, wor
 
 
 @pytest.mark.parametrize("level", ["summary", "bare"])
-def test_a_task_that_asks_for_more_is_recorded_in_full_whatever_is_wanted(isolation, level, task_runs):
-    run = retried.with_options(task_runner=SLOTaskRunner(isolation=isolation, record=level, max_workers=2))
-    state = run(3, return_state=True)
+def test_a_task_that_asks_for_more_is_recorded_in_full_whatever_is_wanted(ran, level, task_runs):
+    state = ran["retried", level]
     assert state.result() == [0, 1, 2]
     found = task_runs(state.state_details.flow_run_id, 3)
     assert [(run.state_name, run.run_count) for run in found] == [("Completed", 2)] * 3
 
 
-def test_by_default_every_item_of_a_wide_map_of_tiny_items_has_its_task_run(isolation, task_runs):
-    state = many.with_options(task_runner=SLOTaskRunner(isolation=isolation))(300, return_state=True)
+def test_by_default_every_item_of_a_wide_map_of_tiny_items_has_its_task_run(ran, task_runs):
+    state = ran["many"]
     assert state.result() == 300
     assert Counter(run.state_name for run in task_runs(state.state_details.flow_run_id, 300)) == {"Completed": 300}

@@ -83,6 +83,26 @@ def test_of_workers_that_wait_differently_the_mean_counts(runs):
     assert (found.wall_s, found.queue_s) == pytest.approx((4.0, 1.0))
 
 
+@pytest.mark.parametrize(("pool", "wall_s", "queue_s"), [("cluster", 5.0, 0.0), (PROCESS, 2.0, 3.0)])
+def test_waiting_for_stages_of_the_own_run_is_no_waiting_for_other_runs(clock, pool, wall_s, queue_s):
+    """On this machine no stage waits for another's vCPUs: the scheduler asks for no more than there are."""
+    seen, begun = Measure(PRICES, machine=MACHINE, planned={"load", "train"}), clock.now
+    seen.submitted("load", 1, begun)
+    seen.submitted("train", 1, begun)
+    seen.leased(0, "load", pool, SMALL, begun)
+    seen.opened(Opened(0, False, 0.0, 0.0, 1))
+    seen.leased(1, "train", pool, SMALL, begun)
+    clock.now += 3.0
+    seen.released(0, clock.now)
+    seen.opened(Opened(1, False, 0.0, 3.0, 1))
+    seen.dispatched(1, 1, clock.now, begun)
+    clock.now += 2.0
+    seen.item(1, ItemReport(1, Outcome(b"", failed=False), begun + 3.0, clock.now), ready=begun)
+    seen.finished(Finished(1, 1, begun + 3.0, clock.now))
+    only = row(seen)
+    assert (only.stage, only.wall_s, only.queue_s) == ("train", pytest.approx(wall_s), queue_s)
+
+
 def test_a_start_is_seen_of_a_stage_whose_items_get_ready_after_they_were_submitted(clock):
     seen = Measure(PRICES, machine=MACHINE, planned={"train"})
     seen.submitted("train", 1, None)
@@ -131,3 +151,72 @@ def test_a_worker_without_a_plan_costs_its_share_of_the_machine(runs):
 def test_more_workers_than_the_machine_has_vcpus_cost_the_machine(runs):
     seen = runs(*[(0.0, 2.0)] * 40, size=Size(1, MACHINE.memory_mb), planned=False)
     assert seen.cost_usd == pytest.approx(2.0 * (4 + 8))
+
+
+def mapped(clock: Clock, *openings: tuple[float, Opened], items: int = 2, ready: float = 10.0) -> Measure:
+    """A stage that hears when its first item was ready once that has ended; leases are asked for at instants."""
+    begun = clock.now
+    seen = Measure(PRICES, machine=MACHINE)
+    seen.submitted("train", items, None)
+    for asked, opened in openings:
+        seen.leased(opened.lease, "train", "pool", SMALL, begun + asked)
+        clock.now = begun + asked + opened.wait_s + opened.start_s
+        seen.opened(opened)
+    clock.now = max(clock.now, begun + ready)
+    lease = openings[0][1].lease
+    for item in range(items):
+        started, clock.now = clock.now, clock.now + 1.0
+        seen.item(lease, ItemReport(item, Outcome(b""), started, clock.now), ready=begun + ready)
+    seen.finished(Finished(lease, 0, clock.now - items, clock.now))
+    for _, opened in openings:
+        seen.released(opened.lease, clock.now)
+    return seen
+
+
+def test_a_stage_whose_items_are_ready_later_has_waited_for_the_start_of_its_worker_too(clock):
+    found = row(mapped(clock, (10.0, Opened(0, True, 4.0, 3.0, 1))))
+    assert (found.start_s, found.queue_s, found.wall_s) == pytest.approx((4.0, 3.0, 6.0))
+    assert found.cold
+
+
+def test_a_start_that_was_over_before_there_was_something_to_do_was_not_waited_for(clock):
+    found = row(mapped(clock, (2.0, Opened(0, True, 4.0, 3.0, 1))))
+    assert (found.start_s, found.queue_s, found.wall_s) == pytest.approx((0.0, 0.0, 2.0))
+    assert not found.cold
+
+
+def test_of_a_start_that_began_before_the_rest_was_waited_for(clock):
+    found = row(mapped(clock, (8.0, Opened(0, True, 4.0, 1.0, 1))))
+    assert (found.start_s, found.queue_s) == pytest.approx((3.0, 0.0))
+    assert found.cold
+
+
+def test_a_worker_that_comes_when_all_is_done_was_waited_for_until_then(clock):
+    seen, begun = Measure(PRICES, machine=MACHINE), clock.now
+    seen.submitted("train", 1, None)
+    for lease in (0, 1):
+        seen.leased(lease, "train", "pool", SMALL, begun)
+    seen.opened(Opened(0, False, 0.0, 0.0, 1))
+    clock.now = begun + 2.0
+    seen.item(0, ItemReport(0, Outcome(b""), begun, clock.now), ready=begun)
+    clock.now = begun + 9.0
+    seen.opened(Opened(1, True, 9.0, 0.0, 2))
+    assert row(seen, workers=2).start_s == pytest.approx(2.0 / 2)
+
+
+def test_a_start_that_came_with_the_work_was_waited_for_as_well(clock):
+    seen = Measure(PRICES, machine=MACHINE)
+    seen.submitted("train", 1, clock.now)
+    seen.leased(0, "train", "pool", SMALL, clock.now)
+    seen.opened(Opened(0, False, 0.0, 0.0, 1))
+    begun, clock.now = clock.now, clock.now + 5.0
+    seen.item(0, ItemReport(0, Outcome(b""), begun + 3.0, clock.now), ready=begun)
+    seen.finished(Finished(0, 0, begun + 3.0, clock.now, init_s=3.0))
+    assert (row(seen).start_s, row(seen).wall_s) == pytest.approx((3.0, 5.0))
+    assert row(seen).cold
+
+
+def test_a_lease_elsewhere_costs_what_it_was_held_and_not_what_was_waited_for_it(clock):
+    seen = mapped(clock, (10.0, Opened(0, True, 30.0, 100.0, 1, held_s=2.5)))
+    assert row(seen).billed_s == pytest.approx(2.5 + 2.0)
+    assert seen.cost_usd == pytest.approx((2.5 + 2.0) * (1 + 1))

@@ -220,7 +220,7 @@ def test_memory_and_time_of_what_a_handler_starts_count_too(call, account, monke
     _, error, report = call(name, do="start", code=code)
     assert not error
     assert report.used_mb > 200
-    assert sum(waited) == pytest.approx(0.4, rel=0.4)
+    assert 0.35 < sum(waited) < 2, "half a vCPU takes as long again"
 
 
 def test_memory_that_processes_share_counts_once(call) -> None:
@@ -321,14 +321,14 @@ def wait_for(invocations: list[Any], number: int) -> None:
 
 
 def test_an_event_is_tried_as_often_as_its_function_says_and_waits_where_there_is_no_room(call, account) -> None:
-    """Throttling is no try: an event that is throttled five times, and then fails, is still tried again."""
+    """Throttling is no try: an event that is throttled three times, and then fails, is still tried again."""
     name, client = call.function("patient"), boto3.client("lambda")
     client.put_function_event_invoke_config(FunctionName=name, MaximumRetryAttempts=1, DestinationConfig={})
     account.lambdas.throttled.clear()
     account.lambdas.concurrency = 0
     try:
         client.invoke(FunctionName=name, InvocationType="Event", Payload=b'{"do": "raise"}')
-        while sum(account.lambdas.throttled.values()) < 5:
+        while sum(account.lambdas.throttled.values()) < 3:
             time.sleep(0.01)
         assert not account.lambdas.invocations
     finally:

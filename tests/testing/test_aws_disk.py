@@ -137,7 +137,7 @@ def handler(event, context):
         FunctionName="names", Runtime="python3.11", Role=account.role, Handler="main.handler", MemorySize=256,
         Timeout=20, Code={"ZipFile": package.getvalue()}, EphemeralStorage={"Size": 512},
     )  # fmt: skip
-    for mb, fits in ((600, errno.ENOSPC), (300, True)):
+    for mb, fits in ((600, errno.ENOSPC), (20, True)):
         event = json.dumps({"mb": mb, "path": str(tmp_path)}).encode()
         reply = json.loads(client.invoke(FunctionName="names", Payload=event)["Payload"].read())
         assert reply == {"fits": fits, "folder": "/tmp", "seen": False}

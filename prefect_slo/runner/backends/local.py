@@ -20,12 +20,10 @@ from prefect_slo.runner.local.gpus import devices
 from prefect_slo.runner.local.keeping import PATIENCE_S
 from prefect_slo.runner.local.limits import machine_memory_mb, machine_vcpus
 from prefect_slo.runner.pools import PROCESS, THREAD, Pools
+from prefect_slo.runner.preload import PRELOAD
 from prefect_slo.settings import valid_settings
 
 logger = logging.getLogger(__name__)
-
-PRELOAD = ("prefect", "prefect.main", "prefect.task_engine", "prefect_slo.runner.program")
-"""Modules that every worker has imported before it is asked for: importing Prefect takes most of a second."""
 
 
 class FlowBackends(Mapping[str, Backend]):

@@ -22,7 +22,7 @@ from prefect_slo.resources import Size
 from prefect_slo.runner.backends.protocol import Bundle, Capabilities, Sink
 from prefect_slo.runner.local.gpu_ledger import GpuLedger
 from prefect_slo.runner.local.keeping import PATIENCE_S, PoolConfig
-from prefect_slo.runner.local.launch import StartMethod
+from prefect_slo.runner.local.launch import Forker, StartMethod
 from prefect_slo.runner.local.ledger import Ledger
 from prefect_slo.runner.local.limits import HAS_AFFINITY, machine_memory_mb
 from prefect_slo.runner.local.member import Lease
@@ -50,6 +50,7 @@ class ProcessBackend:
         ledger: The machine's vCPUs; by default the user's ledger of this machine.
         gpu_devices: GPUs by name and memory (``"0:16384"``), in place of those that ``nvidia-smi`` lists.
         gpus: The machine's GPUs; by default the user's ledger of these.
+        zygote: One that is there already, with ``preload``.
 
     ``ProcessBackend.shared(...)`` takes the same arguments and shares workers with every other backend of this process
     that was made with them; lease ids and program keys stay apart.
@@ -68,12 +69,13 @@ class ProcessBackend:
         ledger: Ledger | None = None,
         gpu_devices: Sequence[str] = (),
         gpus: GpuLedger | None = None,
+        zygote: Forker | None = None,
         _pool: WorkerPool | None = None,
     ) -> None:
         if _pool is None:
             ledger = ledger or Ledger()
             config = _config(env, preload, idle_s, max_idle, grace_s, start, patience_s, ledger, gpu_devices)
-            _pool = _new_pool(config, ledger, gpus)
+            _pool = _new_pool(config, ledger, gpus, zygote)
             self._private = True
         else:
             self._private = False
@@ -204,8 +206,8 @@ def _config(
     )
 
 
-def _new_pool(config: PoolConfig, ledger: Ledger, gpus: GpuLedger | None) -> WorkerPool:
-    pool = WorkerPool(config, ledger, gpus)
+def _new_pool(config: PoolConfig, ledger: Ledger, gpus: GpuLedger | None, zygote: Forker | None) -> WorkerPool:
+    pool = WorkerPool(config, ledger, gpus, zygote)
     with _pools_lock:
         _pools[:] = [known for known in _pools if not known.stopped]
         _pools.append(pool)

@@ -20,7 +20,6 @@ from queue import SimpleQueue
 from typing import Any
 
 from prefect_slo.resources import Size
-from prefect_slo.runner.backends.local import PRELOAD
 from prefect_slo.runner.backends.processes import ProcessBackend
 from prefect_slo.runner.backends.protocol import (
     Bundle,
@@ -34,6 +33,7 @@ from prefect_slo.runner.backends.protocol import (
 from prefect_slo.runner.local.gpus import limits, sharing
 from prefect_slo.runner.local.ledger import Claim, Ledger, MemoryBook
 from prefect_slo.runner.local.limits import machine_memory_mb
+from prefect_slo.runner.preload import PRELOAD
 
 KEPT_WARM = 8
 """Worker processes that wait for the next bundle in one worker of the cluster."""

@@ -1,7 +1,8 @@
 """Starting, ending and reaping worker processes: by a zygote where forking one is possible, else one by one.
 
-Everything here runs in the pool's I/O thread. Neither way forks the process that asks: ``subprocess`` starts a fresh
-interpreter, and the zygote forks itself.
+Everything here runs in the pool's I/O thread, and does not fork the process that asks: ``subprocess`` starts a fresh
+interpreter, and the zygote forks itself. A process that has a single thread can make a fork of itself a zygote, for the
+pool that it will have.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
+
+import psutil
 
 from prefect_slo.runner.local.limits import thread_environment
 from prefect_slo.runner.local.setup import Surroundings, end
@@ -64,6 +67,11 @@ class Launcher(Protocol):
     def close(self) -> None:
         """End what is left."""
         ...
+
+
+def zygote_possible() -> bool:
+    """Whether this system lets a process fork another and pass descriptors in packets (Linux)."""
+    return hasattr(os, "fork") and hasattr(socket, "SOCK_SEQPACKET") and os.path.exists("/proc/self/task")
 
 
 def python(entry: str, arguments: Sequence[object], path: Sequence[str]) -> list[str]:
@@ -148,7 +156,8 @@ class Forker:
 
     Args:
         modules: What the zygote imports first.
-        surroundings: Where it starts.
+        control: Packet socket to it.
+        process: Its process, a child of this one.
 
     Attributes:
         modules: The same.
@@ -156,15 +165,22 @@ class Forker:
         alive: Whether its process was there when last heard of.
     """
 
-    def __init__(self, modules: tuple[str, ...], surroundings: Surroundings) -> None:
+    def __init__(
+        self, modules: tuple[str, ...], control: socket.socket, process: subprocess.Popen[bytes] | psutil.Process
+    ) -> None:
         self.modules = modules
         self.reason: str | None = None
         self.alive = True
         self._waiting: list[tuple[int, int, int]] = []
         self._pids: dict[int, int] = {}
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control, self._process = control, process
+
+    @classmethod
+    def started(cls, modules: tuple[str, ...], surroundings: Surroundings) -> Self:
+        """With a zygote that is an interpreter of its own."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self._process = subprocess.Popen(
+            process = subprocess.Popen(
                 python(
                     "prefect_slo.runner.local.zygote:main", (theirs.fileno(), os.getpid(), modules), surroundings.path
                 ),
@@ -173,6 +189,15 @@ class Forker:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
+        return cls(modules, ours, process)
+
+    @classmethod
+    def forked(cls, modules: tuple[str, ...], forget: Callable[[], None]) -> Self | None:
+        """With a zygote that is a fork of this process, where that is safe; see ``fork_here``."""
+        from prefect_slo.runner.local.zygote import fork_here
+
+        made = fork_here(modules, forget) if zygote_possible() else None
+        return cls(modules, made[1], psutil.Process(made[0])) if made is not None else None
 
     def spawn(self, token: int, socket_fd: int, page_fd: int, surroundings: Surroundings) -> None:
         request = (token, os.dup(socket_fd), os.dup(page_fd))
@@ -227,7 +252,7 @@ class Forker:
             self._process.kill()
         try:
             self._process.wait(_END_S)
-        except subprocess.TimeoutExpired:
+        except (subprocess.TimeoutExpired, psutil.TimeoutExpired):
             self._process.kill()
             self._process.wait()
 

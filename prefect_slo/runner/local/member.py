@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections import OrderedDict
@@ -30,6 +31,8 @@ from prefect_slo.runner.local.limits import pin
 from prefect_slo.runner.local.page import Page, Reading
 from prefect_slo.runner.local.setup import Surroundings
 from prefect_slo.runner.local.wire import Backlog, Decoder, encode, lift, lift_all
+
+logger = logging.getLogger(__name__)
 
 _PROGRAMS = 32  # that a worker keeps; a flow run has one for each of its tasks
 
@@ -152,8 +155,37 @@ class Worker:
         """Whether more than half of what it may use is taken before anything runs: not fair to its next lease."""
         return self.resident_mb - self.born_mb > (self.limit_mb - self.born_mb) / 2
 
-    def reported(self, pid: int, resident_mb: float) -> None:
-        """It has started, and holds this much."""
+    def receive(self) -> list[list[tuple[Any, ...]]] | None:
+        """Frames of records that it has sent; ``None`` where no more will come.
+
+        Raises:
+            BlockingIOError: There are none for now.
+        """
+        try:
+            return self.decoder.receive(self.sock)
+        except BlockingIOError:
+            raise
+        except OSError:
+            return None
+        except Exception:  # user code wrote to a descriptor that isn't its own
+            logger.exception("A worker sent what can't be read; it is ended.")
+            return None
+
+    def note(self, records: list[tuple[Any, ...]]) -> bool:
+        """What records say of itself; whether it has started by them."""
+        started = False
+        for record in records:
+            match record:
+                case ("hello", pid, resident_mb):
+                    self._reported(pid, resident_mb)
+                    started = True
+                case ("broken", detail):
+                    self.fate = self.fate or Fate("died", f"its program raised\n{detail}")
+                case ("unopened", detail):
+                    self.fate = self.fate or Fate("start", detail)
+        return started
+
+    def _reported(self, pid: int, resident_mb: float) -> None:
         self.pid, self.born_mb, self.resident_mb = pid, resident_mb, resident_mb
         self.group = MemoryGroup.make(self.token)
         if self.group is not None:

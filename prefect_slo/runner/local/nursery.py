@@ -7,7 +7,7 @@ import os
 import socket
 import time
 
-from prefect_slo.runner.local.launch import Forker, Launcher, Notice, Spawner, StartMethod
+from prefect_slo.runner.local.launch import Forker, Launcher, Notice, Spawner, StartMethod, zygote_possible
 from prefect_slo.runner.local.line import Line
 from prefect_slo.runner.local.member import Lease, Worker
 from prefect_slo.runner.local.page import Page
@@ -26,12 +26,15 @@ class Nursery:
             room for one that imports nothing; where there can be none, each worker is an interpreter of its own.
         preload: Modules that workers find imported.
         line: Where launchers are waited for.
+        zygote: One that is there already, with these modules.
     """
 
-    def __init__(self, start: StartMethod, preload: tuple[str, ...], line: Line) -> None:
+    def __init__(self, start: StartMethod, preload: tuple[str, ...], line: Line, zygote: Forker | None = None) -> None:
         self._modules, self._line = preload, line
         self._zygotes_left = 0 if start == "spawn" or not zygote_possible() else _ZYGOTES
-        self._forker: Forker | None = None
+        self._forker = zygote
+        if zygote is not None:
+            line.add(zygote, zygote)
         self._spawner: Spawner | None = None
         self._launchers: dict[int, Launcher] = {}
 
@@ -102,15 +105,10 @@ class Nursery:
     def _launcher(self, surroundings: Surroundings) -> Launcher:
         if self._zygotes_left:
             if self._forker is None:
-                self._forker = Forker(self._modules, surroundings)
+                self._forker = Forker.started(self._modules, surroundings)
                 self._line.add(self._forker, self._forker)
             return self._forker
         if self._spawner is None:
             self._spawner = Spawner()
             self._line.add(self._spawner, self._spawner)
         return self._spawner
-
-
-def zygote_possible() -> bool:
-    """Whether this system lets a process fork another and pass descriptors in packets (Linux)."""
-    return hasattr(os, "fork") and hasattr(socket, "SOCK_SEQPACKET") and os.path.exists("/proc/self/task")

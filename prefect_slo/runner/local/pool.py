@@ -21,7 +21,7 @@ from prefect_slo.runner.local.cgroup import MemoryGroup
 from prefect_slo.runner.local.gpu_ledger import GpuLedger
 from prefect_slo.runner.local.gpus import environment
 from prefect_slo.runner.local.keeping import PoolConfig
-from prefect_slo.runner.local.launch import Ended, Notice, Unstarted
+from prefect_slo.runner.local.launch import Ended, Forker, Notice, Unstarted
 from prefect_slo.runner.local.ledger import Ledger
 from prefect_slo.runner.local.limits import machine_memory_mb
 from prefect_slo.runner.local.member import Fate, Lease, Worker
@@ -44,10 +44,13 @@ class WorkerPool:
         config: How it keeps them.
         ledger: The machine's vCPUs.
         gpus: Its GPUs; by default those that there are, looked for when a size first asks for one.
+        zygote: One that is there already; its first session takes it.
     """
 
-    def __init__(self, config: PoolConfig, ledger: Ledger, gpus: GpuLedger | None = None) -> None:
-        self.config, self.ledger = config, ledger
+    def __init__(
+        self, config: PoolConfig, ledger: Ledger, gpus: GpuLedger | None = None, zygote: Forker | None = None
+    ) -> None:
+        self.config, self.ledger, self.zygote = config, ledger, zygote
         self._seating = Seating(ledger, gpus, gpu_devices=config.gpu_devices, patience_s=config.patience_s)
         self._lock = threading.RLock()
         self._settled = threading.Condition(self._lock)
@@ -67,7 +70,8 @@ class WorkerPool:
         with self._lock:
             try:
                 if not self._awake and not self._stopping:
-                    self._session = Session(self.config, self, self._serve, self._session)
+                    zygote, self.zygote = self.zygote, None
+                    self._session = Session(self.config, self, self._serve, self._session, zygote)
                     self._awake = True
             except OSError as error:
                 refuse(lease, f"no thread or socket could be had: {error}")
@@ -300,14 +304,9 @@ class WorkerPool:
     def _read(self, session: Session, worker: Worker) -> bool:
         """Take in what a worker has sent; ``False`` when there is no more for now."""
         try:
-            frames = worker.decoder.receive(worker.sock)
+            frames = worker.receive()
         except BlockingIOError:
             return False
-        except OSError:
-            frames = None
-        except Exception:  # user code wrote to a descriptor that isn't its own
-            logger.exception("A worker sent what can't be read; it is ended.")
-            frames = None
         if frames is None:
             self._hang_up(session, worker)
             return False
@@ -317,27 +316,16 @@ class WorkerPool:
         return True
 
     def _take(self, worker: Worker, records: list[tuple[Any, ...]]) -> None:
-        lease = worker.lease
-        for record in records:
-            match record:
-                case ("hello", pid, resident_mb):
-                    self._welcome(worker, pid, resident_mb)
-                case ("broken", detail):
-                    worker.fate = worker.fate or Fate("died", f"its program raised\n{detail}")
-                case ("unopened", detail):
-                    worker.fate = worker.fate or Fate("start", detail)
+        lease, started = worker.lease, worker.note(records)
         if lease is None or lease.done:
             return
+        if started:
+            start_s = time.monotonic() - worker.born
+            self._post.put(lease, Opened(lease.id, True, start_s, lease.granted - lease.asked, worker.pid))
         for report in worker.reports(records, lease):
             self._post.put(lease, report)
         if records[-1][0] == "finished":
             worker.bundle = None
-
-    def _welcome(self, worker: Worker, pid: int, resident_mb: float) -> None:
-        worker.reported(pid, resident_mb)
-        lease, now = worker.lease, time.monotonic()
-        if lease is not None and not lease.done:
-            self._post.put(lease, Opened(lease.id, True, now - worker.born, lease.granted - lease.asked, pid))
 
     def _hang_up(self, session: Session, worker: Worker) -> None:
         """A worker's socket is done with; one that isn't about to leave is ended."""

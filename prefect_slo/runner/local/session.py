@@ -8,6 +8,7 @@ from typing import Protocol
 
 from prefect_slo.runner.local.cgroup import MemoryGroup
 from prefect_slo.runner.local.keeping import PoolConfig
+from prefect_slo.runner.local.launch import Forker
 from prefect_slo.runner.local.line import Line
 from prefect_slo.runner.local.memory import MemoryWatch
 from prefect_slo.runner.local.nursery import Nursery
@@ -31,13 +32,19 @@ class Session:
         watched: The pool.
         serve: What its I/O thread does until the pool rests; closes the session then.
         previous: The session before this one, which may not be over yet.
+        zygote: One that is there already.
     """
 
     def __init__(
-        self, config: PoolConfig, watched: Watched, serve: Callable[[Session], None], previous: Session | None
+        self,
+        config: PoolConfig,
+        watched: Watched,
+        serve: Callable[[Session], None],
+        previous: Session | None,
+        zygote: Forker | None = None,
     ) -> None:
         self.line = Line()
-        self.nursery = Nursery(config.start, config.preload, self.line)
+        self.nursery = Nursery(config.start, config.preload, self.line, zygote)
         self.watch = MemoryWatch(watched.busy, watched.seen, watched.exceeded)
         self.previous = previous
         self.thread = threading.Thread(target=serve, args=(self,), name="prefect-slo-io", daemon=True)

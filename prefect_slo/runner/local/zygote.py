@@ -10,6 +10,7 @@ wait status.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes  # noqa: F401  # loaded here once, for all workers
 import gc
@@ -18,9 +19,14 @@ import pickle
 import select
 import signal
 import socket
+import sys
 import threading
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
 
 from prefect_slo.runner.local import worker
+from prefect_slo.runner.local.limits import thread_environment
 from prefect_slo.runner.local.setup import die_with, end, preload
 
 _LARGEST = 64 * 1024
@@ -32,6 +38,30 @@ def main(control_fd: int, parent: int, modules: tuple[str, ...]) -> None:
     zygote = Zygote(socket.socket(fileno=control_fd), parent)
     preload(modules)
     zygote.serve()
+
+
+def fork_here(modules: tuple[str, ...], forget: Callable[[], None]) -> tuple[int, socket.socket] | None:
+    """Fork this process into a zygote of its own; its id and our end of its control socket.
+
+    What this process has imported the zygote has, too: it is there in milliseconds, where one that is an interpreter of
+    its own takes a second. ``None`` where the fork would not be safe: outside the main thread, or beside other threads.
+
+    Args:
+        modules: What the zygote imports beside that.
+        forget: Called in it first: lets go of what only this process may use.
+    """
+    if threading.current_thread() is not threading.main_thread() or unsafe_to_fork():
+        return None
+    parent = os.getpid()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if not pid:
+        ours.close()
+        _serve_from_here(theirs, parent, modules, forget)
+    theirs.close()
+    return pid, ours
 
 
 class Zygote:
@@ -131,6 +161,33 @@ class Zygote:
     def _answer(self, *message: object) -> None:
         with contextlib.suppress(OSError):  # the parent is gone: the next poll says so
             self._control.send(pickle.dumps(message))
+
+
+def _serve_from_here(
+    control: socket.socket, parent: int, modules: tuple[str, ...], forget: Callable[[], None]
+) -> NoReturn:
+    """Be a zygote, and end without going back: what this was called from is the parent's stack."""
+    code: object = 1
+    try:
+        os.setsid()
+        with open(os.devnull) as nothing:
+            os.dup2(nothing.fileno(), 0)
+        os.environ.update(thread_environment(1))  # a pool of native threads would not survive the next fork
+        forget()
+        preload(modules)
+        Zygote(control, parent).serve()
+        code = 0
+    except SystemExit as ended:  # of a worker that has said goodbye
+        code = ended.code or 0
+    except BaseException:
+        traceback.print_exc()
+    try:  # exit handlers of what ran here, as multiprocessing does it
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code if isinstance(code, int) else 1)
 
 
 def unsafe_to_fork() -> str:

@@ -76,7 +76,7 @@ class Contact:
         self._office, self.size = office, size
         self.box = f"pilot-{uuid.uuid4().hex}"  # beside its office's, which is gone before the last letter is read
         self.born = self.idle_since = time.monotonic()
-        self.blocked_s = 0.0
+        self.blocked_s = self._blocked_before_s = 0.0
         self._unpaid_s = 0.0
         self.flow_run: UUID | None = None
         self.lease: Lease | None = None
@@ -117,15 +117,20 @@ class Contact:
         young = time.monotonic() - self.born < self._office.terms.lifetime_s
         return self.size == size and young and not self._leaving and not self.gone.is_set() and self._job_ended is None
 
-    def serve(self, lease: Lease) -> None:
-        """Belong to a lease from now on."""
+    def serve(self, lease: Lease, blocked_s: float = 0.0) -> None:
+        """Belong to a lease from now on.
+
+        Args:
+            lease: The lease.
+            blocked_s: How long its pool could not start the pilot that it has waited for in vain.
+        """
         idle_s = time.monotonic() - self.idle_since if self.ready else 0.0
-        self.lease, self._cancelled = lease, None
+        self.lease, self._cancelled, self._blocked_before_s = lease, None, self.blocked_s
         if self.ready:
             waited_s = time.monotonic() - lease.asked
-            start_s = waited_s if lease.starting else 0.0  # in vain for another one's start
+            start_s = max(waited_s - blocked_s, 0.0) if lease.starting else 0.0
             self._unpaid_s += idle_s
-            lease.sink(Opened(lease.id, lease.starting, start_s, waited_s - start_s, self._pid, self._paid_s()))
+            lease.sink(Opened(lease.id, start_s > 0, start_s, waited_s - start_s, self._pid, self._paid_s()))
 
     def submit(self, bundle: Bundle) -> None:
         """Send a bundle on its way."""
@@ -294,7 +299,8 @@ class Contact:
         if first:
             office.started(max(now - self.born - self.blocked_s, 0.0))
         if lease is not None:
-            begun = min(max(lease.asked, self.born) + self.blocked_s, now) if first else lease.asked
+            blocked_s = self.blocked_s - self._blocked_before_s  # since the lease is its
+            begun = min(max(lease.asked, self.born) + blocked_s, now) if first else lease.asked
             held_s = self._paid_s()
             lease.sink(Opened(lease.id, True, now - begun, begun - lease.asked, pid, held_s))
 
@@ -316,18 +322,17 @@ class Contact:
         return unpaid_s
 
     def _leave_debts(self, lease: Lease | None) -> None:
-        """Leave to the next lease of its size what it cost while it served nobody."""
-        if lease is None and self.heard_of:
-            idle_s = time.monotonic() - self.idle_since if self.ready else 0.0
-            self._office.owe(self.size, self._unpaid_s + idle_s)
-            self._unpaid_s = 0.0
+        """Leave to the next lease of its size what nobody has paid for: what it idled, a start that came to nothing."""
+        idle_s = time.monotonic() - self.idle_since if lease is None and self.ready else 0.0
+        self._office.owe(self.size, self._unpaid_s + idle_s)
+        self._unpaid_s = 0.0
 
     def _retire(self) -> None:
         """Take nothing new: whoever holds it has to ask for another."""
         with self._office.lock:
             self._leaving = True
             self._tell(Lost(0, "died", "its pilot has lived long enough"))
-            self.lease = None
+            self.lease, self.idle_since = None, time.monotonic()
 
     def _runs(self, bundle: int) -> bool:
         return self.bundle is not None and self.bundle.id == bundle

@@ -15,7 +15,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Cancelling, Crashed
 
 from prefect_slo.errors import WorkPoolUnusable
-from prefect_slo.runner.workpool.pilot import ENTRYPOINT, VERSION, Order, pilot
+from prefect_slo.runner.workpool.job import ENTRYPOINT, FLOW
+from prefect_slo.runner.workpool.pilot import VERSION, Order
 
 TAG = "prefect-slo"
 _PAGE = 200
@@ -58,13 +59,13 @@ class Jobs:
         }
         with self._api() as client:
             try:
-                found = client.read_deployment_by_name(f"{pilot.name}/{self._pool}")
+                found = client.read_deployment_by_name(f"{FLOW}/{self._pool}")
             except ObjectNotFound:
                 found = None
             told = {name: value for name, value in wanted.items() if value is not None}
             if found is None or any(getattr(found, name) != value for name, value in told.items()):
                 self._deployment = client.create_deployment(
-                    client.create_flow(pilot),
+                    client.create_flow_from_name(FLOW),
                     self._pool,
                     description="Runs bundles of flows that prefect-slo sizes. Made and kept up to date by it.",
                     tags=[TAG],

@@ -177,7 +177,7 @@ class Office:
                 if not pilot.usable(lease.size):
                     continue
                 other.lease, other.idle_since = None, time.monotonic()
-                pilot.serve(lease)
+                pilot.serve(lease, other.blocked_s)
                 return
 
     def owe(self, size: Size, seconds: float) -> None:

@@ -1,9 +1,8 @@
 """A pilot: a job in a work pool that runs the bundles which come by its mailbox, until it is not needed any more.
 
-The job is a flow run of ``pilot``, deployed by its module's name, so that no code has to be stored. Bundles run in a
-worker process beside it, as they do on the flow's own machine: sized, watched and ended by force where an item overruns
-or outgrows its memory, which the job survives. What a worker reports goes back in small messages, and task runs are
-those of the flow that sent the work.
+Bundles run in a worker process beside it, as they do on the flow's own machine: sized, watched and ended by force where
+an item overruns or outgrows its memory, which the job survives. What a worker reports goes back in small messages, and
+task runs are those of the flow that sent the work.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 import psutil
-from prefect import flow
 from prefect.logging import get_logger
 
 from prefect_slo.resources import Size
-from prefect_slo.runner.backends.local import PRELOAD, named_gpus, usable_gpus, worker_environment
+from prefect_slo.runner.backends.local import named_gpus, usable_gpus, worker_environment
 from prefect_slo.runner.backends.processes import ProcessBackend
 from prefect_slo.runner.backends.protocol import Bundle, Finished, Lost, Opened, Progress, Report
 from prefect_slo.runner.local.gpus import SHARE
+from prefect_slo.runner.local.launch import Forker
+from prefect_slo.runner.preload import PRELOAD
 from prefect_slo.runner.workpool.mailbox import FROM_JOB, TO_JOB, Incoming, Outgoing, Pulse
 from prefect_slo.runner.workpool.stores import Store, referred
 
-ENTRYPOINT = f"{__name__}.pilot"
 VERSION = version("prefect-slo")
 GATHER_S = 0.01
 """Reports of one bundle travel together over this long, or over one look at slower storage."""
@@ -98,21 +97,16 @@ class Letter:
     age_s: float = 0.0
 
 
-@flow(name="slo-pilot", persist_result=False)
-def pilot(order: dict[str, Any]) -> str:
-    """Run bundles for another flow; returns why it ended."""
-    return Pilot(Order(**order)).serve()
-
-
 class Pilot:
     """One pilot, in its job.
 
     Args:
         order: What it was told.
+        zygote: Forks its workers, where there is one already.
     """
 
-    def __init__(self, order: Order) -> None:
-        self._order, self._store = order, referred(order.storage)
+    def __init__(self, order: Order, zygote: Forker | None = None) -> None:
+        self._order, self._store, self._zygote = order, referred(order.storage), zygote
         self._size, self._told = _here(Size(**order.size), places_gpus=order.places_gpus)
         self._inbox = Incoming(self._store, order.box, TO_JOB)
         self._programs: dict[str, Any] = {}
@@ -130,8 +124,9 @@ class Pilot:
             self._sender.end(mismatch)
             return mismatch
         backend = ProcessBackend(
-            env={**worker_environment(None), **self._told}, preload=PRELOAD, gpu_devices=named_gpus()
-        )
+            env={**worker_environment(None), **self._told}, preload=PRELOAD, gpu_devices=named_gpus(),
+            zygote=self._zygote,
+        )  # fmt: skip
         ended = "its job was ended"
         threading.Thread(target=self._beat, name="prefect-slo-heart", daemon=True).start()
         try:

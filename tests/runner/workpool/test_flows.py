@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -38,7 +39,7 @@ def pools(process_pool: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     storage = tmp_path_factory.mktemp("mailboxes")
     for name in (CPU, GPU):
         process_pool(name)
-    made = tuple(WorkPool(name, (Size(0.5, 512),), storage, concurrency=2, idle_s=600) for name in (CPU, GPU))
+    made = tuple(WorkPool(name, (Size(0.5, 512),), storage, concurrency=1, idle_s=600) for name in (CPU, GPU))
     yield made  # type: ignore[misc]
     shut_offices()
     until(lambda: not list(storage.iterdir()), "mailboxes are left behind")
@@ -113,13 +114,38 @@ def test_the_next_run_of_the_process_finds_its_pilots_warm(pools) -> None:
     assert first & second
 
 
+def test_the_worker_of_a_job_comes_from_a_fork_of_the_job_and_not_from_another_interpreter(pools) -> None:
+    _, _, pids, _ = sums.with_options(task_runner=SLOTaskRunner(pools=pools))(2)
+    for pid in pids:
+        zygote, job, *_ = psutil.Process(pid).parents()
+        assert zygote.cmdline() == job.cmdline()
+
+
+@slo_task(pool=CPU)
+@task
+def integrations() -> tuple[set[str], set[str]]:
+    installed = {point.value.partition(":")[0] for point in entry_points(group="prefect.collections")}
+    return installed, installed & sys.modules.keys()
+
+
+@flow
+def looks_around() -> tuple[set[str], set[str]]:
+    return integrations.submit().result()
+
+
+def test_a_worker_imports_no_integration_of_prefect_to_know_its_flow(pools) -> None:
+    installed, imported = looks_around.with_options(task_runner=SLOTaskRunner(pools=pools))()
+    assert "prefect_dask" in installed
+    assert "prefect_dask" not in imported
+
+
 def test_there_is_one_deployment_for_each_pool(pools) -> None:
     sums.with_options(task_runner=SLOTaskRunner(pools=pools))(1)
     wanted = DeploymentFilter(name=DeploymentFilterName(any_=[CPU, GPU]))
     with get_client(sync_client=True) as client:
         found = client.read_deployments(deployment_filter=wanted)
     assert sorted(deployment.name for deployment in found) == [CPU, GPU]
-    assert {deployment.entrypoint for deployment in found} == {"prefect_slo.runner.workpool.pilot.pilot"}
+    assert {deployment.entrypoint for deployment in found} == {"prefect_slo.runner.workpool.job.pilot"}
 
 
 @slo_task(pool=CPU, idempotent=True)
@@ -154,7 +180,7 @@ def fragile(which: Any, flag: str) -> tuple[UUID, Any]:
 
 def kill_pilot(worker: int) -> None:
     """Kill the job that a worker process belongs to, as a node that goes away would."""
-    job = next(process for process in psutil.Process(worker).parents() if "-c" not in process.cmdline())
+    _zygote, job, *_ = psutil.Process(worker).parents()
     assert job.pid != os.getpid(), "the worker is a job's, not this process's"
     job.kill()
 

@@ -14,7 +14,7 @@ import pytest
 from prefect.client.schemas.objects import State, StateType
 
 from prefect_slo.resources import Size
-from prefect_slo.runner.backends.protocol import Lost, Opened
+from prefect_slo.runner.backends.protocol import Bundle, Finished, Lost, Opened
 from prefect_slo.runner.workpool import office as offices
 from prefect_slo.runner.workpool.contact import Lease
 from prefect_slo.runner.workpool.mailbox import FROM_JOB, TO_JOB, Incoming, Outgoing
@@ -64,6 +64,13 @@ class Played:
     def up(self, age_s: float = 0.0, wait_s: float = 0.0) -> None:
         opened = Opened(1, True, 0.1, wait_s, 4711)
         self._out.send(Letter(time.monotonic(), {}, (opened,), age_s=age_s))
+
+    def done(self, bundle: int) -> None:
+        now = time.monotonic()
+        self._out.send(Letter(now, {}, (Finished(1, bundle, now, now),)))
+
+    def fails(self, age_s: float) -> None:
+        self._out.send(Letter(time.monotonic(), {}, (), "its worker does not start", age_s=age_s))
 
     def is_sent_home(self) -> bool:
         return self.inbox.receive() == ("close",)
@@ -198,6 +205,51 @@ def test_time_in_which_the_pool_could_start_nothing_is_waiting_and_no_start(
     assert report.wait_s >= 0.2
     assert report.start_s + report.wait_s == pytest.approx(time.monotonic() - pilot.born, abs=0.5)
     assert at.office.keep_s == 600.0
+
+
+def test_what_blocked_a_spare_before_is_no_waiting_of_who_takes_it(scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offices, "LOOK_S", 0.02)
+    at = scene()
+    at.jobs.full = True
+    first = at.lease(1)
+    job = at.job(0)
+    [pilot] = at.office.pilots
+    until(lambda: pilot.blocked_s > 0.3)
+    at.jobs.full = False
+    at.office.close(first)
+    at.lease(2)
+    time.sleep(0.05)
+    job.up()
+    report = at.opened(2)
+    assert report.cold
+    assert report.start_s >= 0.05
+    assert report.wait_s < 0.3
+
+
+def test_a_start_that_came_to_nothing_is_paid_by_the_next_lease_of_its_size(scene: Any) -> None:
+    at = scene()
+    at.lease(1)
+    at.job(0).fails(age_s=7.0)
+    until(lambda: at.heard[1])
+    assert isinstance(at.heard[1][0], Lost)
+    at.lease(2)
+    at.job(1).up(age_s=1.0)
+    assert at.opened(2).held_s == pytest.approx(8.0)
+
+
+def test_a_pilot_that_has_lived_long_enough_leaves_no_debt_for_what_was_paid(scene: Any) -> None:
+    at = scene(lifetime_s=0.2)
+    first = at.lease(1)
+    job = at.job(0)
+    job.up()
+    at.opened(1)
+    at.office.submit(first, Bundle(1, "program", None, ()))
+    time.sleep(0.3)
+    job.done(1)
+    until(lambda: isinstance(at.heard[1][-1], Lost))
+    until(job.is_sent_home)
+    until(lambda: not at.office.pilots)
+    assert at.office.debts(SIZE) < 0.2
 
 
 def test_a_pilot_stays_warm_for_as_long_as_starting_it_took(scene: Any) -> None:

@@ -67,7 +67,9 @@ def sent(pool: LambdaPool, function: Callable[..., Any], *args: Any) -> Returned
 
 
 def value(returned: Returned) -> Any:
-    return cloudpickle.loads(returned.items[0].payload)
+    [one] = returned.items[:1]
+    loaded = cloudpickle.loads(one.payload)
+    return loaded[0] if one.failed else loaded
 
 
 def on_lambda() -> bool:

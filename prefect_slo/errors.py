@@ -170,31 +170,50 @@ class WorkerLost(SloError):
 
 
 class OutOfMemory(WorkerLost):
-    """An item needed more memory than its worker may hold; the worker was replaced."""
+    """An item needed more memory than its worker may hold; the worker was replaced.
 
-    def __init__(self, stage: str, peak_mb: float, limit_mb: float, attempts: int = 1) -> None:
-        self.peak_mb, self.limit_mb = peak_mb, limit_mb
+    Args:
+        stage: Stage of the item.
+        peak_mb: Memory that it was seen to use; 0 where nobody looked.
+        limit_mb: Memory that its worker may hold.
+        attempts: How many times the item was started.
+        detail: How it ended, in words.
+        on_batch: Whether its worker was a job on AWS Batch, whose memory is its pool's to say.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        peak_mb: float,
+        limit_mb: float,
+        attempts: int = 1,
+        detail: str = "",
+        on_batch: bool = False,
+    ) -> None:
+        self.peak_mb, self.limit_mb, self.detail, self.on_batch = peak_mb, limit_mb, detail, on_batch
         super().__init__(stage, f"out of memory: {peak_mb:.0f} MB used of {limit_mb:.0f} MB", attempts)
         enough = _next_power(peak_mb, limit_mb)
-        self.args = (
-            f"stage {stage!r} used {peak_mb:.0f} MB and its worker may hold {limit_mb:.0f} MB. "
-            f"Give it more with slo_task(memory_mb={enough}) or a larger size on its menu.",
-        )
+        used = f"used {peak_mb:.0f} MB" if peak_mb > 0 else "ran out of memory"
+        here = f"slo_task(memory_mb={enough}) or a larger size on its menu"
+        more = f"BatchJobs(memory_mb={enough})" if on_batch else here
+        message = f"stage {stage!r} {used} and its worker may hold {limit_mb:.0f} MB. Give it more with {more}."
+        self.args = (message + _told(detail),)
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return type(self), (self.stage, self.peak_mb, self.limit_mb, self.attempts)
+        return type(self), (self.stage, self.peak_mb, self.limit_mb, self.attempts, self.detail, self.on_batch)
 
 
 class TaskTimedOut(WorkerLost):
     """An item ran past its task's ``timeout_seconds`` and did not stop by itself."""
 
-    def __init__(self, stage: str, timeout_s: float, attempts: int = 1) -> None:
-        self.timeout_s = timeout_s
+    def __init__(self, stage: str, timeout_s: float, attempts: int = 1, detail: str = "") -> None:
+        self.timeout_s, self.detail = timeout_s, detail
         super().__init__(stage, f"timed out after {timeout_s:g} s", attempts)
-        self.args = (f"stage {stage!r} exceeded its timeout of {timeout_s:g} s and its worker was ended.",)
+        message = f"stage {stage!r} exceeded its timeout of {timeout_s:g} s and its worker was ended."
+        self.args = (message + _told(detail),)
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return type(self), (self.stage, self.timeout_s, self.attempts)
+        return type(self), (self.stage, self.timeout_s, self.attempts, self.detail)
 
 
 class ResultLost(SloError):
@@ -372,6 +391,11 @@ def _rounded_up(bound: float) -> float:
         return bound
     unit = 10.0 ** (math.floor(math.log10(bound)) - 3)
     return math.ceil(bound / unit * (1 - 1e-12)) * unit
+
+
+def _told(detail: str) -> str:
+    """What is known beside, at the end of a message."""
+    return f" What was said of it: {detail}" if detail else ""
 
 
 def _next_power(*megabytes: float) -> int:

@@ -108,6 +108,11 @@ class PriceList:
             + gpu * own.get("gpu_second", self.gpu_second)
         )
 
+    def is_by_gpu(self, hardware: str = "cpu") -> bool:
+        """Whether the price of a machine of that kind is its GPU's alone: a worker without one would look free."""
+        by_gpu = self.gpu_second or any(own.get("gpu_second") for own in self.hardware.values())
+        return bool(by_gpu) and not self.request and not self.rate(1.0, 1024.0, 0.0, hardware)
+
     def billed_s(self, seconds: float) -> float:
         """Seconds that are billed for so many: rounded up, and no less than the least."""
         steps = math.ceil(seconds / self.granularity_s - 1e-9) if self.granularity_s > 0 else 0

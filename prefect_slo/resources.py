@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
 from numbers import Integral
@@ -66,10 +66,11 @@ class Size:
         return f"{self.vcpus:g} vCPU / {self.memory_mb} MB{gpu}"
 
 
-HandingOn = Literal["objects", "machine", "workers", "storage", "calls"]
+HandingOn = Literal["objects", "machine", "workers", "storage", "requests", "calls"]
 """How what a stage makes gets to the next on the same pool, when it is large: as the ``objects`` that they are, in one
 process; through memory that all processes of one ``machine`` map; from worker to worker (``workers``); over
-``storage``, with the request and the reply while they are small; or with ``calls`` and results, whatever their size."""
+``storage``, with the request and the reply while they are small; with ``requests`` and replies alone, which what is
+larger does not fit into; or with ``calls`` and results, whatever their size."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,9 @@ class Pool:
         workers: Worker counts that it offers; empty means the menu's.
         handing_on: What becomes of large results there; ``None`` for what the pools of this machine do by themselves,
             and ``calls`` elsewhere.
+
+    Raises:
+        InvalidValue: A size without a GPU on a price list that prices GPUs alone.
     """
 
     name: str = "default"
@@ -100,7 +104,7 @@ class Pool:
         counts = items(self.workers, f"pool.{self.name}.workers")
         object.__setattr__(self, "workers", tuple(whole(count, f"pool.{self.name}.workers") for count in counts))
         if self.prices is not None:
-            price_list(self.prices)
+            _check_prices(self.prices, self.sizes, f"pool.{self.name}.prices")
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,7 @@ class Menu:
 
     Raises:
         InvalidWorkflow: Nothing to choose from in some dimension.
+        InvalidValue: A size without a GPU on a price list that prices GPUs alone.
         UnknownPrices: The price list does not exist.
     """
 
@@ -169,7 +174,8 @@ class Menu:
         names = [pool.name for pool in self.pools]
         if len(set(names)) < len(names):
             raise InvalidWorkflow("menu.pools", tuple(names), "pools with different names")
-        price_list(self.prices)
+        offered = (size for pool in self.pools if pool.prices is None for size in pool.sizes or self.sizes)
+        _check_prices(self.prices, offered, "menu.prices")
 
     def pool(self, name: str) -> Pool:
         """The pool of that name.
@@ -320,6 +326,18 @@ class Capacity:
             sum(self.held(option, pool, resource) for option in options) <= limit * (1 + 1e-9)
             for (pool, resource), limit in self.limits().items()
         )
+
+
+def _check_prices(name: str, sizes: Iterable[Size], where: str) -> None:
+    """Read a price list, and refuse sizes that would look free by it, though their machine is paid for."""
+    prices = price_list(name)
+    for size in sizes:
+        if not size.gpu and prices.is_by_gpu(size.hardware):
+            expected = (
+                f"a list with prices of vCPUs or memory for {size}, which would look free: this one prices machines by "
+                "their GPU. Put sizes without one into a pool of their own, with prices such as 'aws-ec2-cpu'"
+            )
+            raise InvalidValue(where, name, expected)
 
 
 def _knobs(knobs: object) -> dict[str, tuple[object, ...]]:

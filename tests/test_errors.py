@@ -30,7 +30,9 @@ ERRORS = [
     errors.InfeasibleSlo("p95 latency <= 12 s", None, "train", 0.0),
     errors.WorkerLost("train", "killed by signal 9", 2),
     errors.OutOfMemory("train", 1900.0, 1792.0),
+    errors.OutOfMemory("train", 0.0, 1792.0, 2, "job 7 failed", on_batch=True),
     errors.TaskTimedOut("train", 30.0),
+    errors.TaskTimedOut("train", 30.0, 2, "its function ran for 60 s"),
     errors.Unpicklable("train", "argument", "cannot pickle '_thread.lock' object"),
     errors.GpuShareTooLarge("0.5 GPU", ("0 with 16,384 MB",), "stage 'train'"),
     errors.NothingProposed("etl", "no plan waits for approval", "Run replan first."),
@@ -84,6 +86,13 @@ def test_the_memory_that_is_advised_is_more_than_was_there(peak_mb: float, limit
 @pytest.mark.parametrize("peak_mb", [float("inf"), float("nan"), 0.0, -1.0])
 def test_a_peak_that_nobody_measured_still_makes_an_error(peak_mb: float) -> None:
     assert "memory_mb=1024" in str(OutOfMemory("train", peak_mb, 512.0))
+
+
+def test_who_ran_out_of_memory_on_batch_is_told_what_to_raise_there() -> None:
+    message = str(OutOfMemory("train", 0.0, 2048.0, 1, "on Lambda: this; then on Batch: that", on_batch=True))
+    assert "BatchJobs(memory_mb=4096)" in message
+    assert "slo_task" not in message
+    assert message.endswith("on Lambda: this; then on Batch: that")
 
 
 class Broken:

@@ -46,6 +46,15 @@ def test_a_pool_may_have_sizes_and_prices_of_its_own() -> None:
     assert menu.prices_of("cloud").name == "aws-lambda-x86"
 
 
+def test_a_size_that_would_look_free_on_a_list_of_gpus_is_refused() -> None:
+    with pytest.raises(InvalidValue, match=r"pool\.gpus\.prices.*4 vCPU / 8192 MB, which would look free.*own"):
+        Pool("gpus", (GPU, LARGE), "aws-ec2-gpu")
+    with pytest.raises(InvalidValue, match=r"menu\.prices.*'aws-ec2-cpu'"):
+        Menu(prices="aws-ec2-gpu-spot", sizes=(GPU, SMALL))
+    apart = Menu(pools=(Pool("gpus", (GPU,), "aws-ec2-gpu"), Pool("cpus", (LARGE,), "aws-ec2-cpu")))
+    assert all(apart.prices_of(o.pool).rate(o.vcpus, o.memory_mb, o.size.gpu) > 0 for o in apart.options())
+
+
 @pytest.mark.parametrize("order", [("pool", "size"), ("size", "pool")])
 def test_a_pin_of_pool_and_size_holds_in_either_order(order: tuple[str, str]) -> None:
     menu = Menu(workers=(1, 2), sizes=(SMALL, LARGE), pools=(Pool(), Pool("gpu", (GPU,))))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prefect_slo.aws.clients import client
@@ -126,6 +126,13 @@ class BatchJobs:
         if not least <= self.memory_mb <= most or (self.memory_mb - least) % step:
             expected = f"{least} to {most} MB in steps of {step} beside {self.vcpus:g} vCPU on Fargate"
             raise InvalidValue("batch.memory_mb", self.memory_mb, expected)
+
+    def near(self, region: str | None, endpoint: str | None) -> BatchJobs:
+        """The same jobs, and a queue of ours, asked for as a pool asks, unless they have a region or an endpoint."""
+        region, endpoint, queue = self.region or region, self.endpoint or endpoint, self.queue
+        if isinstance(queue, BatchQueue):
+            queue = replace(queue, region=queue.region or region, endpoint=queue.endpoint or endpoint)
+        return replace(self, queue=queue, region=region, endpoint=endpoint)
 
     @property
     def queue_name(self) -> str:

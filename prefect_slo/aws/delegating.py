@@ -15,8 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
+import cloudpickle
+
 from prefect_slo.aws.exchange import Exchange, Item, Order, Returned
-from prefect_slo.aws.invoke import Failed
+from prefect_slo.aws.invoke import NEVER_RAN, Failed
 from prefect_slo.aws.s3 import S3Prefix
 from prefect_slo.control.delegation import By, Limits, Mode, Needs, Seen, Terms, delegates, predicted_first
 
@@ -116,13 +118,16 @@ class Delegating:
                 again = replace(order, items=[pair for pair in order.items if pair[0] in full])
                 before = Failed("disk", "its temporary disk was full", billed=returned.answer.billed)
                 before.storage_usd = returned.storage_usd
-                return _merged(returned, self._on_batch(name, before, function, again), order.ids)
+                try:
+                    return _merged(returned, self._on_batch(name, before, function, again), order.ids)
+                except Failed as failed:
+                    return _without_batch(returned, full, failed, order.key)
         return self._on_batch(name, before, function, order)
 
     def _on_batch(self, name: str, before: Failed | None, function: str, order: Order) -> Returned:
         """Have a job run items, after what Lambda has tried ``before``; the cost is that of both."""
         try:
-            returned = self.batch.run(function, replace(order, key=(*order.key, "batch")))
+            returned = self.batch.run(function, replace(order, key=_on_batch_key(order.key)))
         except Exception as error:
             if before is None:
                 raise
@@ -145,16 +150,20 @@ class Delegating:
 
 
 def _both(before: Failed, error: Exception) -> Failed:
-    """What Batch could not do either, for whichever reason; it costs what both have taken."""
+    """What Batch could not do either, for whichever reason; it costs what both have taken.
+
+    Where Batch has not begun it, it ended as it did on Lambda: it never ran only where it did not run there either.
+    """
     then = error if isinstance(error, Failed) else Failed("died", f"{type(error).__name__}: {error}")
+    last = before if then.why in NEVER_RAN and before.why not in NEVER_RAN else then
     both = Failed(
-        then.why,
+        last.why,
         f"on Lambda: {before.detail}; then on Batch: {then.detail}",
-        used_mb=then.used_mb,
-        memory_mb=then.memory_mb,
+        used_mb=last.used_mb,
+        memory_mb=last.memory_mb,
         billed=before.billed + then.billed,
     )
-    both.storage_usd = before.storage_usd + then.storage_usd
+    both.storage_usd, both.on_batch = before.storage_usd + then.storage_usd, last.on_batch
     return both
 
 
@@ -167,6 +176,28 @@ def _filled_the_disk(one: Item) -> bool:
     except Exception:  # said of the item where its outcome is looked at
         return False
     return isinstance(value, OSError) and value.errno == errno.ENOSPC
+
+
+def _without_batch(returned: Returned, full: set[int], failed: Failed, key: tuple[str, ...]) -> Returned:
+    """What Lambda gave, where Batch did not do what met a full disk: of that, its own error, with both causes."""
+    return replace(
+        returned,
+        items=tuple(_noted(one, failed.detail) if one.item in full else one for one in returned.items),
+        answer=replace(returned.answer, billed=failed.billed),
+        storage_usd=failed.storage_usd,
+        stored=(*returned.stored, _on_batch_key(key)),
+    )
+
+
+def _noted(one: Item, words: str) -> Item:
+    """An item that failed, with more words beside its traceback."""
+    value, before = pickle.loads(one.payload)
+    return one._replace(payload=cloudpickle.dumps((value, f"{before or ''}\n{words}".strip())))
+
+
+def _on_batch_key(key: tuple[str, ...]) -> tuple[str, ...]:
+    """What work is called on Batch that was tried on Lambda first."""
+    return (*key, "batch")
 
 
 def _merged(first: Returned, then: Returned, ids: Sequence[int]) -> Returned:

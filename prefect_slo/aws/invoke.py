@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import random
 import threading
 import time
@@ -18,10 +19,16 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from prefect_slo.aws import limits
+from prefect_slo.aws.refusals import with_advice
 from prefect_slo.aws.report import NOTHING, Billed, Report, bill, tail
 from prefect_slo.pricing import PriceList
 
+_logger = logging.getLogger("prefect.slo")
+
 Why = Literal["died", "memory", "disk", "timeout", "start", "throttled", "unreached", "unknown", "cancelled"]
+NEVER_RAN = frozenset[Why]({"start", "throttled", "unreached"})
+"""Ends of work that has not begun: it may be sent anew, whatever it is."""
+
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 10.0
 _THROTTLED = {
     "TooManyRequestsException",
@@ -30,16 +37,18 @@ _THROTTLED = {
     "EC2ThrottledException",
     "ENILimitReached",
 }
-_NOT_DEPLOYED = {
-    "ResourceNotFoundException",
-    "AccessDeniedException",
-    "InvalidRuntimeException",
-    "KMSAccessDeniedException",
-}
+_NOT_YET = {"ResourceNotReadyException", "ResourceConflictException"}
+"""A function whose network comes back, or one that was just made: a moment later it can be called."""
+
 _NEVER_STARTS = {"Runtime.ImportModuleError", "Runtime.HandlerNotFound", "Runtime.UserCodeSyntaxError"}
 LOST_REPLY_TRIES, UNREACHED_TRIES = 3, 6
 NO_SPACE = f"[Errno {errno.ENOSPC}]"
 """How the message of an error begins that a full temporary disk raises."""
+
+
+def always() -> bool:
+    """Yes."""
+    return True
 
 
 class Failed(Exception):
@@ -55,14 +64,15 @@ class Failed(Exception):
         memory_mb: What it was allowed.
         billed: What it is billed all the same.
         storage_usd: US dollars of objects that were written and read for it.
-        lost: Tries whose replies were lost: what they are billed is not known, and not in ``billed``.
+        lost: Tries whose replies or reports were lost: what they are billed is not known, and not in ``billed``.
+        on_batch: Whether it was a job on Batch that ended so.
     """
 
     def __init__(
         self, why: Why, detail: str, *, used_mb: float = 0.0, memory_mb: float = 0.0, billed: Billed = NOTHING
     ):
         self.why, self.detail, self.used_mb, self.memory_mb, self.billed = why, detail, used_mb, memory_mb, billed
-        self.storage_usd, self.lost = Decimal(), 0
+        self.storage_usd, self.lost, self.on_batch = Decimal(), 0, False
         super().__init__(f"{why}: {detail}")
 
 
@@ -78,7 +88,8 @@ class Answer:
         report: What Lambda reports; ``None`` where its log came without.
         billed: What the try that was answered is billed.
         stored: Whether it came over S3.
-        lost: Tries before whose replies were lost: what they are billed is not known, and not in ``billed``.
+        lost: Tries before whose replies were lost, and this one if it has no report: what they are billed is not known,
+            and not in ``billed``.
     """
 
     reply: dict[str, Any]
@@ -112,11 +123,20 @@ class Invoker:
     sleep: Callable[[threading.Event, float], bool] = threading.Event.wait
     clock: Callable[[], float] = time.monotonic
     _rng: random.Random = field(init=False)
+    _warned: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self._rng = random.Random(self.seed)
 
-    def call(self, function: str, event: dict[str, Any], *, again: bool, cancelled: threading.Event) -> Answer:
+    def call(
+        self,
+        function: str,
+        event: dict[str, Any],
+        *,
+        again: bool,
+        cancelled: threading.Event,
+        more: Callable[[], bool] = always,
+    ) -> Answer:
         """Have a function run an event.
 
         Args:
@@ -124,6 +144,7 @@ class Invoker:
             event: What it is to do.
             again: Whether it may be called once more after its reply was lost.
             cancelled: Nothing is called once it is set; ends the wait of a throttled call.
+            more: Asked after each lost reply where the call would be made again: whether it may be.
 
         Raises:
             Failed: It gave no result.
@@ -138,13 +159,14 @@ class Invoker:
             sent = self.clock()
             try:
                 response = self.client.invoke(FunctionName=function, Payload=payload, LogType="Tail")
-                return replace(self._answer(response, sent, waited_s), lost=lost)
+                answer = self._answer(response, sent, waited_s)
+                return replace(answer, lost=answer.lost + lost)
             except Failed as failed:
                 raise _after(lost, failed) from None
             except Exception as error:
                 why, detail = cause(error)
                 lost, unreached = lost + (why == "unknown"), unreached + (why == "unreached")
-                final = why == "start" or (why == "unknown" and (not again or lost >= LOST_REPLY_TRIES))
+                final = why == "start" or (why == "unknown" and not (again and lost < LOST_REPLY_TRIES and more()))
             if final or unreached >= UNREACHED_TRIES or waited_s >= self.patience_s:
                 detail = detail if why != "throttled" else f"{detail}, for {waited_s:.0f} s"
                 raise _after(lost, Failed(why, detail))
@@ -162,14 +184,30 @@ class Invoker:
         if report is not None:
             usd = bill(self.prices, report.memory_mb, report.billed_ms, storage_mb=self.storage_mb)
             billed = Billed(usd, report.billed_ms, 1)
+        untold = self._untold(log) if report is None else 0
         if response.get("FunctionError"):
-            raise _function_error(document or {}, report, billed)
-        return Answer(document, sent, received, waited_s, report, billed)
+            failed = _function_error(document or {}, report, billed)
+            failed.lost = untold
+            raise failed
+        return Answer(document, sent, received, waited_s, report, billed, lost=untold)
+
+    def _untold(self, log: str) -> int:
+        """An invocation whose report did not come. Said once: costs are too low from then on."""
+        if not self._warned:
+            self._warned = True
+            _logger.warning(
+                "An invocation came back without a report that can be read (%r): what it is billed is not known "
+                "and not in the costs of this run. A cap counts it with the most that it can cost. This is said once.",
+                log[-200:],
+            )
+        return 1
 
 
 def _after(lost: int, failed: Failed) -> Failed:
-    """A failure after tries whose replies were lost."""
-    failed.lost = lost
+    """A failure after tries whose replies were lost: one of these may have run, whatever became of the last."""
+    if lost and failed.why in NEVER_RAN:
+        failed = Failed("unknown", f"its reply was lost; then: {failed.detail}", billed=failed.billed)
+    failed.lost += lost
     return failed
 
 
@@ -182,6 +220,7 @@ def cause(error: Exception) -> tuple[Why, str]:
         ConnectTimeoutError,
         EndpointConnectionError,
         HTTPClientError,
+        IncompleteReadError,
         ProxyConnectionError,
     )
 
@@ -192,17 +231,17 @@ def cause(error: Exception) -> tuple[Why, str]:
         detail = f"{code}{f' ({reason})' if reason else ''}: {told.get('Message', '')}".rstrip(": ")
         if code in _THROTTLED or status == 429:
             return "throttled", f"throttled, {detail}"
-        if code in _NOT_DEPLOYED:
-            return "start", f"{detail}. Deploy its functions with 'prefect-slo aws deploy'"
+        if code in _NOT_YET:
+            return "throttled", f"not ready, {detail}"
         if status >= 500:
             return "unknown", detail
-        return "start", detail
+        return "start", with_advice(detail, error)
     if isinstance(error, (EndpointConnectionError, ConnectTimeoutError, ProxyConnectionError)):
-        return "unreached", f"AWS cannot be reached ({type(error).__name__}: {error})"
-    if isinstance(error, (ConnectionError, HTTPClientError)):
+        return "unreached", with_advice(f"AWS cannot be reached ({type(error).__name__}: {error})", error)
+    if isinstance(error, (ConnectionError, HTTPClientError, IncompleteReadError)):
         return "unknown", f"its reply was lost ({type(error).__name__})"
     if isinstance(error, BotoCoreError):
-        return "start", f"{type(error).__name__}: {error}"
+        return "start", with_advice(f"{type(error).__name__}: {error}", error)
     raise error
 
 

@@ -19,17 +19,22 @@ from typing import Any
 
 from prefect_slo.aws.arrays import Submitter
 from prefect_slo.aws.batch import LOG_GROUP, BatchJobs
-from prefect_slo.aws.invoke import Answer, Failed, Why, cause
+from prefect_slo.aws.invoke import Answer, Failed, Why, always, cause
+from prefect_slo.aws.refusals import with_advice
 from prefect_slo.aws.report import Billed
 from prefect_slo.aws.s3 import S3Prefix
 
-_DEPLOY = "Deploy with 'prefect-slo aws deploy'"
 LOG_LINES = 20
 _DESCRIBED = 100
 _ENDED = ("SUCCEEDED", "FAILED")
 _JOB_NAME = 128
 SUBMIT_TRIES, SUBMIT_WAIT_S = 6, 1.0
 """Of a submission that is throttled, and of looking for one whose reply was lost; the wait doubles."""
+
+PATIENCE_S = 600.0
+"""How long Batch may be asked in vain, or say nothing of one job: of an array, jobs appear one after another."""
+
+_MISSING = "MISSING"
 
 
 @dataclass
@@ -39,22 +44,33 @@ class BatchInvoker:
     Args:
         jobs: How they are run.
         store: Where events and replies lie.
+        clock: Seconds that pass.
         sleep: Waits for some seconds.
+        now: Seconds since 1970, as instants of jobs are given.
     """
 
     jobs: BatchJobs
     store: S3Prefix
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
+    now: Callable[[], float] = time.time
     _watch: Watch = field(init=False)
     _submitter: Submitter = field(init=False)
 
     def __post_init__(self) -> None:
-        self._watch = Watch(self.jobs.batch, *self.jobs.poll_s)
+        self._watch = Watch(self.jobs.batch, *self.jobs.poll_s, clock=self.clock, sleep=self.sleep)
         self._submitter = Submitter(self._submit, self.store, self.jobs.gather_s)
 
-    def call(self, function: str, event: dict[str, Any], *, again: bool, cancelled: threading.Event) -> Answer:
-        """Have a job run an event; ``function`` and ``again`` say nothing here.
+    def call(
+        self,
+        function: str,
+        event: dict[str, Any],
+        *,
+        again: bool,
+        cancelled: threading.Event,
+        more: Callable[[], bool] = always,
+    ) -> Answer:
+        """Have a job run an event; ``function``, ``again`` and ``more`` say nothing here.
 
         Raises:
             Failed: It gave no result; its message has the end of its log.
@@ -67,21 +83,20 @@ class BatchInvoker:
             self.store.put(f"{where}/event", json.dumps(event).encode())
             submitted = self._submitter.job(self._name(where), where)
         except (ClientError, BotoCoreError) as error:
-            raise Failed("start", f"no job could be submitted ({error}). {_DEPLOY}") from None
+            raise Failed("start", with_advice(f"no job could be submitted ({error})", error)) from None
         except Failed as failed:  # told to all that asked together: each has a failure of its own
             raise Failed(failed.why, failed.detail) from None
-        try:
-            job = self._watch.ended(submitted, cancelled)
-        except Failed:
-            self._terminate(submitted, "nobody can look at it any more")
-            raise
+        job = self._watch.ended(submitted, cancelled)
         if job is None:
             self._terminate(submitted, "cancelled")
-            raise Failed("cancelled", "cancelled while its job was under way")
+            raise self._cancelled(submitted)
         billed = self._bill(job)
         if job["status"] == "FAILED":
             raise self._failed(job, billed)
-        reply = json.loads(self.store.get(f"{where}/reply"))
+        try:
+            reply = json.loads(self.store.get(f"{where}/reply"))
+        except (ClientError, BotoCoreError, ValueError) as error:
+            raise Failed("unknown", f"the reply of its job cannot be read ({error})", billed=billed) from None
         return Answer(reply, sent, self.clock(), self._waited(job), None, billed, stored=True)
 
     def _name(self, where: str) -> str:
@@ -109,7 +124,7 @@ class BatchInvoker:
                 break
             self.sleep(random.uniform(0.0, wait_s))
             wait_s *= 2
-        raise Failed(why, f"no job could be submitted ({detail}). {_DEPLOY}")
+        raise Failed(why, f"no job could be submitted: {detail}")
 
     def _found(self, name: str, detail: str) -> str:
         """The job of a name whose submission had no reply.
@@ -139,11 +154,30 @@ class BatchInvoker:
         with suppress(ClientError, BotoCoreError):
             self.jobs.batch.terminate_job(jobId=job, reason=reason)
 
+    def _cancelled(self, job: str) -> Failed:
+        """The end of a job that was terminated: it is billed until then, as far as Batch says."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        failed = Failed("cancelled", "cancelled while its job was under way")
+        try:
+            [described] = self.jobs.batch.describe_jobs(jobs=[job])["jobs"]
+        except (ClientError, BotoCoreError, ValueError):
+            failed.lost = 1
+        else:
+            failed.billed = self._bill(described)
+        return failed
+
     def _bill(self, job: dict[str, Any]) -> Billed:
-        """Time of every attempt that started, a minute at least, at the price list; Batch itself costs nothing."""
-        attempts = [one for one in job.get("attempts") or [job] if one.get("startedAt")]
-        least_ms = int(1000 * self.jobs.least_s)
-        ran_ms = sum(max(int(one.get("stoppedAt", 0)) - int(one["startedAt"]), least_ms) for one in attempts)
+        """Time of every attempt that started, a minute at least, at the price list; Batch itself costs nothing.
+
+        An attempt that has not stopped is billed until now.
+        """
+        attempts = list(job.get("attempts") or [job])
+        if job.get("status") == "RUNNING" and all("stoppedAt" in one for one in attempts):
+            attempts.append(job)  # attempts are those that have ended
+        attempts = [one for one in attempts if one.get("startedAt")]
+        least_ms, now_ms = int(1000 * self.jobs.least_s), int(1000 * self.now())
+        ran_ms = sum(max(int(one.get("stoppedAt") or now_ms) - int(one["startedAt"]), least_ms) for one in attempts)
         return Billed(Decimal(ran_ms) / 1000 * Decimal(repr(self.jobs.usd_s)), ran_ms, int(bool(attempts)))
 
     @staticmethod
@@ -164,7 +198,9 @@ class BatchInvoker:
         exit_code = container.get("exitCode")
         ended = f"exit code {exit_code}" if exit_code is not None else "no exit code"
         detail = f"job {job['jobId']} failed ({reason or 'no reason'}, {ended}){self._log_tail(container)}"
-        return Failed(why, detail, memory_mb=float(self.jobs.memory_mb), billed=billed)
+        failed = Failed(why, detail, memory_mb=float(self.jobs.memory_mb), billed=billed)
+        failed.on_batch = True
+        return failed
 
     def _log_tail(self, container: dict[str, Any]) -> str:
         from botocore.exceptions import BotoCoreError, ClientError
@@ -182,10 +218,30 @@ class BatchInvoker:
 
 
 class Watch:
-    """One thread that looks at every job that somebody waits for."""
+    """One thread that looks at every job that somebody waits for.
 
-    def __init__(self, batch: Any, least_s: float, most_s: float) -> None:
-        self._batch, self._least_s, self._most_s = batch, least_s, most_s
+    Args:
+        batch: Client of Batch.
+        least_s: Least wait between two looks.
+        most_s: Most of it: waits grow while nothing happens, and while Batch can't be asked.
+        patience_s: How long that may last.
+        clock: Seconds that pass.
+        sleep: Waits for some seconds.
+    """
+
+    def __init__(
+        self,
+        batch: Any,
+        least_s: float,
+        most_s: float,
+        *,
+        patience_s: float = PATIENCE_S,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._batch, self._least_s, self._most_s, self._patience_s = batch, least_s, most_s, patience_s
+        self._clock, self._sleep = clock, sleep
+        self._absent: dict[str, float] = {}
         self._news = threading.Condition()
         self._waiting: set[str] = set()
         self._jobs: dict[str, dict[str, Any]] = {}
@@ -197,7 +253,8 @@ class Watch:
         """What a job was when it ended; ``None`` where nobody wants it any more.
 
         Raises:
-            Failed: Batch did not say; who asks later is told again as soon as it does.
+            Failed: Batch did not say for as long as there is patience, and it may run on; who asks later is told again
+            as soon as it does.
         """
         with self._news:
             self._waiting.add(job)
@@ -213,12 +270,15 @@ class Watch:
                         raise Failed("unknown", f"its job cannot be looked at ({self._broken})")
                     return None
                 self._news.wait(0.5)
-            return self._jobs.pop(job)
+            ended = self._jobs.pop(job)
+        if ended["status"] == _MISSING:
+            raise Failed("unknown", f"Batch has said nothing of job {job} for {self._patience_s:.0f} s")
+        return ended
 
     def _look(self) -> None:
         from botocore.exceptions import BotoCoreError, ClientError
 
-        pause_s = self._least_s
+        pause_s, heard = self._least_s, self._clock()
         while True:
             with self._news:
                 ids = sorted(self._waiting)
@@ -231,16 +291,28 @@ class Watch:
                     for at in range(0, len(ids), _DESCRIBED)
                 ]
             except (ClientError, BotoCoreError) as error:  # boto3 has tried several times
+                if cause(error)[0] != "start" and self._clock() - heard < self._patience_s:
+                    self._sleep(pause_s)
+                    pause_s = min(2 * pause_s, self._most_s)
+                    continue
                 with self._news:
                     self._broken, self._thread = error, None
                     self._news.notify_all()
                 return
-            done = {job["jobId"]: job for page in pages for job in page if job["status"] in _ENDED}
+            heard, told = self._clock(), {job["jobId"]: job for page in pages for job in page}
+            done = {job: found for job, found in told.items() if found["status"] in _ENDED}
+            done.update(self._missing(ids, told, heard))
             with self._news:
                 self._jobs.update({job: found for job, found in done.items() if job in self._waiting})
                 self._waiting -= set(done)
                 self._news.notify_all()
             pause_s = self._least_s if done or self._fresh.is_set() else min(1.5 * pause_s, self._most_s)
             self._fresh.clear()
-            time.sleep(self._least_s)
+            self._sleep(self._least_s)
             self._fresh.wait(pause_s - self._least_s)
+
+    def _missing(self, ids: list[str], told: dict[str, Any], now: float) -> dict[str, dict[str, Any]]:
+        """Jobs that Batch has said nothing of for so long that it never will."""
+        self._absent = {job: self._absent.get(job, now) for job in ids if job not in told}
+        given_up = [job for job, since in self._absent.items() if now - since >= self._patience_s]
+        return {job: {"jobId": job, "status": _MISSING} for job in given_up}

@@ -16,7 +16,7 @@ from prefect_slo.errors import InvalidValue
 from prefect_slo.units import text
 
 VERSION_TAG, POOL_TAG = "prefect-slo", "prefect-slo:pool"
-_PLAIN = re.compile(r"[\w .:/=+@-]{1,200}", re.ASCII)  # what values of tags may hold everywhere
+_PLAIN = re.compile(r"[\w .:=+@-]{1,200}", re.ASCII)  # what values of tags may hold everywhere, in one folder
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,6 +10,7 @@ from prefect_slo.errors import AwsRefused
 
 SIGN_IN = "Run 'aws configure' or 'aws sso login', set AWS_PROFILE, or give this machine a role."
 PERMIT = "'prefect-slo aws policy' prints what has to be allowed."
+DEPLOY = "'prefect-slo aws deploy' makes what is missing."
 REGION = "Give the pool a region=, set AWS_DEFAULT_REGION, or name one in the profile."
 _DENIED = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "AllAccessDisabled"})
 _SIGNED_OUT = frozenset(
@@ -17,6 +19,9 @@ _SIGNED_OUT = frozenset(
         "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidSignatureException",
     }
 )  # fmt: skip
+
+
+_NOT_FOUND = re.compile(r"not ?found|does not exist", re.IGNORECASE)
 
 
 @contextmanager
@@ -61,3 +66,11 @@ def refused(error: Exception, then: str = "") -> AwsRefused:
         ):
             return AwsRefused("", str(error).rstrip("."), SIGN_IN)
     return AwsRefused("", f"{type(error).__name__}: {error}".rstrip("."), then)
+
+
+def with_advice(words: str, error: Exception) -> str:
+    """Words about an exception of boto3, with what to do next where that is known."""
+    told = getattr(error, "response", {}).get("Error", {})
+    missing = _NOT_FOUND.search(f"{told.get('Code', '')}: {told.get('Message', '')}")
+    then = refused(error, DEPLOY if missing else "").then
+    return f"{words.rstrip('.')}. {then}" if then else words

@@ -100,6 +100,10 @@ class S3Prefix:
         """The same place, one level down."""
         return replace(self, prefix="/".join(part for part in (self.prefix.strip("/"), folder) if part))
 
+    def near(self, region: str | None, endpoint: str | None) -> S3Prefix:
+        """The same place, asked for as a pool asks for its own, unless it has a region or an endpoint already."""
+        return replace(self, region=self.region or region, endpoint=self.endpoint or endpoint)
+
     @property
     def encryption(self) -> dict[str, str]:
         """Encryption arguments of a write."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Protocol
 
-from prefect_slo.aws.invoke import Answer, Failed
+from prefect_slo.aws.invoke import Answer, Failed, always
 from prefect_slo.aws.storage import at_most, of_answer
 from prefect_slo.errors import SpendLimitReached
 
@@ -18,7 +18,15 @@ WAKE_S = 0.5
 class Caller(Protocol):
     """Has one event run: on Lambda (``Invoker``) or on Batch (``BatchInvoker``)."""
 
-    def call(self, function: str, event: dict[str, Any], *, again: bool, cancelled: threading.Event) -> Answer:
+    def call(
+        self,
+        function: str,
+        event: dict[str, Any],
+        *,
+        again: bool,
+        cancelled: threading.Event,
+        more: Callable[[], bool] = always,
+    ) -> Answer:
         """Have a function run an event; raises ``Failed`` where it gave no result."""
         ...
 
@@ -75,7 +83,8 @@ class SpendLimit:
 class CappedCaller:
     """A caller under a cap, which others may share.
 
-    What a call is billed whose reply was lost is not known: it counts with the most that it can cost.
+    What a call is billed whose reply was lost is not known: it counts with the most that it can cost, and making it
+    again has to be paid for like any other call. So counts what ends in a way that nobody thought of.
 
     Args:
         caller: The caller.
@@ -87,21 +96,46 @@ class CappedCaller:
     limit: SpendLimit
     worst_usd: Callable[[str], Decimal]
 
-    def call(self, function: str, event: dict[str, Any], *, again: bool, cancelled: threading.Event) -> Answer:
+    def call(
+        self,
+        function: str,
+        event: dict[str, Any],
+        *,
+        again: bool,
+        cancelled: threading.Event,
+        more: Callable[[], bool] = always,
+    ) -> Answer:
         """Have a function run an event, if that can be paid for.
 
         Raises:
             SpendLimitReached: It can't.
             Failed: It gave no result.
         """
-        worst, spent = self.worst_usd(function) + at_most(event).usd, Decimal()
+        worst = self.worst_usd(function) + at_most(event).usd
+        held, spent, counted = worst, worst, 0
+
+        def paid() -> bool:
+            """Whether a call whose reply was lost may be made again: that try is spent, and one more asked for."""
+            nonlocal held, counted
+            self.limit.leave(held, worst)
+            held, counted = Decimal(), counted + 1
+            if not more():
+                return False
+            try:
+                self.limit.enter(worst, cancelled)
+            except (SpendLimitReached, Failed):
+                return False
+            held = worst
+            return True
+
         self.limit.enter(worst, cancelled)
         try:
-            answer = self.caller.call(function, event, again=again, cancelled=cancelled)
-            spent = answer.billed.usd + of_answer(answer).usd + answer.lost * worst
+            answer = self.caller.call(function, event, again=again, cancelled=cancelled, more=paid)
+            spent = answer.billed.usd + of_answer(answer).usd + (answer.lost - counted) * worst
         except Failed as failed:
-            spent = failed.billed.usd + max(failed.lost, failed.why == "unknown") * worst
+            lost = failed.lost or (failed.why == "unknown" and not failed.billed.requests)
+            spent = failed.billed.usd + (lost - counted) * worst
             raise
         finally:
-            self.limit.leave(worst, spent)
+            self.limit.leave(held, spent)
         return answer

@@ -98,11 +98,15 @@ class LeaseUp:
 
 @dataclass(frozen=True, slots=True)
 class LeaseLost:
-    """A lease's worker is gone. Of its bundle, ``untouched`` items were certainly never started."""
+    """A lease's worker is gone. Of its bundle, ``untouched`` items were certainly never started.
+
+    ``inputs_gone``: what the bundle takes is lost, and nothing is known against the worker.
+    """
 
     lease: int
     reason: LossReason
     untouched: tuple[int, ...] = ()
+    inputs_gone: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,6 @@ from prefect_slo.control.events import (
     Kind,
     LeaseLost,
     LeaseUp,
-    LossReason,
     Notice,
     OpenLease,
     PlanChanged,
@@ -81,8 +80,8 @@ class Scheduler:
                 self._bundle_done(lease, busy_s, now)
             case LeaseUp(lease):
                 self._lease_up(lease, now)
-            case LeaseLost(lease, reason, untouched):
-                self._lease_lost(lease, reason, untouched)
+            case LeaseLost():
+                self._lease_lost(event)
             case Rejected(lease, items, ran):
                 self._rejected(lease, items, ran)
             case Postponed(lease, items):
@@ -154,12 +153,13 @@ class Scheduler:
         if self._ending or stage.spare() or not stage.serves(lease):
             self._close_lease(lease_id)
 
-    def _lease_lost(self, lease_id: int, reason: LossReason, untouched: tuple[int, ...]) -> None:
-        if (lease := self._leases.get(lease_id)) is None:
+    def _lease_lost(self, lost: LeaseLost) -> None:
+        if (lease := self._leases.get(lost.lease)) is None:
             return
-        self._drop(lease_id)
+        self._drop(lost.lease)
+        reason = lost.reason
         stage = self._stages[lease.stage]
-        never_ran = set(lease.pending if reason == "start" else untouched)
+        never_ran = set(lease.pending if reason == "start" else lost.untouched)
         if reason == "memory" and stage.rule.ladder and stage.serves(lease):
             self._change_rule(stage, losses.grown(stage.rule))
             self._out.append(Notice(stage.name, "grown", str(stage.rule.size)))
@@ -178,7 +178,8 @@ class Scheduler:
                 self._settle((item,), reason, attempts)
         self._settle([item for item in again if self._dropped(item)], "cancelled")
         stage.put_back([item for item in again if item in self._stage_of])
-        if reason == "start" or (lease.pending and never_ran.issuperset(lease.pending)):
+        unused = bool(lease.pending) and never_ran.issuperset(lease.pending) and not lost.inputs_gone
+        if reason == "start" or unused:
             self._never_started(stage, lease)
 
     def _never_started(self, stage: Stage, lease: Lease) -> None:

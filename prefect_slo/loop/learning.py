@@ -11,6 +11,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +28,10 @@ from prefect_slo.blocks import (
     update_profile,
 )
 from prefect_slo.errors import InvalidPlan
-from prefect_slo.loop import background, policy
+from prefect_slo.loop import background, gpus, policy
 from prefect_slo.loop.guard import Guard
 from prefect_slo.loop.knowledge import UNPICKLED, Knowledge, impatient, knowledge, remember, remember_plan
-from prefect_slo.loop.menus import moving_much, with_menus
+from prefect_slo.loop.menus import moving_much, with_gpus, with_menus
 from prefect_slo.loop.planning import Decision
 from prefect_slo.loop.policy import PastRun
 from prefect_slo.loop.replanning import KEPT, fits, plan_digest, replan
@@ -39,6 +40,7 @@ from prefect_slo.loop.saying import say_once
 from prefect_slo.objective import Slo
 from prefect_slo.observation import StageRuns
 from prefect_slo.plan import Plan
+from prefect_slo.runner.pools import PROCESS
 from prefect_slo.runner.recipe import ObservedRun
 from prefect_slo.settings import SLOSettings
 from prefect_slo.telemetry import RunLog, StageKey, Status
@@ -278,8 +280,11 @@ def _planned_again(
     """Put another plan in force where that pays, or propose it where the guard objects; what is known then, and why.
 
     Where somebody has written to the profile since it was read, theirs counts: they have seen at least as much, and
-    plan themselves.
+    plan themselves. A plan that lacks nothing but GPUs of the host of the newest run stays in force for hosts that have
+    them; one without makes a plan of its own for its runs (``decide``).
     """
+    if _waits_for_gpus(known, slo):
+        return known, KEPT
     flow_name, guard = known.flow_name, guard or Guard.of()
     plan, reason = replan(known, slo, seed=seed, earlier=earlier_plans(known), margin=guard.min_change)
     if plan is not None and known.workflow is not None and (training := learned.training()) is not None:
@@ -303,6 +308,15 @@ def _planned_again(
         known.forecasts[plan_digest(plan)] = stage_forecasts(known.model, plan)
     publish_plan(flow_name, plan, workflow=known.workflow, forecasts=known.forecasts.get(plan_digest(plan)))
     return remember_plan(known, profile), reason
+
+
+def _waits_for_gpus(known: Knowledge, slo: Slo) -> bool:
+    """Whether the plan in force could be followed but for GPUs of the host that ran last."""
+    if known.plan is None or known.workflow is None or fits(known.plan, known.workflow, slo):
+        return False
+    capacity = known.workflow.capacity
+    elsewhere = with_gpus(capacity, dict.fromkeys({PROCESS, *gpus.lacking(capacity)}))
+    return fits(known.plan, replace(known.workflow, capacity=elsewhere), slo)
 
 
 def _objection(known: Knowledge, plan: Plan, slo: Slo, guard: Guard, declined: Collection[str]) -> str:

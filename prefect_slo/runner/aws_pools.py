@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cached_property
 from typing import Any
+from uuid import UUID
 
 from prefect.context import FlowRunContext
 from prefect.logging import get_logger
@@ -22,6 +24,7 @@ from prefect_slo.aws.functions import Architecture, FunctionStatus, WorkerFuncti
 from prefect_slo.aws.invoke import Invoker
 from prefect_slo.aws.jobs import BatchInvoker
 from prefect_slo.aws.kept import place_of
+from prefect_slo.aws.ownership import Owner
 from prefect_slo.aws.permissions import documents, policy, storage
 from prefect_slo.aws.report import bill
 from prefect_slo.aws.s3 import S3Prefix
@@ -39,6 +42,12 @@ PRICES = {"x86_64": "aws-lambda-x86", "arm64": "aws-lambda-arm"}
 HARDWARE = {"x86_64": "lambda", "arm64": "lambda-arm"}
 KEPT_DAYS = 1
 """What runs have left under the prefix is deleted by S3 after a day, should the run itself not have done it."""
+
+KEPT_LIMITS = 1000
+"""Caps of so many flow runs are kept: a flow run that is retried has spent what its earlier attempts have."""
+
+_LOCK = threading.Lock()
+_LIMITS: dict[tuple[UUID, Owner], SpendLimit] = {}
 
 
 @dataclass(frozen=True)
@@ -67,8 +76,8 @@ class LambdaPool:
         prices: Price list; by default that of the architecture.
         prefix: Names of functions begin with it. With the pool's own name it says whose they are: one pool leaves what
             another has made alone.
-        region: As boto3 finds it by default.
-        endpoint: Address of something that stands for AWS.
+        region: As boto3 finds it by default. Bucket and jobs are there, too, unless they have a region of their own.
+        endpoint: Address of something that stands for AWS, also for bucket and jobs without one of their own.
         name: What tasks, menus and plans call the pool.
         batch: Jobs on AWS Batch for what a function could not finish (its timeout, its memory, throttling without end).
             Once enough of a task has been seen, Batch is taken at once where that is expected to be better.
@@ -117,13 +126,13 @@ class LambdaPool:
         if self.max_spend_usd is not None:
             positive(self.max_spend_usd, "lambda.max_spend_usd")
         if self.bucket is not None:
-            where = {"region": self.region, "endpoint": self.endpoint} if isinstance(self.bucket, str) else {}
-            object.__setattr__(self, "bucket", S3Prefix.of(self.bucket, **where))
+            object.__setattr__(self, "bucket", S3Prefix.of(self.bucket).near(self.region, self.endpoint))
         for option in ("once", "batch"):
             if getattr(self, option) and self.bucket is None:
                 raise InvalidValue(f"lambda.{option}", getattr(self, option), "none, or a bucket besides")
         if self.batch is not None:
-            object.__setattr__(self, "batch", replace(self.batch, pool=self.name))
+            batch = replace(self.batch.near(self.region, self.endpoint), pool=self.name)
+            object.__setattr__(self, "batch", batch)
         self.functions  # noqa: B018 (checks its own settings)
         price_list(self._prices)
 
@@ -132,7 +141,7 @@ class LambdaPool:
         """Its sizes, worker counts and prices."""
         hardware = HARDWARE[self.architecture]
         sizes = tuple(Size(limits.vcpus(memory), memory, hardware=hardware) for memory in self.memory_mb)
-        handing_on: HandingOn = "storage" if self.bucket is not None else "calls"
+        handing_on: HandingOn = "storage" if self.bucket is not None else "requests"
         return Pool(self.name, sizes, self._prices, self.workers, handing_on)
 
     @property
@@ -175,7 +184,7 @@ class LambdaPool:
             read_s=self.timeout_s + GRACE_S,
             connections=self.concurrency,
         )
-        prices, limit = price_list(self._prices), _limit(self.max_spend_usd)
+        prices, limit = price_list(self._prices), _limit(self.functions.owner, self.max_spend_usd)
         longest_ms = 1000 * (self.timeout_s + limits.INIT_S)
         functions = Exchange(
             _capped(
@@ -267,7 +276,8 @@ class BatchPool:
     """Workers on AWS Batch alone: every bundle is a job. For what takes minutes, a GPU, or more than a function has.
 
     Args:
-        jobs: How jobs are run.
+        jobs: How jobs are run. Their queue and the bucket are of the same ``region`` and ``endpoint``, unless they have
+            their own.
         bucket: ``s3://bucket/prefix``, an ``S3Prefix`` or a block: events, arguments and results lie there.
         workers: Worker counts for menus; by default powers of four up to ``concurrency``.
         concurrency: Jobs that a flow run may have under way at once.
@@ -292,8 +302,9 @@ class BatchPool:
     def __post_init__(self) -> None:
         if self.max_spend_usd is not None:
             positive(self.max_spend_usd, "batch.max_spend_usd")
-        object.__setattr__(self, "bucket", S3Prefix.of(self.bucket))
-        object.__setattr__(self, "jobs", replace(self.jobs, pool=self.name))
+        jobs = replace(self.jobs.near(self.jobs.region, self.jobs.endpoint), pool=self.name)
+        object.__setattr__(self, "bucket", S3Prefix.of(self.bucket).near(jobs.region, jobs.endpoint))
+        object.__setattr__(self, "jobs", jobs)
         object.__setattr__(self, "workers", worker_counts(self.workers, self.concurrency, "batch"))
         self.pool  # noqa: B018 (checks its size)
 
@@ -313,7 +324,7 @@ class BatchPool:
         """A backend for one flow run."""
         definition = self.jobs.definition
         return LambdaBackend(
-            _jobs(self.jobs, self._store, self.once, _limit(self.max_spend_usd)),
+            _jobs(self.jobs, self._store, self.once, _limit(self.jobs.owner, self.max_spend_usd)),
             lambda memory_mb: definition,
             concurrency=self.concurrency,
             memory_mb=self.jobs.memory_mb,
@@ -362,9 +373,19 @@ def _jobs(jobs: BatchJobs, store: S3Prefix, once: bool, limit: SpendLimit | None
     return Exchange(_capped(BatchInvoker(jobs, store), limit, lambda name: most_usd), store, once, limit)
 
 
-def _limit(max_spend_usd: float | None) -> SpendLimit | None:
-    """The cap that the calls of one run share, where there is one."""
-    return SpendLimit(Decimal(repr(max_spend_usd))) if max_spend_usd is not None else None
+def _limit(owner: Owner, max_spend_usd: float | None) -> SpendLimit | None:
+    """The cap that the calls of one flow run on one pool share, where there is one; its retries go on with it."""
+    if max_spend_usd is None:
+        return None
+    most_usd, context = Decimal(repr(max_spend_usd)), FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        return SpendLimit(most_usd)
+    with _LOCK:
+        limit = _LIMITS.setdefault((context.flow_run.id, owner), SpendLimit(most_usd))
+        limit.most_usd = most_usd
+        while len(_LIMITS) > KEPT_LIMITS:
+            del _LIMITS[next(iter(_LIMITS))]
+    return limit
 
 
 def _capped(caller: Caller, limit: SpendLimit | None, worst_usd: Callable[[str], Decimal]) -> Caller:

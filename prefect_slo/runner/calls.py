@@ -14,6 +14,7 @@ from prefect.client.schemas.objects import RunInput, State
 from prefect_slo.control.events import Kind
 
 if TYPE_CHECKING:
+    from prefect_slo.runner.origins import Origin
     from prefect_slo.runner.variants import Variant
 
 ATOMS = (int, float, str, bytes, bool, type(None))
@@ -54,6 +55,7 @@ class Call:
         late: Whether that was after the flow had returned, with nobody waiting for it.
         mapped: Upstream task runs whose results pass through memory that processes of this machine share.
         sent_bytes: Of its arguments, as they were last sent to a worker.
+        origin: How its result can be made again, where that stays with the worker and may be.
     """
 
     item: int
@@ -74,6 +76,7 @@ class Call:
     late: bool = False
     mapped: frozenset[UUID] = frozenset()
     sent_bytes: int = 0
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True)

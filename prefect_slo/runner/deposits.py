@@ -104,7 +104,7 @@ class Deposit:
                 if (kept := self._kept) is None:
                     raise ResultLost(self.stage, self._size, self._why)
                 try:
-                    fetched = kept.fetch()
+                    fetched = self._fetched(kept)
                 except Exception as error:
                     if self._kept is not kept:
                         continue  # it was made again meanwhile
@@ -112,7 +112,7 @@ class Deposit:
                     raise ResultLost(self.stage, self._size, self._why) from error
                 try:
                     value = pickle.loads(fetched)
-                except Exception as error:
+                except (Exception, SystemExit) as error:
                     raise Unpicklable(self.stage, "result", f"{type(error).__name__}: {error}") from error
                 self._arrive(value)
             return self._value
@@ -156,6 +156,17 @@ class Deposit:
             except Exception as error:
                 why = error.why if isinstance(error, ResultLost) else f"{type(error).__name__}: {error}"
         self._why, self._kept, self.origin = why, None, None
+
+    def _fetched(self, kept: Kept) -> bytes:
+        """A part, asked for once more where its place may only have stumbled: what is lost is made again, and once."""
+        try:
+            return kept.fetch()
+        except LookupError:
+            raise
+        except Exception:
+            if self._kept is not kept or kept.gone():
+                raise
+            return kept.fetch()
 
     def _arrive(self, value: Any) -> None:
         self._value, self._here = value, True
@@ -250,6 +261,7 @@ class Deposits:
     def __init__(self, again: Callable[[Deposit], bool] = lambda deposit: False) -> None:
         self._again = again
         self._all: weakref.WeakSet[Deposit] = weakref.WeakSet()
+        self._gate = threading.Lock()
 
     def __bool__(self) -> bool:
         """Whether there are any."""
@@ -258,22 +270,27 @@ class Deposits:
     def add(self, deposit: Deposit, stage: str, arrived: Arrived, origin: Origin | None = None) -> None:
         """Take in a value of a stage; ``arrived`` is called with it when it comes, in whichever thread asks for it."""
         deposit.tell(stage, arrived, origin, self._again)
-        self._all.add(deposit)
+        with self._gate:
+            self._all.add(deposit)
 
     def bring(self) -> None:
         """Bring what somebody may still ask for; what is lost is made again where it may be."""
         gc.collect()  # futures and calls refer to each other
-        for deposit in list(self._all):
-            with suppress(Exception):  # whoever asks for it is told
+        for deposit in self._held():
+            with suppress(BaseException):  # whoever asks for it is told
                 deposit.value()
 
     def close(self, *, at_once: bool = False) -> None:
         """Bring what somebody may still ask for, before the places close; ``at_once``, nothing."""
         if self._all:
             gc.collect()
-        for deposit in list(self._all):
+        for deposit in self._held():
             deposit.leave("its flow run was cut short", bring=not at_once)
         self._all.clear()
+
+    def _held(self) -> list[Deposit]:
+        with self._gate:  # others come in meanwhile
+            return list(self._all)
 
 
 def plain_record(value: Any, metadata: ResultRecordMetadata, persisted: bool) -> ResultRecord[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
 from concurrent.futures import InvalidStateError
 from contextvars import Context
 from dataclasses import replace
@@ -25,7 +24,6 @@ from prefect_slo.runner.backends import protocol
 from prefect_slo.runner.calls import Call, Raised, Returned, Several
 from prefect_slo.runner.deposits import Deposits, KeptRecord
 from prefect_slo.runner.measure import Measure
-from prefect_slo.runner.origins import Origin
 from prefect_slo.runner.write_behind import WriteBehind
 
 
@@ -37,7 +35,6 @@ class Endings:
         measure: Hears of failures.
         writer: Writes the records.
         deposits: Values of results that stay elsewhere.
-        origin: How the result of a call can be made again, where it may be.
     """
 
     def __init__(
@@ -46,10 +43,9 @@ class Endings:
         measure: Measure,
         writer: WriteBehind,
         deposits: Deposits,
-        origin: Callable[[Call], Origin | None] = lambda call: None,
     ) -> None:
         self._context, self._measure, self._writer = context, measure, writer
-        self._deposits, self._origin = deposits, origin
+        self._deposits = deposits
 
     def done(self, call: Call, report: protocol.ItemReport, record: Record | None) -> None:
         """A call has come back from its worker."""
@@ -99,7 +95,7 @@ class Endings:
             self._measure.fetched(call.stage, usd)
             self._context.copy().run(link_state_to_task_run_result, hollow, value)
 
-        origin = self._origin(call) if not state.data.is_persisted else None
+        origin = call.origin if not state.data.is_persisted else None
         self._deposits.add(state.data.deposit, call.stage, arrived, origin)
         return True
 
@@ -194,9 +190,10 @@ def _error(
     detail = loss.detail if loss is not None else ending
     match ending:
         case "memory" if loss is not None:
-            return OutOfMemory(call.stage, loss.peak_mb, loss.limit_mb, attempts)
+            return OutOfMemory(call.stage, loss.peak_mb, loss.limit_mb, attempts, detail, loss.on_batch)
         case "timeout" if call.task.timeout_seconds or loss is None:
-            return TaskTimedOut(call.stage, float(call.task.timeout_seconds or 0), attempts)
+            told = loss.detail if loss is not None else ""
+            return TaskTimedOut(call.stage, float(call.task.timeout_seconds or 0), attempts, told)
         case "unpicklable":
             outcome = report.outcome if report is not None else protocol.Outcome(b"")
             return Unpicklable(call.stage, "argument" if outcome.failed else "result", outcome.unpicklable)

@@ -1,22 +1,27 @@
 """How a kept result can be made again: the call that made it, held for as long as its result lies elsewhere.
 
 What a call took from others is not kept alive for this: where the flow has let go of an upstream future, what it led to
-is not made again. Arguments of its own are held, in all no more than ``ROOM_BYTES`` of a flow run.
+is not made again. Arguments of its own are held as they were sent, in all no more than ``ROOM_BYTES`` of a flow
+run: what the flow has made of them since would make another result.
 """
 
 from __future__ import annotations
 
+import io
+import pickle
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import cloudpickle
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
+from prefect.results import ResultRecord  # type: ignore[attr-defined]
 from prefect.utilities.annotations import quote
 from prefect.utilities.collections import StopVisiting, visit_collection
 
-from prefect_slo.runner.calls import Call, FinalState
+from prefect_slo.runner.calls import ATOMS, Call, FinalState
 
 ROOM_BYTES = 64 * 2**20
 """Arguments, pickled, that a flow run holds on to for this."""
@@ -24,16 +29,24 @@ ROOM_BYTES = 64 * 2**20
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Origin:
-    """A call whose upstream futures and states are held weakly."""
+    """A call whose upstream futures and states are held weakly.
+
+    Attributes:
+        call: The call, without parameters that may change.
+        pickled: Those, as they were sent.
+        others: What they take from others, by number.
+    """
 
     call: Call
+    pickled: bytes
+    others: tuple[weakref.ref[Any], ...] = ()
 
     def again(self, item: int) -> Call | None:
-        """The call as a new item; ``None`` where the flow has let go of something that it takes."""
+        """The call as a new item; ``None`` where the flow has let go of what it takes, or it is unreadable."""
         call = self.call
         try:
-            parameters = {name: _visited(value, _held) for name, value in call.parameters.items()}
-        except _LetGo:
+            parameters = call.parameters | _Unpickler(self.pickled, self.others).load()
+        except BaseException:  # whatever unpickling raises
             return None
         awaited = [_visited(value, _held_or_none) for value in call.wait_for or ()]
         return replace(
@@ -48,15 +61,19 @@ class Origins:
         self._left = ROOM_BYTES
 
     def of(self, call: Call) -> Origin | None:
-        """The origin of a call's result; ``None`` where its arguments are too many to hold."""
+        """The origin of the result of a call that is being sent; ``None`` where its arguments are too many to hold."""
         if call.sent_bytes > self._left:
             return None
-        parameters, wait_for = call.parameters, call.wait_for
-        if call.has_inputs:
-            parameters = {name: _visited(value, _loosened) for name, value in parameters.items()}
-            wait_for = [_visited(value, _loosened) for value in wait_for or ()]
+        fixed = {name: value for name, value in call.parameters.items() if isinstance(value, ATOMS)}
+        others: list[weakref.ref[Any]] = []
+        try:
+            pickled = _dumped({name: v for name, v in call.parameters.items() if name not in fixed}, others)
+        except Exception:  # it travels by other means, which leave nothing to hold
+            return None
+        wait_for = [_visited(value, _loosened) for value in call.wait_for or ()]
         # its own future has its result, which would hold on to itself
-        origin = Origin(replace(call, parameters=parameters, wait_for=wait_for, future=FinalState()))
+        kept = replace(call, parameters=fixed, wait_for=wait_for or None, future=FinalState(), origin=None)
+        origin = Origin(kept, pickled, tuple(others))
         self._left -= call.sent_bytes
         weakref.finalize(origin, self._free, call.sent_bytes).atexit = False
         return origin
@@ -67,6 +84,33 @@ class Origins:
 
 class _LetGo(Exception):
     """Nobody holds what a call takes any more."""
+
+
+def _dumped(parameters: dict[str, Any], others: list[weakref.ref[Any]]) -> bytes:
+    """Parameters pickled, but for what they take from others, which is a number of ``others``."""
+    buffer = io.BytesIO()
+    pickler = cloudpickle.Pickler(buffer)
+
+    def number(found: Any) -> int | None:
+        if not isinstance(found, PrefectFuture | State | ResultRecord):
+            return None
+        others.append(weakref.ref(found))
+        return len(others) - 1
+
+    pickler.persistent_id = number
+    pickler.dump(parameters)
+    return buffer.getvalue()
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, pickled: bytes, others: Sequence[weakref.ref[Any]]) -> None:
+        super().__init__(io.BytesIO(pickled))
+        self._others = others
+
+    def persistent_load(self, number: int) -> Any:
+        if (found := self._others[number]()) is None:
+            raise _LetGo
+        return found
 
 
 def _visited(value: Any, replacing: Callable[[Any], Any]) -> Any:
@@ -80,12 +124,6 @@ def _visited(value: Any, replacing: Callable[[Any], Any]) -> Any:
 
 def _loosened(found: Any) -> Any:
     return weakref.ref(found) if isinstance(found, PrefectFuture | State) else found
-
-
-def _held(found: Any) -> Any:
-    if isinstance(found, weakref.ref) and found() is None:
-        raise _LetGo
-    return _held_or_none(found)
 
 
 def _held_or_none(found: Any) -> Any:

@@ -48,7 +48,7 @@ class Remaking:
         self._ended = False
 
     def origin(self, call: Call, loss_retries: int) -> Origin | None:
-        """How the result of a call can be made again, where that may be."""
+        """How the result of a call that is being sent can be made again, where that may be."""
         return self._origins.of(call) if loss_retries > 0 else None
 
     def again(self, deposit: Deposit) -> Future[bool] | None:

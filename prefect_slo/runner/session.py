@@ -86,7 +86,6 @@ class Session:
             measure,
             self._writer,
             self._deposits,
-            lambda call: self._remaking.origin(call, (call.kind or self._rules[call.stage]).loss_retries),
         )
         self._supplies = Supplies(
             self._deposits,
@@ -201,7 +200,7 @@ class Session:
                 return (control.LeaseUp(lease),)
             case protocol.Lost(lease=lease, reason=reason) if self._loss is not None:
                 self._measure.lost(message)
-                return (control.LeaseLost(lease, reason, self._loss.untouched),)
+                return (control.LeaseLost(lease, reason, self._loss.untouched, self._loss.inputs_gone),)
             case protocol.Chatter(payload=payload):
                 self._pass_on(payload)
                 return ()
@@ -385,6 +384,9 @@ class Session:
         if packed is None or packed.bundle is None:
             self._follow_up(control.BundleDone(action.lease, 0.0))
             return
+        if packed.bundle.keep is not None:
+            for call in calls:
+                call.origin = self._remaking.origin(call, (call.kind or rule).loss_retries)
         self._records.update(dict.fromkeys(action.items, packed.record))
         self._measure.dispatched(action.lease, action.bundle, begun, min(call.ready for call in calls))
         sent = Sent(action.bundle, tuple(call.item for call in calls), packed.batches)

@@ -93,9 +93,11 @@ class Supplies:
         return thread
 
     def _bring(self, done: threading.Event) -> None:
-        self._deposits.bring()
-        done.set()
-        self._home()
+        try:
+            self._deposits.bring()
+        finally:
+            done.set()
+            self._home()
 
     def _fetch(self) -> None:
         while (order := self._orders.get()) is not None and not self._closed:
@@ -106,7 +108,7 @@ class Supplies:
                     record.bring()
             except ResultLost:
                 pass  # its deposit knows
-            except Exception as raised:
+            except BaseException as raised:  # the item ends with it; the thread has others to see to
                 error = raised
             del order, records  # what is let go of meanwhile is not held here
             self._look(item, error)

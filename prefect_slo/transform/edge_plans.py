@@ -9,6 +9,7 @@ themselves (``Pool.handing_on``):
     storage     in the request and the reply (``inline``) while they fit, over storage (``remote``) beyond: stored once,
                 and read by each call that takes it; through the flow's process as well where the other pool does not
                 pass over storage, or where the flow takes a result apart
+    requests    in the request and the reply (``inline``): what does not fit runs in the flow's process
     workers     from worker to worker of one pool (``direct``), or with the call and its result (``inline``)
     calls       with the call and its result (``inline``), whichever way the pool's bundles go
 
@@ -31,7 +32,7 @@ from prefect_slo.pricing import price_list
 from prefect_slo.resources import HandingOn
 from prefect_slo.transform.crossovers import words
 from prefect_slo.transform.learned import MB, Floats, Sizes, broadcasts, learn_links, learn_sizes
-from prefect_slo.transform.passing import DataStage, Links, Place, Transfer, costs_of, methods_of
+from prefect_slo.transform.passing import DataStage, Links, Place, Transfer, costs_of, message_mb, methods_of
 from prefect_slo.workflow import Stage, Workflow
 
 HERE = Links(
@@ -78,12 +79,20 @@ class _Pools:
 
 @dataclass(frozen=True)
 class _Between:
-    """What there is between two pools."""
+    """What there is between two pools.
+
+    Attributes:
+        links: How fast data passes.
+        ways: Methods.
+        unknown: The one that bears any size.
+        request_mb: What fits into a request, where one of them takes and gives nothing but those.
+    """
 
     links: Links
     ways: tuple[Method, ...]
     unknown: Method
     relayed: Links | None = None
+    request_mb: float = inf
 
     def of_parts(self) -> _Between:
         """The same for a result that the flow takes apart: parts lie nowhere else, they travel with their calls."""
@@ -153,7 +162,13 @@ def _chosen(edge: Transfer, ends: tuple[DataStage, DataStage], between: _Between
         chosen = next((way for way in ways if way.method == between.unknown), chosen)
     others = tuple(way for way in ways if way is not chosen)
     why = words(edge, source, sink, between.links, at, chosen.method)
-    if not sizes.converged:
+    message = message_mb(source, sink, edge)
+    if message > between.request_mb:
+        why = (
+            f"{chosen.method}: {message:.3g} MB do not fit into a request of {between.request_mb:g} MB, so that such "
+            "calls run in the flow's process; give the pool a bucket"
+        )
+    elif not sizes.converged and between.request_mb == inf:
         why = f"{chosen.method}, which bears any size: {_unknown(sizes)}"
     return EdgePlan(edge.source, edge.sink, chosen, edge.size_mb, edge.broadcast, others, why)
 
@@ -171,12 +186,15 @@ def _between(source: StagePlan, sink: StagePlan, pools: _Pools) -> _Between:
     if all(end in _HERE for end in ends):
         ways: tuple[Method, ...] = ("machine", "inline") if ends[1] == "machine" else ("inline",)
         return _Between(pools.here, ways, "inline")
+    anything = replace(pools.elsewhere, inline_limit_mb=inf)
+    if "requests" in ends:
+        return _Between(anything, ("inline",), "inline", request_mb=pools.elsewhere.inline_limit_mb)
     if "storage" in ends:
         past = replace(pools.elsewhere, relay_mb_s=inf) if ends == ("storage", "storage") else pools.elsewhere
         return _Between(past, ("inline", "remote"), "remote", relayed=pools.elsewhere)
     if source.pool == sink.pool and ends[0] == "workers":
         return _Between(pools.cluster, ("direct", "inline"), "direct")
-    return _Between(replace(pools.elsewhere, inline_limit_mb=inf), ("inline",), "inline")
+    return _Between(anything, ("inline",), "inline")
 
 
 def _end(stage: Stage, plan: Plan, runs: StageRuns, pools: _Pools) -> DataStage:

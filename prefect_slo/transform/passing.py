@@ -215,7 +215,7 @@ def methods_of(
     found["direct"] = links.direct_s + max(sent, got) / links.direct_mb_s
     relayed = 2 * edge.size_mb / links.relay_mb_s
     found["remote"] = 2 * links.remote_s + part / links.up_mb_s + got / links.down_mb_s + relayed
-    if _message_mb(source, sink, edge) <= links.inline_limit_mb:
+    if message_mb(source, sink, edge) <= links.inline_limit_mb:
         found["inline"] = links.inline_s + edge.size_mb * (1 + copies) / links.inline_mb_s
     return {method: sink.probability * seconds for method, seconds in found.items() if method in edge.ways}
 
@@ -237,7 +237,7 @@ def slots_of(machine: Size, worker: Size, *, held_mb: float = 0.0) -> int:
     return max(min(int(machine.vcpus / worker.vcpus), int((machine.memory_mb - held_mb) / worker.memory_mb)), 0)
 
 
-def _message_mb(source: DataStage, sink: DataStage, edge: Transfer) -> float:
+def message_mb(source: DataStage, sink: DataStage, edge: Transfer) -> float:
     """The largest message of an edge: a result of the source, or an argument of the sink."""
     return max(edge.size_mb / source.calls, edge.size_mb if edge.broadcast else edge.size_mb / sink.calls)
 

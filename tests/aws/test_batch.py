@@ -16,15 +16,17 @@ from typing import Any
 import boto3
 import cloudpickle
 import pytest
-from botocore.exceptions import EndpointConnectionError
+from botocore.exceptions import ClientError, EndpointConnectionError
 
 from prefect_slo import BatchJobs, BatchPool, BatchQueue
 from prefect_slo.aws.arrays import Submitter
 from prefect_slo.aws.exchange import Exchange, Order, Returned
 from prefect_slo.aws.invoke import Failed
-from prefect_slo.aws.jobs import BatchInvoker, Watch
+from prefect_slo.aws.jobs import PATIENCE_S, BatchInvoker, Watch
 from prefect_slo.aws.report import NOTHING, Billed
 from prefect_slo.aws.s3 import S3Prefix
+from prefect_slo.aws.spending import CappedCaller, SpendLimit
+from prefect_slo.aws.storage import at_most
 from prefect_slo.errors import InvalidValue
 from prefect_slo.runner.payloads import by_value
 from prefect_slo.testing.aws import Faults, LocalAws, local_aws
@@ -204,6 +206,69 @@ def test_an_attempt_that_never_started_costs_nothing(jobs: BatchJobs, store: S3P
     assert long == Billed(90 * Decimal(repr(jobs.usd_s)), 90_000, 1)
 
 
+MINUTE_MS = 60_000
+ENDED = {"startedAt": 1 * MINUTE_MS, "stoppedAt": 5 * MINUTE_MS}
+
+
+@pytest.mark.parametrize(
+    ("described", "minutes"),
+    [
+        ({"status": "RUNNING", "startedAt": 1 * MINUTE_MS}, 9),
+        ({"status": "RUNNING", "attempts": [{"startedAt": 1 * MINUTE_MS}]}, 9),
+        ({"status": "RUNNING", "startedAt": 7 * MINUTE_MS, "attempts": [ENDED]}, 7),
+        ({"status": "FAILED", "startedAt": 1 * MINUTE_MS, "stoppedAt": 3 * MINUTE_MS}, 2),
+        ({"status": "RUNNABLE"}, 0),
+        (None, None),
+    ],
+)
+def test_a_cancelled_job_is_billed_until_it_was_terminated(
+    store: S3Prefix, described: dict[str, Any] | None, minutes: int | None
+) -> None:
+    terminated = threading.Event()
+
+    class Service:
+        def submit_job(self, **_: Any) -> dict[str, str]:
+            return {"jobId": "job-1"}
+
+        def describe_jobs(self, jobs: list[str]) -> dict[str, Any]:
+            if not terminated.is_set():
+                cancelled.set()
+                return {"jobs": [{"jobId": "job-1", "status": "RUNNING"}]}
+            return {"jobs": [{"jobId": "job-1", **described}] if described is not None else []}
+
+        def terminate_job(self, **_: Any) -> None:
+            terminated.set()
+
+    class Jobs(BatchJobs):
+        batch = submitting = Service()
+
+    cancelled, event = threading.Event(), {"out": {"key": "runs/gone"}, "fn": {}, "args": {}}
+    jobs = Jobs("queue", "image", gather_s=0, poll_s=(0.001, 0.001))
+    invoker, limit = BatchInvoker(jobs, store, now=lambda: 600.0), SpendLimit(Decimal(9))
+    capped = CappedCaller(invoker, limit, lambda name: Decimal(5))
+    with pytest.raises(Failed, match="cancelled"):
+        capped.call("", event, again=False, cancelled=cancelled)
+    worst = Decimal(5) + at_most(event).usd
+    assert limit.spent_usd == (worst if minutes is None else minutes * 60 * Decimal(repr(jobs.usd_s)))
+
+
+def test_a_job_whose_reply_cannot_be_read_is_paid_for(store: S3Prefix) -> None:
+    class Service:
+        def submit_job(self, **_: Any) -> dict[str, str]:
+            return {"jobId": "job-1"}
+
+        def describe_jobs(self, jobs: list[str]) -> dict[str, Any]:
+            return {"jobs": [{"jobId": "job-1", "status": "SUCCEEDED", "startedAt": 1000, "stoppedAt": 91_000}]}
+
+    class Jobs(BatchJobs):
+        batch = submitting = Service()
+
+    jobs = Jobs("queue", "image", gather_s=0, poll_s=(0.001, 0.001))
+    with pytest.raises(Failed, match="NoSuchKey") as failed:
+        sent(Exchange(BatchInvoker(jobs, store), store), time.time, key="unreadable")
+    assert (failed.value.why, failed.value.billed.ms) == ("unknown", 90_000)
+
+
 def test_jobs_are_looked_at_a_hundred_to_a_request_and_seldom(monkeypatch) -> None:
     """250 jobs that end in the third round: three rounds of three requests, further and further apart."""
     asked: list[int] = []
@@ -229,45 +294,106 @@ def test_jobs_are_looked_at_a_hundred_to_a_request_and_seldom(monkeypatch) -> No
     assert sum(asked[-3:]) == 250
 
 
-def test_after_a_failure_to_look_the_next_job_is_looked_at_again() -> None:
-    class Service:
-        answers = iter([EndpointConnectionError(endpoint_url="http://batch"), "SUCCEEDED"])
+class Passing:
+    """Time that passes by waiting alone."""
 
-        def describe_jobs(self, jobs: list[str]) -> dict[str, Any]:
-            answer = next(self.answers)
-            if isinstance(answer, Exception):
-                raise answer
-            return {"jobs": [{"jobId": job, "status": answer} for job in jobs]}
+    def __init__(self) -> None:
+        self.now, self.waited = 0.0, list[float]()
 
-    watch = Watch(Service(), 0.001, 0.01)
-    with pytest.raises(Failed, match="cannot be looked at"):
+    def clock(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.waited.append(seconds)
+        self.now += seconds
+
+
+UNREACHED = EndpointConnectionError(endpoint_url="http://batch")
+
+
+def refusal(code: str, status: int) -> ClientError:
+    told = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(told, "DescribeJobs")  # type: ignore[arg-type]
+
+
+class Looks:
+    """A Batch that answers each look in turn, the last for ever: with an error, a state, or nothing."""
+
+    def __init__(self, *answers: Exception | str | None) -> None:
+        self.answers, self.terminated = list(answers), list[str]()
+
+    def submit_job(self, **_: Any) -> dict[str, str]:
+        return {"jobId": "job-1"}
+
+    def describe_jobs(self, jobs: list[str]) -> dict[str, Any]:
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return {"jobs": [{"jobId": job, "status": answer} for job in jobs] if answer else []}
+
+    def terminate_job(self, *, jobId: str, reason: str) -> None:
+        self.terminated.append(jobId)
+
+
+def watched(*answers: Exception | str | None) -> tuple[Watch, Passing]:
+    passing = Passing()
+    return Watch(Looks(*answers), 1.0, 1.0, clock=passing.clock, sleep=passing.sleep), passing
+
+
+@pytest.mark.parametrize(
+    "error", [UNREACHED, refusal("TooManyRequestsException", 429), refusal("ServerException", 500)]
+)
+def test_looks_that_fail_for_minutes_lose_no_job(error: Exception) -> None:
+    passing = Passing()
+    service = Looks("RUNNING", *[error] * 8, "SUCCEEDED")
+    watch = Watch(service, 1.0, 60.0, clock=passing.clock, sleep=passing.sleep)
+    watch._fresh.set()  # no pause between looks but those after a failure
+    watch._fresh.clear = lambda: None  # type: ignore[method-assign]
+    ended = watch.ended("first", threading.Event())
+    assert ended is not None
+    assert ended["status"] == "SUCCEEDED"
+    assert passing.waited[1:9] == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]
+
+
+def test_looks_that_fail_for_ever_end_and_the_next_job_is_looked_at_again() -> None:
+    watch, passing = watched(*[UNREACHED] * 601, "SUCCEEDED")
+    with pytest.raises(Failed, match="cannot be looked at") as failed:
         watch.ended("first", threading.Event())
+    assert failed.value.why == "unknown"
+    assert passing.now == PATIENCE_S
     ended = watch.ended("second", threading.Event())
     assert ended is not None
     assert ended["status"] == "SUCCEEDED"
 
 
-def test_a_job_that_cannot_be_looked_at_is_terminated(store: S3Prefix) -> None:
-    terminated: list[str] = []
+def test_who_may_not_look_hears_so_at_once() -> None:
+    watch, passing = watched(refusal("AccessDeniedException", 403))
+    with pytest.raises(Failed, match="AccessDenied"):
+        watch.ended("first", threading.Event())
+    assert passing.now == 0
 
-    class Service:
-        def submit_job(self, **_: Any) -> dict[str, str]:
-            return {"jobId": "job-1"}
 
-        def describe_jobs(self, jobs: list[str]) -> dict[str, Any]:
-            raise EndpointConnectionError(endpoint_url="http://batch")
+def test_a_job_that_batch_says_nothing_of_for_long_is_given_up() -> None:
+    watch, passing = watched(*[None] * 30, "SUCCEEDED")
+    assert watch.ended("an array's", threading.Event()) == {"jobId": "an array's", "status": "SUCCEEDED"}
+    watch, passing = watched(None)
+    with pytest.raises(Failed, match="nothing of job lost for 600 s") as failed:
+        watch.ended("lost", threading.Event())
+    assert failed.value.why == "unknown"
+    assert passing.now >= PATIENCE_S
 
-        def terminate_job(self, *, jobId: str, reason: str) -> None:
-            terminated.append(jobId)
-            raise EndpointConnectionError(endpoint_url="http://batch")
+
+def test_a_job_that_cannot_be_looked_at_runs_on(store: S3Prefix) -> None:
+    """Only who does not want it any more ends it."""
+    service, passing = Looks(UNREACHED), Passing()
 
     class Jobs(BatchJobs):
-        batch = submitting = Service()
+        batch = submitting = service
 
-    exchange = Exchange(BatchInvoker(Jobs("queue", "image", gather_s=0), store), store)
+    invoker = BatchInvoker(Jobs("queue", "image", gather_s=0), store, clock=passing.clock, sleep=passing.sleep)
     with pytest.raises(Failed, match="cannot be looked at"):
-        sent(exchange, time.time, key="unseen")
-    assert terminated == ["job-1"]
+        sent(Exchange(invoker, store), time.time, key="unseen")
+    assert service.terminated == []
 
 
 # ---- queues, states, policies ---------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Any
 import boto3
 import cloudpickle
 import pytest
-from botocore.exceptions import ClientError, ReadTimeoutError
+from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
 
 from prefect_slo import BatchJobs
 from prefect_slo.aws import worker
@@ -24,6 +24,7 @@ from prefect_slo.aws.clients import forget_clients
 from prefect_slo.aws.exchange import Exchange, Order, Returned
 from prefect_slo.aws.invoke import Failed
 from prefect_slo.aws.jobs import SUBMIT_TRIES, BatchInvoker
+from prefect_slo.aws.refusals import DEPLOY, PERMIT
 from prefect_slo.aws.s3 import S3Prefix
 from prefect_slo.runner.payloads import by_value
 from prefect_slo.testing.aws import Fault, Faults, LocalAws
@@ -267,6 +268,26 @@ def test_a_throttled_submission_waits_and_gives_up_in_the_end() -> None:
     with pytest.raises(Failed, match="throttled") as failed:
         asked._submit("name", "s3://b/event")
     assert (failed.value.why, service.asked, len(waits)) == ("throttled", SUBMIT_TRIES, SUBMIT_TRIES - 1)
+
+
+def refused(code: str, message: str, status: int = 400) -> ClientError:
+    told = {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(told, "SubmitJob")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("error", "then"),
+    [
+        (refused("ClientException", "JobQueue jobs not found."), DEPLOY),
+        (refused("AccessDeniedException", "not authorized to perform batch:SubmitJob", 403), PERMIT),
+        (EndpointConnectionError(endpoint_url="https://batch"), "endpoint=."),
+    ],
+)
+def test_a_submission_that_is_refused_says_what_to_do_next(error: Exception, then: str) -> None:
+    asked, _ = invoker(Service(error))
+    with pytest.raises(Failed, match="no job could be submitted") as failed:
+        asked._submit("name", "s3://b/event")
+    assert failed.value.detail.endswith(then)
 
 
 def test_names_of_jobs_are_never_cut_where_they_differ() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from prefect_slo.aws.delegating import Delegating
 from prefect_slo.aws.exchange import Item, Order, Returned, TooLarge
-from prefect_slo.aws.invoke import Answer, Failed, Why
+from prefect_slo.aws.invoke import NEVER_RAN, Answer, Failed, Why
 from prefect_slo.aws.report import Billed
 from prefect_slo.control.delegation import LEAST_SEEN, Limits, Needs, Terms
 from prefect_slo.errors import SpendLimitReached
@@ -81,15 +81,28 @@ def test_what_lambda_wrote_and_read_is_paid_for_beside_what_batch_does() -> None
 
 
 def test_after_a_full_disk_both_are_paid_for() -> None:
-    both, lambdas, batch = delegating()
+    both, lambdas, _ = delegating()
     lambdas.full = (1,)
     returned = run(both, items=3)
     assert [pickle.loads(one.payload)[0] for one in returned.items] == [0, 1, 2]
     assert (returned.answer.billed, returned.storage_usd) == (BILLED + BILLED, 2 * STORAGE_USD)
-    batch.end = failed("died")
-    with pytest.raises(Failed, match="disk was full; then on Batch: it ended by died") as error:
-        run(both, items=3)
-    assert (error.value.billed, error.value.storage_usd) == (BILLED + BILLED, 2 * STORAGE_USD)
+
+
+@pytest.mark.parametrize("end", [failed("died"), failed("start"), SpendLimitReached(1.0, 1.0)])
+def test_where_batch_fails_what_met_no_full_disk_has_its_result_all_the_same(end: Exception) -> None:
+    both, lambdas, batch = delegating()
+    lambdas.full, batch.end = (1,), end
+    returned = run(both, items=3)
+    values = [pickle.loads(one.payload) for one in returned.items]
+    assert [value for value, _ in values[::2]] == [0, 2]
+    error, words = values[1]
+    assert returned.items[1].failed
+    assert error.errno == errno.ENOSPC
+    assert "its temporary disk was full; then on Batch: " in words
+    assert str(end).rpartition(": ")[2] in words
+    tries = 2 if isinstance(end, Failed) else 1
+    assert (returned.answer.billed.usd, returned.storage_usd) == (tries * USD, tries * STORAGE_USD)
+    assert returned.stored == (("k", "batch"),), "what the job would have read is deleted, too"
 
 
 @pytest.mark.parametrize(
@@ -113,6 +126,20 @@ def test_whatever_keeps_batch_from_it_what_lambda_took_is_paid_for(end: Exceptio
     lambdas.end = None
     batch.end = end
     assert run(both).answer.billed == BILLED, "which nothing had to be added to"
+
+
+@pytest.mark.parametrize("then", sorted(NEVER_RAN))
+@pytest.mark.parametrize("why", ["timeout", "memory", "disk"])
+def test_what_ran_on_lambda_has_run_whatever_keeps_batch_from_it(why: Why, then: Why) -> None:
+    both, lambdas, batch = delegating()
+    lambdas.end, batch.end = failed(why), failed(then)
+    with pytest.raises(Failed) as error:
+        run(both)
+    assert error.value.why == why
+    lambdas.end = failed("throttled")
+    with pytest.raises(Failed) as error:
+        run(both)
+    assert error.value.why == then, "it has run nowhere"
 
 
 def test_one_in_a_hundred_that_overruns_stays_one_in_a_hundred() -> None:

@@ -26,7 +26,7 @@ from prefect_slo.aws.exchange import Order, Returned
 from prefect_slo.aws.invoke import Failed
 from prefect_slo.aws.report import bill
 from prefect_slo.control.delegation import LEAST_SEEN, Needs
-from prefect_slo.errors import InvalidValue
+from prefect_slo.errors import InvalidValue, OutOfMemory, TaskTimedOut
 from prefect_slo.pricing import price_list
 from prefect_slo.runner.payloads import by_value
 from prefect_slo.runner.recipe import ObservedRun, Recipe
@@ -234,6 +234,73 @@ def test_a_run_counts_every_invocation_and_every_job_that_it_is_billed_for(
     functions = sum((bill(price_list("aws-lambda-x86"), one.memory_mb, one.billed_ms) for one in done), Decimal())
     at_least = functions + 2 * 60 * Decimal(repr(pool.batch.usd_s))
     assert row.cost_usd == pytest.approx(float(at_least) + row.storage_usd, rel=1e-9)
+
+
+@slo_task(pool="lambda", idempotent=False)
+@task
+def with_an_effect(folder: str) -> None:
+    with (Path(folder) / "effects").open("a") as file:
+        file.write("x")
+    if on_lambda():
+        time.sleep(60)
+
+
+def test_what_ran_on_lambda_runs_nowhere_again_where_batch_takes_no_jobs(
+    prefect_server: str, account: LocalAws, jobs: BatchJobs, tmp_path: Path
+) -> None:
+    pool = account.pool(memory_mb=(256,), timeout_s=1, batch=replace(jobs, queue="no-such-queue"))
+    made: list[Any] = []
+
+    @flow(task_runner=SLOTaskRunner(pools=[pool], record="bare"))
+    def once() -> None:
+        future = with_an_effect.submit(str(tmp_path))
+        future.wait()
+        made.append(future.state)
+
+    once(return_state=True)
+    [state] = made
+    assert state.is_failed()
+    assert state.name == "TimedOut"
+    assert "Sandbox.Timedout" in str(state.message)
+    assert "no job could be submitted" in str(state.message)
+    assert (tmp_path / "effects").read_text() == "x"
+
+
+@slo_task(pool="lambda")
+@task
+def takes_400_mb() -> None:
+    too_large_there(1)
+
+
+@slo_task(pool="closed")
+@task(timeout_seconds=45)
+def takes_a_minute() -> None:
+    time.sleep(60)
+
+
+def test_what_a_flow_says_of_a_loss_has_both_causes(prefect_server: str, account: LocalAws, jobs: BatchJobs) -> None:
+    """And names what to raise: where Batch had the last word that is the memory of its jobs."""
+    pool = account.pool(memory_mb=(256,), timeout_s=2, batch=replace(jobs, memory_mb=200))
+    closed = account.pool(memory_mb=(256,), timeout_s=1, batch=replace(jobs, queue="no-such-queue"), name="closed")
+    made: list[Any] = []
+
+    @flow(task_runner=SLOTaskRunner(pools=[pool, closed], record="bare"))
+    def both() -> None:
+        futures = [takes_400_mb.submit(), takes_a_minute.submit()]
+        for future in futures:
+            future.wait()
+        made.extend(future.state for future in futures)
+
+    both(return_state=True)
+    full, late = (state.result(raise_on_failure=False) for state in made)
+    assert isinstance(full, OutOfMemory)
+    assert "on Lambda: Runtime.OutOfMemory" in str(made[0].message)
+    assert "then on Batch: job" in str(made[0].message)
+    assert "BatchJobs(memory_mb=" in str(made[0].message)
+    assert full.limit_mb == 200
+    assert isinstance(late, TaskTimedOut)
+    assert "on Lambda: Sandbox.Timedout" in str(made[1].message)
+    assert "then on Batch: no job could be submitted" in str(made[1].message)
 
 
 def takes_disk(mb: int) -> tuple[int, str]:

@@ -6,15 +6,24 @@ import base64
 import io
 import json
 import threading
-from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError, ConnectTimeoutError, EndpointConnectionError, ReadTimeoutError
+from botocore.exceptions import (
+    ClientError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    IncompleteReadError,
+    NoCredentialsError,
+    ReadTimeoutError,
+)
 
+from prefect_slo.aws import invoke
 from prefect_slo.aws.invoke import LONGEST_WAIT_S, UNREACHED_TRIES, Failed, Invoker
+from prefect_slo.aws.refusals import DEPLOY, PERMIT, SIGN_IN
 from prefect_slo.aws.report import NOTHING, Billed, Report, bill
+from prefect_slo.aws.spending import CappedCaller, SpendLimit
 from prefect_slo.pricing import price_list
 
 PRICES = price_list("aws-lambda-x86")
@@ -85,6 +94,15 @@ def test_a_throttled_call_waits_longer_each_time_at_random_and_goes_on() -> None
     assert answer.waited_s == pytest.approx(sum(waits.seconds))
 
 
+@pytest.mark.parametrize(("code", "status"), [("ResourceNotReadyException", 502), ("ResourceConflictException", 409)])
+def test_a_function_that_is_not_ready_yet_is_waited_for(code: str, status: int) -> None:
+    answer, waits = call(Lambdas(*[refused(code, status)] * 3, reply({"ok": True})))
+    assert (answer.reply, answer.lost, len(waits.seconds)) == ({"ok": True}, 0, 3)
+    failed, _ = call(Lambdas(refused(code, status)))
+    assert failed.why == "throttled"
+    assert f"not ready, {code}: no, for " in failed.detail
+
+
 def test_patience_with_throttling_ends_and_says_why() -> None:
     failed, waits = call(Lambdas(throttled()), patience_s=100.0)
     assert failed.why == "throttled"
@@ -113,11 +131,20 @@ def test_a_call_that_does_not_reach_aws_has_not_run_and_is_made_again_a_few_time
     assert (failed.why, failed.lost, never.calls) == ("unreached", 0, UNREACHED_TRIES)
 
 
-@pytest.mark.parametrize("code", ["ResourceNotFoundException", "AccessDeniedException"])
-def test_a_function_that_cannot_be_called_is_said_to_need_deploying(code: str) -> None:
-    failed, waits = call(Lambdas(refused(code, 404)), again=True)
+@pytest.mark.parametrize(
+    ("error", "then"),
+    [
+        (refused("ResourceNotFoundException", 404), DEPLOY),
+        (refused("AccessDeniedException", 403), PERMIT),
+        (refused("ExpiredTokenException", 403), SIGN_IN),
+        (NoCredentialsError(), SIGN_IN),
+        (refused("InvalidRequestContentException", 400), ": no"),
+    ],
+)
+def test_a_function_that_cannot_be_called_is_told_with_what_to_do_next(error: Exception, then: str) -> None:
+    failed, waits = call(Lambdas(error), again=True)
     assert (failed.why, waits.seconds) == ("start", [])
-    assert "prefect-slo aws deploy" in failed.detail
+    assert failed.detail.endswith(then)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +192,26 @@ def test_lost_tries_are_counted_whatever_comes_after_them() -> None:
     assert call(Lambdas(lost))[0].lost == 1
 
 
+@pytest.mark.parametrize(
+    "then",
+    [
+        throttled(),
+        UNREACHED,
+        refused("ResourceNotFoundException", 404),
+        reply({"errorType": "Runtime.ImportModuleError", "errorMessage": "no"}, FunctionError="Unhandled"),
+    ],
+)
+def test_after_a_lost_reply_nothing_says_that_it_never_ran(then: Any) -> None:
+    failed, _ = call(Lambdas(ReadTimeoutError(endpoint_url="https://x"), then), again=True, patience_s=5.0)
+    assert (failed.why, failed.lost) == ("unknown", 1)
+    assert "its reply was lost; then: " in failed.detail
+
+
+def test_a_reply_that_breaks_off_is_lost() -> None:
+    failed, _ = call(Lambdas(IncompleteReadError(actual_bytes=1, expected_bytes=2)))
+    assert (failed.why, failed.lost) == ("unknown", 1)
+
+
 def test_a_request_that_is_too_large_is_not_sent() -> None:
     lambdas = Lambdas(reply({}))
     with pytest.raises(Failed, match="6291456"):
@@ -203,6 +250,20 @@ def test_temporary_disk_is_billed_beyond_what_is_included() -> None:
     assert extra == Decimal("0.0000000309")
 
 
-@pytest.mark.parametrize("make", [lambda: reply({"ok": True}, log="cut short")])
-def test_a_reply_without_a_report_bills_nothing_that_is_known(make: Callable[[], Any]) -> None:
-    assert call(Lambdas(make()))[0].billed == NOTHING
+def test_what_a_reply_without_a_report_is_billed_is_not_known_and_that_is_said_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(invoke._logger, "warning", lambda words, *values: said.append(words % values))
+    lost, ended = ReadTimeoutError(endpoint_url="https://x"), {"errorType": "X", "errorMessage": "x"}
+    lambdas = Lambdas(
+        lost, reply({"ok": True}, log="cut short"), reply(ended, log="cut short", FunctionError="Unhandled")
+    )
+    invoker, limit = Invoker(lambdas, PRICES, seed=0, sleep=Waits()), SpendLimit(Decimal(9))
+    answer = invoker.call("f", {}, again=True, cancelled=threading.Event())
+    assert (answer.billed, answer.lost) == (NOTHING, 2)
+    with pytest.raises(Failed, match="X: x") as failed:
+        CappedCaller(invoker, limit, lambda name: Decimal(1)).call("f", {}, again=True, cancelled=threading.Event())
+    assert (failed.value.billed, failed.value.lost, limit.spent_usd) == (NOTHING, 1, 1)
+    assert len(said) == 1
+    assert "cut short" in said[0]

@@ -56,6 +56,15 @@ def rules(bucket: str) -> set[str]:
         return set()
 
 
+@pytest.mark.parametrize("inner", ["etl/big", "etl/", "etl//x", "../etl"])
+def test_the_folder_of_a_pool_lies_in_that_of_no_other(inner: str) -> None:
+    outer, within = (S3Prefix("b").under(str(Owner("p", pool))).prefix for pool in ("etl", inner))
+    assert outer == "prefect-slo/p/etl"
+    assert within != outer
+    assert not within.startswith(f"{outer}/")
+    assert within.count("/") == 2
+
+
 ALIKE = [
     ({"prefix": "etl"}, {"prefix": "etl-prod"}),
     ({"prefix": "etl"}, {"prefix": "etl-0123456789"}),

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import random
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 
 import pytest
+from botocore.exceptions import ReadTimeoutError
 
-from prefect_slo.aws.invoke import Answer, Failed
+from prefect_slo.aws.invoke import Answer, Failed, Invoker
 from prefect_slo.aws.report import Billed
 from prefect_slo.aws.spending import CappedCaller, SpendLimit
 from prefect_slo.errors import SpendLimitReached
+from prefect_slo.pricing import price_list
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -70,17 +73,54 @@ def test_a_cap_that_is_reached_says_what_was_spent() -> None:
     [
         (Failed("unknown", "its reply was lost"), "0.5"),
         (Failed("died", "exit status 3", billed=Billed(Decimal("0.01"), 100, 1)), "0.01"),
+        (Failed("unknown", "its result cannot be read", billed=Billed(Decimal("0.01"), 100, 1)), "0.01"),
+        (ConnectionError("a reply that nobody thought of"), "0.5"),
         (Answer({"ok": True}, 0.0, 1.0, 0.0, None, Billed(Decimal("0.01"), 100, 1), lost=2), "1.01"),
     ],
 )
-def test_a_call_whose_reply_was_lost_counts_with_the_most_that_it_can_cost(ended: Failed | Answer, spent: str) -> None:
+def test_a_call_whose_reply_was_lost_counts_with_the_most_that_it_can_cost(
+    ended: Exception | Answer, spent: str
+) -> None:
     class Ends:
         def call(self, *_: Any, **__: Any) -> Answer:
-            if isinstance(ended, Failed):
+            if isinstance(ended, Exception):
                 raise ended
             return ended
 
     limit = SpendLimit(Decimal(10))
-    with suppress(Failed):
+    with suppress(Failed, ConnectionError):
         CappedCaller(Ends(), limit, lambda name: Decimal("0.5")).call("f", {}, again=True, cancelled=threading.Event())
     assert limit.spent_usd == Decimal(spent)
+
+
+class Lost:
+    """Lambda whose replies are lost; the first ones wait for each other, so that all are under way at once."""
+
+    def __init__(self, together: int) -> None:
+        self.calls, self._first, self._left = 0, threading.Barrier(together), together
+        self._lock = threading.Lock()
+
+    def invoke(self, **_: Any) -> Any:
+        with self._lock:
+            self.calls, self._left = self.calls + 1, self._left - 1
+            first = self._left >= 0
+        if first:
+            self._first.wait(20)
+        raise ReadTimeoutError(endpoint_url="https://lambda")
+
+
+@pytest.mark.parametrize(("most", "made"), [(10, 10), (14, 14), (100, 30)])
+def test_calls_that_are_made_again_are_paid_for_like_any_other(most: int, made: int) -> None:
+    lambdas, limit = Lost(10), SpendLimit(Decimal(most))
+    invoker = Invoker(lambdas, price_list("aws-lambda-x86"), seed=0, sleep=lambda event, seconds: False)
+    capped, ends = CappedCaller(invoker, limit, lambda name: Decimal(1)), list[str]()
+
+    def run(n: int) -> None:
+        try:
+            capped.call("f", {"n": n}, again=True, cancelled=threading.Event())
+        except Failed as failed:
+            ends.append(failed.why)
+
+    with ThreadPoolExecutor(10) as pool:
+        list(pool.map(run, range(10)))
+    assert (lambdas.calls, limit.spent_usd, ends) == (made, made, ["unknown"] * 10)

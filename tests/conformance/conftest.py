@@ -229,13 +229,14 @@ def pools(ray: None, account: LocalAws, process_pool: Any, tmp_path_factory: pyt
     """A pool of every kind beyond this machine, by its name."""
     process_pool("work pool", PREFECT_LOGGING_LEVEL="INFO", PREFECT_LOGGING_TO_API_ENABLED="true")
     jobs = BatchJobs(account.batch.queue(), "image", poll_s=(0.02, 0.1), gather_s=0.02, region="us-east-1")
-    jobs.deploy()
+    batch = BatchPool(jobs, account.bucket, concurrency=2)
+    batch.jobs.deploy()
     mailboxes = tmp_path_factory.mktemp("mailboxes of flows")
     made = (
         DaskPool(concurrency=2),
         RayPool(concurrency=2),
         account.pool(memory_mb=(512,), concurrency=2),
-        BatchPool(jobs, account.bucket, concurrency=2),
+        batch,
         WorkPool("work pool", sizes=(Size(1, 512),), storage=mailboxes, concurrency=1),
     )
     return {pool.name: pool for pool in made}

@@ -146,7 +146,7 @@ class Desk:
 def jobs(account: LocalAws) -> tuple[BatchJobs, str]:
     """Jobs that really run, and where they find their work."""
     jobs = BatchJobs(account.batch.queue(), "image", poll_s=(0.02, 0.1), gather_s=0.02, region="us-east-1")
-    jobs.deploy()
+    BatchPool(jobs, account.bucket).jobs.deploy()
     return jobs, account.bucket
 
 

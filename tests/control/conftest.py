@@ -122,14 +122,16 @@ class World:
         held.busy = False
         return [*done, *self.tell(e.BundleDone(lease, busy_s))]
 
-    def lose(self, lease: int, reason: e.LossReason = "died", done: int = 0, running: int = 1) -> list[e.Action]:
+    def lose(
+        self, lease: int, reason: e.LossReason = "died", done: int = 0, running: int = 1, *, inputs_gone: bool = False
+    ) -> list[e.Action]:
         """A lease is lost after it has reported ``done`` items and started ``running`` more."""
         held = self.leases[lease]
         reported, rest = tuple(held.bundle[:done]), held.bundle[done:]
         held.bundle = list(rest)
         actions = self.tell(e.ItemDone(lease, reported)) if reported else []
         self.leases.pop(lease)
-        return [*actions, *self.tell(e.LeaseLost(lease, reason, tuple(rest[running:])))]
+        return [*actions, *self.tell(e.LeaseLost(lease, reason, tuple(rest[running:]), inputs_gone))]
 
     def reject(self, lease: int, n: int = 1, *, ran: bool) -> list[e.Action]:
         held = self.leases[lease]

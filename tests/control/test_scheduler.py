@@ -276,6 +276,18 @@ def test_a_program_that_kills_every_worker_before_its_first_item_ends_the_stage(
     assert len(world.settled) == 5
 
 
+def test_bundles_that_are_dropped_for_inputs_that_are_gone_say_nothing_of_the_workers(world):
+    world.start(replace(RULE, workers=5, fallback="thread", bundle=1), 5)
+    leases = tuple(world.leases)
+    for lease in leases:
+        world.up(lease)
+    for lease in leases:
+        world.lose(lease, running=0, inputs_gone=True)
+    assert not of(e.Notice, world.actions)
+    world.run_dry()
+    assert set(world.endings().values()) == {"done"}
+
+
 def test_a_new_rule_takes_effect_as_leases_get_free(world):
     world.start(replace(RULE, workers=2, bundle=1), 10)
     world.up(1)

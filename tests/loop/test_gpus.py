@@ -11,13 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from prefect_slo.blocks import SLOProfile, fold_in, put_in_force
 from prefect_slo.declaration import Declaration
 from prefect_slo.errors import InvalidValue
 from prefect_slo.loop import director, gpus, knowledge, menus
 from prefect_slo.loop.knowledge import Fitted, Knowledge
+from prefect_slo.loop.learning import replan_flow
 from prefect_slo.loop.menus import MenuSettings, stage_menu, with_menus
 from prefect_slo.loop.planning import Decision, decide, ladders
-from prefect_slo.loop.replanning import fits, replan
+from prefect_slo.loop.replanning import KEPT, fits, plan_digest, replan
 from prefect_slo.loop.sweep import design, fallback_options
 from prefect_slo.models import WorkflowModel
 from prefect_slo.objective import Latency, Slo
@@ -28,6 +30,8 @@ from prefect_slo.resources import Capacity, Menu, Pool, Size
 from prefect_slo.runner.pools import PROCESS, Pools, by_name
 from prefect_slo.runner.work_pools import WorkPool
 from prefect_slo.runner.workpool import docker_engine
+from prefect_slo.telemetry import RunRecord, StageKey, StageRecord
+from prefect_slo.telemetry.store import publish
 from prefect_slo.testing.docker import DockerEngine, serving
 from prefect_slo.workflow import Stage, Workflow
 
@@ -43,18 +47,22 @@ def workflow(devices: tuple[Device, ...] | None, slowdown: Interference = NEUTRA
     return Workflow("video", (stage,), capacity=Capacity(vcpus=4, gpu_devices=devices, gpu_slowdown=slowdown))
 
 
-def known(devices: tuple[Device, ...] | None, kinds: dict[str, float], slowdown: Interference = NEUTRAL) -> Knowledge:
+def measured(kinds: dict[str, float]) -> list[StageRun]:
     """Of a stage whose one worker takes so long on each kind of hardware, and two half of it."""
     rng = np.random.default_rng(3)
-    rows = [
+    return [
         StageRun(
             f"{kind}-{workers}-{k}", "detect", workers, 1024, 1, seconds / workers * float(rng.lognormal(0, 0.02)),
             overhead_s=0.01, items=8, hardware=kind,
         )
         for kind, seconds in kinds.items() for workers in (1, 2) for k in range(6)
     ]  # fmt: skip
+
+
+def known(devices: tuple[Device, ...] | None, kinds: dict[str, float], slowdown: Interference = NEUTRAL) -> Knowledge:
+    """Of that stage."""
     flow = workflow(devices, slowdown)
-    return Knowledge("video", flow, Fitted.of(WorkflowModel(flow).fit(StageRuns.of(rows))))
+    return Knowledge("video", flow, Fitted.of(WorkflowModel(flow).fit(StageRuns.of(measured(kinds)))))
 
 
 def test_shares_are_on_a_menu_where_they_are_asked_for(monkeypatch):
@@ -121,6 +129,33 @@ def test_a_plan_in_force_that_needs_a_gpu_does_not_fit_a_machine_without():
     assert fits(plan, workflow((DEVICE,)), slo)
     assert not fits(plan, workflow(()), slo)
     assert not fits(plan, workflow((replace(DEVICE, cores=0.25),)), slo)
+
+
+def test_a_host_without_a_gpu_leaves_the_plan_in_force_to_those_that_have_one(
+    prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_SLO_HOME", str(tmp_path))
+    monkeypatch.setattr(knowledge, "_REMEMBERED", knowledge._Remembered())
+    kinds, slo, name = {"cpu": 16.0, "gpu": 2.0, "gpu:0.5": 3.0}, Slo(Latency(4.0, 0.95, 0.9)), "video-on-two-hosts"
+    plan, _ = replan(known((DEVICE,), kinds), slo, seed=0)
+    document = workflow(()).to_document()
+    runs = [replace(row, started_at=1_760_000_000.0 + n) for n, row in enumerate(measured(kinds))]
+    publish(name, [
+        RunRecord(
+            name, row.run_id, "completed", row.wall_s, row.started_at,
+            (StageRecord(row, StageKey("detect", name, row.hardware)),), workflow=document,
+        )
+        for row in runs
+    ])  # fmt: skip
+    asked = {"latency_s": 4.0, "budget_usd": None, "percentile": 0.95, "confidence": 0.9}
+    fold_in(name, objective=asked)
+    put_in_force(name, plan, "by a host with a GPU")
+    assert replan_flow(name) == KEPT
+    profile = SLOProfile.of_flow(name)
+    assert plan_digest(profile.plan_in_force()) == plan_digest(plan)
+    assert gpus.using(plan, [PROCESS]) == ("detect",)
+    fold_in(name, objective={**asked, "latency_s": 40.0}, refit=True)
+    assert "changed" in replan_flow(name), "what has changed for every host is planned anew"
 
 
 def test_a_share_that_was_not_measured_is_predicted_from_one_that_was():

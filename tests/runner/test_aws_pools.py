@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from decimal import Decimal
 from uuid import uuid4
 
 import cloudpickle
@@ -9,9 +11,11 @@ import pytest
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 
-from prefect_slo import LambdaPool
+from prefect_slo import BatchJobs, BatchPool, BatchQueue, LambdaPool
 from prefect_slo.aws.packaging import worker_zip
+from prefect_slo.aws.s3 import S3Prefix
 from prefect_slo.errors import InvalidValue
+from prefect_slo.runner import aws_pools
 from prefect_slo.runner.aws_pools import _run_key
 from prefect_slo.runner.pools import by_name
 
@@ -78,6 +82,29 @@ def test_settings_that_lambda_does_not_have_are_refused(settings) -> None:
         LambdaPool(**settings)
 
 
+HERE = ("eu-west-1", "http://127.0.0.1:1")
+
+
+def test_all_that_a_pool_asks_it_asks_where_it_is() -> None:
+    region, endpoint = HERE
+    queue = BatchQueue("q", subnets=("s",), security_groups=("g",))
+    jobs = BatchJobs(queue, "image", memory_mb=2048, execution_role=ROLE)
+    for bucket in ("s3://bucket/prefix", S3Prefix("bucket")):
+        both = LambdaPool(region=region, endpoint=endpoint, bucket=bucket, batch=jobs)
+        alone = BatchPool(replace(jobs, region=region, endpoint=endpoint), bucket)
+        asked = (both.bucket, both._store, both.batch, both.batch.queue, alone.bucket, alone._store, alone.jobs.queue)
+        assert [(one.region, one.endpoint) for one in asked] == [HERE] * len(asked)
+
+
+def test_what_lies_elsewhere_stays_there() -> None:
+    own = {"region": "us-west-2", "endpoint": "http://127.0.0.1:2"}
+    pool = LambdaPool(
+        region=HERE[0], endpoint=HERE[1], bucket=S3Prefix("b", **own), batch=BatchJobs("q", "image", **own)
+    )
+    asked = (pool._store, pool.batch)
+    assert [(one.region, one.endpoint) for one in asked] == [tuple(own.values())] * 2
+
+
 def test_without_a_role_nothing_is_deployed() -> None:
     with pytest.raises(InvalidValue, match=r"aws policy"):
         LambdaPool().deploy()
@@ -90,6 +117,25 @@ def test_what_two_attempts_of_a_flow_run_store_lies_apart() -> None:
     assert first != second
     assert first.startswith(str(flow_run.id))
     assert second.startswith(str(flow_run.id))
+
+
+def test_attempts_of_a_flow_run_spend_of_one_cap_and_other_runs_and_pools_of_theirs(monkeypatch) -> None:
+    def limit(run: FlowRun, **settings: object):
+        with FlowRunContext.model_construct(flow_run=run):
+            return LambdaPool(region="eu-west-1", **settings).exchange().limit
+
+    one, other = FlowRun(id=uuid4(), flow_id=uuid4()), FlowRun(id=uuid4(), flow_id=uuid4())
+    first = limit(one, max_spend_usd=1.0)
+    first.add(Decimal("0.75"))
+    again = limit(one, max_spend_usd=2.0)
+    assert (again.spent_usd, again.most_usd) == (Decimal("0.75"), 2), "the cap is what the pool says now"
+    assert limit(one, max_spend_usd=1.0, name="another").spent_usd == 0
+    assert limit(other, max_spend_usd=1.0).spent_usd == 0
+    assert limit(one) is None
+    monkeypatch.setattr(aws_pools, "KEPT_LIMITS", 2)
+    for _ in range(10):
+        limit(FlowRun(id=uuid4(), flow_id=uuid4()), max_spend_usd=1.0)
+    assert limit(one, max_spend_usd=1.0) is not first, "only so many are kept"
 
 
 def test_functions_may_find_that_an_object_is_not_there_and_deployers_may_delete() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -93,6 +94,22 @@ def test_on_a_cluster_a_share_is_told_to_libraries_and_the_device_is_the_cluster
     reply = run_here(Work("t", bundle, Size(0.5, 512, 0.25, "gpu"), ()))
     told = [cloudpickle.loads(i.outcome.payload) for r in reply.reports if isinstance(r, Progress) for i in r.items]
     assert told == ["7", "0.2500", "25%"]
+
+
+def test_on_a_cluster_the_reply_comes_when_the_process_has_let_go_of_its_device() -> None:
+    class Leaving:  # a local one: it travels by value
+        def open(self, emit: object) -> object:
+            def run(item: int, payload: bytes) -> Outcome:
+                threading.Thread(target=time.sleep, args=(0.5,)).start()  # the interpreter's end waits for it
+                return Outcome(cloudpickle.dumps(os.getpid()))
+
+            return run
+
+    bundle = Bundle(1, "leave", cloudpickle.dumps(Leaving()), ((1, cloudpickle.dumps(None)),))
+    reply = run_here(Work("t", bundle, Size(0.5, 512, 0.25, "gpu"), ()))
+    [pid] = [cloudpickle.loads(i.outcome.payload) for r in reply.reports if isinstance(r, Progress) for i in r.items]
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 def test_a_share_with_memory_is_told_in_bytes_where_the_device_is_not_known() -> None:

@@ -55,6 +55,20 @@ def test_what_the_flow_has_let_go_of_is_not_held_and_what_was_only_waited_for_is
     assert waited.again(7).parameters == {"x": 1}
 
 
+def test_a_call_runs_again_with_what_was_sent_whatever_the_flow_has_made_of_it_since():
+    upstream, sent = future(), {"rows": [1, 2]}
+    origin = Origins().of(call({"x": [upstream, sent], "more": 3}))
+    sent["rows"].append(3)
+    again = origin.again(7)
+    assert again.parameters == {"x": [upstream, {"rows": [1, 2]}], "more": 3}
+    again.parameters["x"].clear()
+    assert origin.again(8).parameters["x"] == [upstream, {"rows": [1, 2]}]
+
+
+def test_arguments_that_cannot_be_held_as_they_are_sent_make_nothing_again():
+    assert Origins().of(call({"x": (one for one in ())})) is None
+
+
 def test_no_more_arguments_are_held_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(origins, "ROOM_BYTES", 25)
     kept = Origins()

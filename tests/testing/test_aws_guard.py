@@ -78,7 +78,16 @@ def test_with_real_looking_credentials_all_that_the_fixtures_do_stays_on_this_ma
             import boto3
             session = boto3.session.Session()
             keys = session.get_credentials()
-            return dict(os.environ), keys.access_key, session.profile_name
+            return dict(os.environ), keys.access_key, session.profile_name, reached_with_keys(boto3)
+
+        def reached_with_keys(boto3):
+            from botocore.config import Config
+            once = Config(connect_timeout=1, retries={"total_max_attempts": 1})
+            real = boto3.session.Session("AKIAIOSFODNN7EXAMPLE", SECRET, region_name="eu-west-1")
+            try:
+                real.client("s3", endpoint_url="https://s3.eu-west-1.amazonaws.invalid", config=once).list_buckets()
+            except BaseException as error:
+                return type(error).__name__
 
         def test_everything(monkeypatch, slo_aws, slo_lambda, slo_batch, slo_s3, slo_faults):
             reached, real = [], socket.socket.connect
@@ -99,8 +108,9 @@ def test_with_real_looking_credentials_all_that_the_fixtures_do_stays_on_this_ma
             for exchange in (pool.exchange(), Exchange(BatchInvoker(jobs, slo_s3), slo_s3)):
                 key = ("runs", "k", type(exchange.invoker).__name__)
                 returned = exchange.run(pool.functions.name(256), Order("function", code, call, key))
-                environment, key, profile = cloudpickle.loads(returned.items[0].payload)
+                environment, key, profile, ended = cloudpickle.loads(returned.items[0].payload)
                 assert key == "testing" and profile == "default"
+                assert ended == "RealAwsCall", "whatever keys code brings itself, it gets no further than the wall"
                 assert environment["AWS_CONFIG_FILE"] == environment["AWS_SHARED_CREDENTIALS_FILE"] == os.devnull
                 assert not any(SECRET in value or "amazonaws.com" in value for value in environment.values())
                 assert "AWS_PROFILE" not in environment and "AWS_ROLE_ARN" not in environment

@@ -328,8 +328,18 @@ def test_what_a_pool_declares_counts_and_not_what_it_or_its_machines_are_called(
             for declared in get_args(HandingOn)
         }
         assert methods == {
-            "objects": "machine", "machine": "machine", "workers": "direct", "storage": "remote", "calls": "inline",
+            "objects": "machine", "machine": "machine", "workers": "direct", "storage": "remote", "requests": "inline",
+            "calls": "inline",
         }  # fmt: skip
+
+
+@pytest.mark.parametrize("other", ["storage", "calls", "machine", "requests"])
+def test_without_a_bucket_what_fits_into_no_request_is_said_to_run_elsewhere(other: HandingOn) -> None:
+    for ends in (("requests", other), (other, "requests")):
+        edge = between((Pool("a", handing_on=ends[0]), Pool("b", handing_on=ends[1])))
+        assert (edge.method, edge.others) == ("inline", ())
+        assert "50 MB do not fit into a request of 4.4 MB" in edge.why
+        assert "give the pool a bucket" in edge.why
 
 
 def test_a_pool_that_declares_nothing_passes_with_calls_unless_it_is_of_this_machine() -> None:
@@ -346,7 +356,7 @@ def test_pools_say_what_becomes_of_large_results() -> None:
         "jobs": BatchPool(BatchJobs("queue", "image"), "s3://bucket/prefix").pool,
     }
     assert {what: pool.handing_on for what, pool in declared.items()} == {
-        "bucket": "storage", "no bucket": "calls", "jobs": "storage",
+        "bucket": "storage", "no bucket": "requests", "jobs": "storage",
     }  # fmt: skip
 
 
@@ -364,5 +374,5 @@ def test_a_workflow_file_may_say_it(tmp_path: Path) -> None:
     assert [pool.handing_on for pool in read["a"].menu.pools] == ["storage", None]
     assert Workflow.from_document(read.to_document()) == read
     file.write_text(file.read_text().replace('"storage"', '"pigeons"'))
-    with pytest.raises(InvalidValue, match="objects, machine, workers, storage, calls"):
+    with pytest.raises(InvalidValue, match="objects, machine, workers, storage, requests, calls"):
         Workflow.load(file)

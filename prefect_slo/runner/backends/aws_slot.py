@@ -301,6 +301,7 @@ class _Gone(WorkerGone):
             totals.usd,
             totals.billed.requests,
             totals.storage_usd,
+            failed.on_batch,
         )
 
 

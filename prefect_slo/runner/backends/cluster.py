@@ -243,7 +243,8 @@ class ClusterBackend:
         if isinstance(reply, str):
             with suppress(Exception):
                 untouched = _ids(bundle) if self._cluster.never_ran(lease.handle, error) else ()
-            self._lose(lease, Lost(lease.id, "died", reply, None, untouched))
+            inputs_gone = bool(untouched) and any(part.gone() for part in bundle.parts)
+            self._lose(lease, Lost(lease.id, "died", reply, None, untouched, inputs_gone=inputs_gone))
             return
         lease.bundle = lease.handle = None
         for report in told(reply, lease.id, self._clocks.seen(reply, received)):

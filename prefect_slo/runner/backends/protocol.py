@@ -211,6 +211,8 @@ class Lost:
         billed_usd: What it is billed all the same, where it is metered.
         requests: Invocations and jobs that this is for.
         storage_usd: Of it, what reading and writing objects cost.
+        on_batch: Whether the worker was a job on AWS Batch.
+        inputs_gone: Whether the bundle was dropped because kept parts that it takes are lost; nothing ran.
     """
 
     lease: int
@@ -224,6 +226,8 @@ class Lost:
     billed_usd: Decimal | None = None
     requests: int = 0
     storage_usd: Decimal = Decimal()
+    on_batch: bool = False
+    inputs_gone: bool = False
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from prefect_slo.runner.backends.remote import Reply, Work, leave, needed, place
 MOST_KEPT = 64
 """Parts of one bundle's outcomes that can stay on the cluster: Ray wants to know beforehand how many there may be."""
 
+_GONE = "the Ray node that kept it is gone"
+
 
 class RayCluster:
     """Bundles as Ray tasks: with ``num_cpus``, ``num_gpus`` and ``memory`` of their size, and never retried by Ray.
@@ -97,12 +99,16 @@ class RayCluster:
         """Get the object: it is this process' own, and outlives the worker that made it, but not its node."""
         import ray
 
-        found: bytes = ray.get(part)
+        try:
+            found: bytes = ray.get(part)
+        except ray.exceptions.ObjectLostError as error:
+            self._lost.add(part.hex())
+            raise LookupError(_GONE) from error
         return found
 
     def gone(self, part: Any) -> str:
         """What was heard of it: Ray says so only when an object is asked for."""
-        return "the Ray node that kept it is gone" if part.hex() in self._lost else ""
+        return _GONE if part.hex() in self._lost else ""
 
     def never_ran(self, handle: Any, error: Exception | None) -> bool:
         """Whether Ray has failed it for an object that is lost."""

@@ -41,6 +41,9 @@ KEPT_WARM = 8
 IDLE_S = 60.0
 """How long they wait."""
 
+GONE_S = 10.0
+"""How long a reply waits for the process that held a share of a device; what doesn't leave is killed before that."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -108,7 +111,10 @@ def run_here(work: Work, parts: Sequence[bytes] = (), refused: Callable[[], str]
         held = tuple(sorted(limits(share, sharing()).items())) if share is not None else ()
         # a process keeps what it has taken on a device as long as it lives: one with a share serves one bundle
         backend = _backend((*work.env, *held), KEPT_WARM if share is None else 0)
-        return Reply(_run(backend, work, news), machine(), time.monotonic())
+        reports = _run(backend, work, news)
+        if share is not None:  # the cluster's scheduler gives the share away with the reply
+            _until_gone(backend, reports)
+        return Reply(reports, machine(), time.monotonic())
     finally:
         with _LOCK:
             del _RUNNING[work.token]
@@ -263,6 +269,13 @@ def _run(backend: ProcessBackend, work: Work, news: News) -> tuple[Report, ...]:
             case Finished() | Lost():
                 backend.close(lease)
                 return tuple(reports)
+
+
+def _until_gone(backend: ProcessBackend, reports: Sequence[Report]) -> None:
+    """Wait until the process that served a bundle has ended, and with it what it held of a device."""
+    pids, until = {report.pid for report in reports if isinstance(report, Opened)}, time.monotonic() + GONE_S
+    while pids & set(backend.pids) and time.monotonic() < until:
+        time.sleep(0.005)
 
 
 def _backend(env: tuple[tuple[str, str], ...], kept: int) -> ProcessBackend:

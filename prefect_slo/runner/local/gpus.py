@@ -28,6 +28,7 @@ SHARE, FRACTION = "PREFECT_SLO_GPU_SHARE", "PREFECT_SLO_GPU_MEMORY_FRACTION"
 _QUERY = ("--query-gpu=index,uuid,memory.total,mig.mode.current", "--format=csv,noheader,nounits")
 _MIG = re.compile(r"^\s*MIG\s+\S*?(\d+)gb\S*\s+Device\s+\d+:\s+\(UUID:\s*(MIG-[^)\s]+)\)", re.MULTILINE | re.IGNORECASE)
 _GPU = re.compile(r"^GPU (\d+):", re.MULTILINE)
+_WHOLE = re.compile(r"(GPU|MIG)-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}:")
 _SMI_S, _MPS_S, _MPS_KEEP_S = 20.0, 5.0, 30.0
 
 Sharing = Literal["mps", "turns"]
@@ -35,6 +36,9 @@ Sharing = Literal["mps", "turns"]
 
 Listed = list[tuple[str, Device]]
 """Indices and devices of a machine, as ``nvidia-smi`` counts them; partitions have no index."""
+
+_UNHEARD: Listed = []
+"""What holds where the program is there and says nothing."""
 
 
 def devices(named: Sequence[str] = (), *, environ: Mapping[str, str] | None = None) -> tuple[Device, ...]:
@@ -52,11 +56,17 @@ def devices(named: Sequence[str] = (), *, environ: Mapping[str, str] | None = No
 
 
 def devices_now(named: Sequence[str] = ()) -> tuple[Device, ...] | None:
-    """The same without waiting; ``None`` while ``nvidia-smi`` is being asked."""
+    """The same without waiting; ``None`` while ``nvidia-smi`` is being asked.
+
+    And as long as it hangs or fails, where somebody has named devices: nobody can say which an index or a part of a
+    UUID means, and by that name it would have an account of its own beside the one that others hold shares in.
+    """
     if tuple(named) == (NONE,):
         return ()
     listed = _LISTED.look()
-    return _usable(listed, named, None) if listed is not None else None
+    if listed is None or (listed is _UNHEARD and not all(_WHOLE.match(entry) for entry in named)):
+        return None
+    return _usable(listed, named, None)
 
 
 def visible(listed: Listed, wanted: str | None) -> tuple[Device, ...]:
@@ -214,7 +224,7 @@ def _ask_mps() -> Sharing | None:
 
 def _probes() -> tuple[Probe[Listed], Probe[Sharing]]:
     return (
-        Probe("nvidia-smi", _list, [], "no GPU is used", timeout_s=_SMI_S, keep_s=math.inf),
+        Probe("nvidia-smi", _list, _UNHEARD, "no GPU is used", timeout_s=_SMI_S, keep_s=math.inf),
         Probe(
             "nvidia-cuda-mps-control", _ask_mps, "turns", "sharers of a GPU take turns", timeout_s=_MPS_S,
             keep_s=_MPS_KEEP_S,

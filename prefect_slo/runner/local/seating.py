@@ -130,6 +130,7 @@ class Seating:
         if self._gpus is None:
             found = devices_now(self._named)
             if found is None:
+                self._say_waiting(lease, "nvidia-smi has not said yet which devices there are")
                 return False
             check(share, found)  # there may be none for now: the program that lists them may do better later
             self._gpus = GpuLedger(found)
@@ -143,26 +144,23 @@ class Seating:
         elif not claim.granted:
             self._gpus.retry(claim)
         if not claim.granted:
-            self._say_waiting(lease, self._gpus)
+            held = ", ".join(f"{cores:g} of {name}" for name, (cores, _) in self._gpus.used().items())
+            self._say_waiting(lease, f"other runs hold them ({held}), or more workers were asked for than fit")
             return False
         sharing = sharing_now() if share.gpu < 1 else "turns"
         lease.sharing = sharing or "turns"
         return sharing is not None
 
-    def _say_waiting(self, lease: Lease, gpus: GpuLedger) -> None:
+    def _say_waiting(self, lease: Lease, why: str) -> None:
         """That a lease waits is said now and again."""
         now = time.monotonic()
         if self._gpu_patience.look(lease.asked, now) == "wait":
             return
-        held = ", ".join(f"{cores:g} of {name}" for name, (cores, _) in gpus.used().items())
         if now - lease.asked >= self._patience_s:
             self._gpu_patience.served(now)
+        waited_s = now - lease.asked
         logger.warning(
-            "A worker has waited for %s for %.0f s (held: %s). It goes on waiting: other runs hold them, or more "
-            "workers were asked for than fit.",
-            lease.size.share,
-            now - lease.asked,
-            held,
+            "A worker has waited for %s for %.0f s. It goes on waiting: %s.", lease.size.share, waited_s, why
         )
 
     def _on_vcpus(self) -> Iterator[tuple[Lease, str]]:

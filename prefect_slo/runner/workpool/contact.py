@@ -63,6 +63,8 @@ class Contact:
         size: Of its worker.
         box: Its mailbox.
         born: When it was asked for.
+        since: When its job was asked for, was first heard of, or has lost its worker: what comes next is waited for.
+        heard_of: Whether its job is up.
         blocked_s: How long its pool could not start a job meanwhile.
         flow_run: Its job, once that has been asked for.
         lease: Who it serves.
@@ -75,9 +77,9 @@ class Contact:
     def __init__(self, office: Office, size: Size) -> None:
         self._office, self.size = office, size
         self.box = f"pilot-{uuid.uuid4().hex}"  # beside its office's, which is gone before the last letter is read
-        self.born = self.idle_since = time.monotonic()
+        self.born = self.since = self.idle_since = time.monotonic()
         self.blocked_s = self._blocked_before_s = 0.0
-        self._unpaid_s = 0.0
+        self._unpaid_s = self._age_s = 0.0
         self.flow_run: UUID | None = None
         self.lease: Lease | None = None
         self.bundle: Bundle | None = None
@@ -96,6 +98,11 @@ class Contact:
         self._offset = Offset()
         self._thread = threading.Thread(target=self._run, name="prefect-slo-postman", daemon=True)
         self._thread.start()
+
+    @property
+    def begun(self) -> bool:
+        """Whether its worker has ever been up."""
+        return self._pid != 0
 
     def order(self) -> Order:
         """What its job is told."""
@@ -191,7 +198,7 @@ class Contact:
                     quiet_since = time.monotonic()
                     self._read(letter, quiet_since)
                     if letter.over:
-                        self.lose("died" if self._pid else "start", letter.over)
+                        self.lose("died" if self.begun else "start", letter.over)
                 if time.monotonic() - felt > self._office.terms.heartbeat_s:
                     felt = time.monotonic()
                     self._feel(pulse, felt)
@@ -220,7 +227,7 @@ class Contact:
     def _feel(self, pulse: Pulse, now: float) -> None:
         """Whether its job lives: one whose machine is gone may be Running for ever."""
         terms = self._office.terms
-        silent_s = pulse.silent_s(self._office.store.read(self.box, "beat"), now)
+        silent_s = min(pulse.silent_s(self._office.store.read(self.box, "beat"), now), now - self.since)
         if self.heard_of and silent_s > SILENT * terms.heartbeat_s:
             why = f"its job has given no sign of life for {silent_s:.0f} s"
             self._office.write_off(self, why)
@@ -230,7 +237,7 @@ class Contact:
         """What time brings."""
         office = self._office
         if self._job_ended is not None and now - self._job_ended[1] > DRAIN_S + office.store.poll_s:
-            self.lose("died" if self.heard_of else "start", self._job_ended[0])
+            self.lose("died" if self.begun else "start", self._job_ended[0])
         elif self._cancelled is not None and self.bundle is not None and now - self._cancelled > CANCEL_S:
             self.lose("cancelled", "cancelled")
             office.call_off(self)
@@ -262,8 +269,9 @@ class Contact:
 
     def _read(self, letter: Letter, now: float) -> None:
         if not self.heard_of:
-            self._unpaid_s += letter.age_s
-        self.heard_of = True
+            self.heard_of, self.since = True, now
+        if not self.begun:  # until its worker is up, all that its job has lived is its start
+            self._unpaid_s, self._age_s = self._unpaid_s + letter.age_s - self._age_s, letter.age_s
         self._offset.received(now, letter.sent)
         for bundle, received in letter.received.items():
             if (sent := self._sent.pop(bundle, None)) is not None:
@@ -292,7 +300,7 @@ class Contact:
     def _up(self, report: Opened, now: float) -> None:
         office, pid = self._office, report.pid
         with office.lock:
-            self._pid, self._generation, first = pid, report.lease, self._pid == 0
+            self._pid, self._generation, first = pid, report.lease, not self.begun
             self.ready, self.idle_since = True, now
             self.blocked_s += report.wait_s if first else 0.0  # for its machine, which others held: no start
             lease = self.lease
@@ -308,7 +316,7 @@ class Contact:
         office = self._office
         with office.lock:
             cancelled, self._cancelled = self._cancelled is not None, None
-            self.ready, self.bundle = False, None
+            self.ready, self.bundle, self.since = False, None, time.monotonic()
             if self.lease is None:
                 return
             if report.reason == "cancelled" and not cancelled:  # that was for the lease before this one

@@ -33,6 +33,10 @@ from prefect_slo.runner.workpool.stores import Store
 WAIT_AND_SEE = (408, 429)
 """Refusals of the API that say nothing of what was asked for."""
 
+UNSTARTED = "has not started a job yet: look at its worker's log"
+NO_ROOM = "has started them, and their workers wait for a share of their machine: others hold its GPUs or vCPUs"
+"""Of jobs that are waited for: those that are not up, and those that are. The latter wait as long as it takes."""
+
 LOOK_S = 2.0
 """Between two looks at the states of jobs."""
 
@@ -45,7 +49,7 @@ class Terms:
         concurrency: Pilots at once.
         idle_s: How long they stay warm; ``None``: as long as starting one has taken.
         lifetime_s: A pilot takes nothing new after this long.
-        patience_s: How long a job may take to start before the user hears of it.
+        patience_s: How long a job may take to start, and its worker then, before the user hears of it.
         give_up_s: How long before those that wait for it are told that it does not start.
         heartbeat_s: Between two signs of life.
     """
@@ -92,7 +96,7 @@ class Office:
         self._owed_s: defaultdict[Size, float] = defaultdict(float)
         self._errands: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._over = threading.Event()
-        self._noticed = False
+        self._noticed = ""
         self._looked = time.monotonic()
         self._heart = threading.Thread(target=self._beat, name="prefect-slo-heart", daemon=True)
         self._watch = threading.Thread(
@@ -173,11 +177,12 @@ class Office:
         if not pilot.ready:
             return
         for other in self._pilots:
-            if (lease := other.lease) is not None and not other.ready and not other.heard_of:
+            if (lease := other.lease) is not None and not other.ready and not other.begun:
                 if not pilot.usable(lease.size):
                     continue
                 other.lease, other.idle_since = None, time.monotonic()
-                pilot.serve(lease, other.blocked_s)
+                for_machine_s = other.idle_since - other.since if other.heard_of else 0.0
+                pilot.serve(lease, other.blocked_s + for_machine_s)
                 return
 
     def owe(self, size: Size, seconds: float) -> None:
@@ -295,23 +300,25 @@ class Office:
             elif state is not None and state.is_final():
                 words = f": {state.message}" if state.message else ""
                 pilot.job_ended(f"its job has ended as {state.name}{words}")
-        self._complain([pilot for pilot in pilots.values() if not pilot.heard_of and pilot.lease is not None])
+        self._complain([pilot for pilot in pilots.values() if not pilot.ready and pilot.lease is not None])
 
     def _complain(self, starting: list[Contact]) -> None:
         now = time.monotonic()
-        late = [pilot for pilot in starting if now - pilot.born > self.terms.patience_s]
+        late = [pilot for pilot in starting if now - pilot.since > self.terms.patience_s]
         if not late:
-            self._noticed = self._noticed and bool(starting)
+            self._noticed = self._noticed if starting else ""
             return
-        trouble = self._jobs.trouble() or "has not started a job yet: look at its worker's log"
-        if not self._noticed:
-            self._noticed = True
+        unheard = [pilot for pilot in late if not pilot.heard_of]
+        late, missing = (unheard, UNSTARTED) if unheard else (late, NO_ROOM)
+        trouble = (self._jobs.trouble() if unheard else "") or missing
+        if self._noticed != missing:
+            self._noticed = missing
             lease = late[0].lease
             if lease is not None:
                 lease.notice(
-                    f"{len(late)} jobs have waited {now - late[0].born:.0f} s: work pool {self.name!r} {trouble}."
+                    f"{len(late)} jobs have waited {now - late[0].since:.0f} s: work pool {self.name!r} {trouble}."
                 )
-        for pilot in late:
+        for pilot in unheard:
             if now - pilot.born > self.terms.give_up_s:
                 pilot.lose("start", f"work pool {self.name!r} {trouble}")
 

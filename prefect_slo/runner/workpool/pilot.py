@@ -115,6 +115,7 @@ class Pilot:
         self._lease, self._failures = 0, 0
         self._over = threading.Event()
         self._bundle: int | None = None
+        self._up = False  # its worker; it may wait long for its share of the machine
         self._idle_since = time.monotonic()
 
     def serve(self) -> str:
@@ -129,6 +130,7 @@ class Pilot:
         )  # fmt: skip
         ended = "its job was ended"
         threading.Thread(target=self._beat, name="prefect-slo-heart", daemon=True).start()
+        self._sender.begin()
         try:
             self._open(backend)
             ended = self._loop(backend)
@@ -165,7 +167,7 @@ class Pilot:
                 time.sleep(1.0)
                 continue
             if message is None:
-                if self._bundle is None and now - self._idle_since > self._order.idle_s:
+                if self._up and self._bundle is None and now - self._idle_since > self._order.idle_s:
                     return f"nothing came for {self._order.idle_s:g} s"
                 if self._bundle is None and now - begun > self._order.lifetime_s:
                     return f"it has run for {self._order.lifetime_s:g} s"
@@ -205,7 +207,7 @@ class Pilot:
             self._sender.post(report)
             self._idle_since = time.monotonic()
             if isinstance(report, Opened):
-                self._failures = 0
+                self._up, self._failures = True, 0
             elif isinstance(report, Finished):
                 self._bundle = None
             elif isinstance(report, Lost):
@@ -219,7 +221,7 @@ class Pilot:
                 return
 
     def _open(self, backend: ProcessBackend) -> None:
-        self._lease += 1
+        self._up, self._lease = False, self._lease + 1
         vcpus = min(self._size.vcpus, backend.capabilities().vcpus)
         backend.open(self._lease, replace(self._size, vcpus=vcpus), self._events.put)
 
@@ -270,6 +272,10 @@ class Sender:
         self._thread = threading.Thread(target=self._run, name="prefect-slo-pilot-sender", daemon=True)
         self._thread.start()
 
+    def begin(self) -> None:
+        """Send an empty letter: its job is up, whenever its worker will be."""
+        self._posted.put("")
+
     def received(self, bundle: int, at: float) -> None:
         """A bundle was received at that instant."""
         self._received[bundle] = at
@@ -298,7 +304,7 @@ class Sender:
                 time.sleep(wait_s)
             while not self._posted.empty():
                 posted.append(self._posted.get())
-            over = next((one for one in posted if isinstance(one, str)), "")
+            over = next((one for one in posted if isinstance(one, str) and one), "")
             reports = tuple(one for one in posted if not isinstance(one, str))
             received, self._received = self._received, {}
             self._deliver(Letter(time.monotonic(), received, reports, over, _age_s()))

@@ -23,6 +23,8 @@ from prefect_slo.runner.workpool.gpu_resources import TURNS, GpuResource, told
 from prefect_slo.units import whole
 
 GPU_VARIABLE = "gpu_limit"
+EXTENDED = ("kubernetes", "docker", "ecs")
+"""Types whose template can be extended for GPUs."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,10 @@ class Rule:
             number = math.ceil(number - 1e-9)
         number *= self.scale_text
         plain = float(number) if self.real else int(number)
+        written = self.text.format(plain) if self.text else plain
         if self.list:
-            return [{key: plain if part == "{}" else part for key, part in self.list.items()}]
-        return self.text.format(plain) if self.text else plain
+            return [{key: written if part == "{}" else part for key, part in self.list.items()}]
+        return written
 
 
 @dataclass(frozen=True)
@@ -216,7 +219,7 @@ def extended(pool: WorkPool, *, gpu_resource: str = "nvidia.com/gpu", turns: int
     On Kubernetes variables that become limits of ``gpu_resource``: ``gpu_limit`` of whole devices, and for shares
     those of vGPU plugins (``tencent.com/vcuda-core``, and its memory), of partitions (``nvidia.com/mig-1g.10gb``) or of
     turns (``nvidia.com/gpu.shared``); a resource by another name is taken to be whole devices. On Docker
-    ``container_create_kwargs``, for device requests and CPUs; on ECS ``gpu_count``, a resource requirement of the
+    ``container_create_kwargs``, for device requests and CPUs; on ECS ``resource_requirements`` of the
     container.
 
     Args:
@@ -247,9 +250,10 @@ def extended(pool: WorkPool, *, gpu_resource: str = "nvidia.com/gpu", turns: int
             properties.setdefault("container_create_kwargs", _variable("Container Create Kwargs", "object", words))
             job.setdefault("container_create_kwargs", "{{ container_create_kwargs }}")
         case "ecs":
-            properties["gpu_count"] = _variable("GPU Count", "integer", "How many GPUs the container has.")
+            words = "What the container has beside vCPUs and memory, such as GPUs."
+            properties["resource_requirements"] = _variable("Resource Requirements", "array", words)
             container = job["task_definition"]["containerDefinitions"][0]
-            container["resourceRequirements"] = [{"type": "GPU", "value": "{{ gpu_count }}"}]
+            container["resourceRequirements"] = "{{ resource_requirements }}"
         case _:
             raise WorkPoolUnusable(
                 pool.name, f"is of type {pool.type!r}, which is not extended for GPUs", "Name another."
@@ -276,7 +280,7 @@ def _sharing(pool: WorkPool) -> str:
 
 
 def _fix(pool: WorkPool, name: str) -> str:
-    if name in (GPU_VARIABLE, "container_create_kwargs", "gpu_count") and pool.type in ("kubernetes", "docker", "ecs"):
+    if name in (GPU_VARIABLE, "container_create_kwargs", "resource_requirements") and pool.type in EXTENDED:
         return f"Extend its template: prefect-slo pools extend {pool.name} -o template.json"
     return "Add it to the base job template, or give sizing= without it"
 

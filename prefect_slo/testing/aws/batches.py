@@ -17,7 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from prefect_slo.testing.aws.guard import FAKE
+from prefect_slo.testing.aws.guard import FAKE, WALL
 
 POLL_S = 0.02
 OUT_OF_MEMORY = "OutOfMemoryError: Container killed due to memory usage"
@@ -185,6 +185,7 @@ class LocalBatch:
         self.visible[job.job_id] = visible
         environment = {
             "PATH": os.pathsep.join([*self._programs(job), os.environ.get("PATH", os.defpath)]),
+            "PYTHONPATH": str(WALL),
             **FAKE,
             "AWS_ENDPOINT_URL": self.endpoint,
             "CUDA_VISIBLE_DEVICES": visible,

@@ -6,8 +6,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+
+from prefect_slo.testing.aws.wall import sitecustomize
+from prefect_slo.testing.aws.wall.sitecustomize import RealAwsCall, walled
+
+__all__ = ["RealAwsCall", "fake_credentials", "no_real_aws"]
+
+WALL = Path(sitecustomize.__file__).parent
+"""On ``PYTHONPATH``, the same wall for another process."""
 
 REGION = "us-east-1"
 FAKE = {
@@ -22,10 +30,6 @@ FAKE = {
     "AWS_EC2_METADATA_DISABLED": "true",
 }
 _SCRUBBED = "AWS_"
-
-
-class RealAwsCall(BaseException):
-    """A request that would have left this machine. Not an ``Exception``: no retry may swallow it."""
 
 
 @contextmanager
@@ -53,11 +57,7 @@ def no_real_aws() -> Iterator[None]:
 
     real = URLLib3Session.send
 
-    def send(self: Any, request: Any) -> Any:
-        _refuse(request)
-        return real(self, request)
-
-    URLLib3Session.send = send
+    URLLib3Session.send = walled(real)
     try:
         with _no_asynchronous_calls():
             yield
@@ -73,19 +73,8 @@ def _no_asynchronous_calls() -> Iterator[None]:
         yield
         return
     real = session.send
-
-    async def send(self: Any, request: Any) -> Any:
-        _refuse(request)
-        return await real(self, request)
-
-    session.send = send
+    session.send = walled(real)
     try:
         yield
     finally:
         session.send = real
-
-
-def _refuse(request: Any) -> None:
-    host = urlsplit(request.url).hostname or ""
-    if host not in ("localhost", "::1") and not host.startswith("127."):
-        raise RealAwsCall(f"blocked {request.method} {request.url}: it would have left this machine")

@@ -25,7 +25,7 @@ from typing import Any, Literal
 from prefect_slo.errors import InvalidValue
 from prefect_slo.testing.aws import kept
 from prefect_slo.testing.aws.disk import own_file_systems, package_folder
-from prefect_slo.testing.aws.guard import FAKE
+from prefect_slo.testing.aws.guard import FAKE, WALL
 from prefect_slo.testing.aws.sandbox import RUNTIME_PACKAGES, Ended, Sandbox, Spec
 from prefect_slo.testing.aws.shares import cpu_limit
 
@@ -243,7 +243,7 @@ class LocalLambda:
     def _seen(self, packages: list[str]) -> list[Path]:
         """What a sandbox runs, wherever it lies: the bed's own files, this Python, packages and images."""
         python = map(Path, (sys.prefix, sys.base_prefix, *packages))
-        return [path.resolve() for path in (self._folder, *python, *self._kept.images.values())]
+        return [path.resolve() for path in (self._folder, WALL, *python, *self._kept.images.values())]
 
     def _packages_seen(self) -> list[str]:
         if self._packages is None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from prefect_slo.testing.aws.disk import Disk
+from prefect_slo.testing.aws.guard import WALL
 from prefect_slo.testing.aws.runtime_api import Event, RuntimeApi
 from prefect_slo.testing.aws.shares import CpuLimit
 from prefect_slo.testing.aws.watch import WATCH_S, Watch
@@ -31,6 +32,9 @@ RUNTIME_PACKAGES = (
     "boto3", "botocore", "s3transfer", "jmespath", "dateutil", "six", "urllib3",
 )  # fmt: skip
 """What Lambda's runtime for Python brings, as this interpreter has it."""
+
+_START = "import sitecustomize, runpy; runpy.run_module('awslambdaric', run_name='__main__', alter_sys=True)"
+"""The runtime's client behind the wall, which Python does not import by itself where it sees no packages of its own."""
 
 INIT_LIMIT_S = 10.0
 _CPU_CLOCK = 2  # Linux: the clock of another process's CPU time, in the low bits of its clock id
@@ -129,7 +133,7 @@ class Sandbox:
         self._begun = time.monotonic()
         variables = {
             **self._disk.variables,
-            "PYTHONPATH": os.pathsep.join([str(spec.code), *self._disk.python, *packages]),
+            "PYTHONPATH": os.pathsep.join([str(WALL), str(spec.code), *self._disk.python, *packages]),
             "PYTHONDONTWRITEBYTECODE": "1",
             "LAMBDA_TASK_ROOT": str(spec.code),
             "AWS_LAMBDA_RUNTIME_API": self._api.address,
@@ -144,7 +148,7 @@ class Sandbox:
         }
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*self._disk.own, sys.executable, "-S", "-s", "-m", "awslambdaric", spec.handler],
+                [*self._disk.own, sys.executable, "-S", "-s", "-P", "-c", _START, spec.handler],
                 cwd=spec.code, env=variables, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
         if limit is not None:

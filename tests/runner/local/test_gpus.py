@@ -159,6 +159,18 @@ def test_a_program_that_lists_no_devices_in_time_holds_nobody_up_again(programs,
     assert (tmp_path / "asked").read_text() == "asked\n"
 
 
+@pytest.mark.parametrize("trouble", ["exec /bin/sleep 600", "exit 9"])
+def test_a_device_that_is_named_waits_for_who_knows_which_it_is(programs, monkeypatch, trouble):
+    monkeypatch.setattr(gpus, "_SMI_S", 0.2)
+    programs("nvidia-smi", trouble)
+    assert gpus.devices() == ()
+    assert gpus.devices_now(["0:8192"]) is None, "by its index it would have an account of its own"
+    assert gpus.devices_now(["GPU-b:8192"]) is None
+    uuid = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"
+    assert gpus.devices_now([f"{uuid}:8192"]) == (Device(uuid, 8192),)
+    assert gpus.devices_now() == ()
+
+
 def test_a_worker_sees_its_device_and_the_memory_that_it_may_take():
     told = gpus.environment(Share(0.25), (Device("GPU-aaaa", 16384),), "turns")
     assert told["CUDA_VISIBLE_DEVICES"] == "GPU-aaaa"

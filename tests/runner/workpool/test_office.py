@@ -61,6 +61,9 @@ class Played:
     def __init__(self, store: FolderStore, order: Order) -> None:
         self._out, self.inbox = Outgoing(store, order.box, FROM_JOB), Incoming(store, order.box, TO_JOB)
 
+    def begins(self, age_s: float = 0.0) -> None:
+        self._out.send(Letter(time.monotonic(), {}, (), age_s=age_s))
+
     def up(self, age_s: float = 0.0, wait_s: float = 0.0) -> None:
         opened = Opened(1, True, 0.1, wait_s, 4711)
         self._out.send(Letter(time.monotonic(), {}, (opened,), age_s=age_s))
@@ -83,10 +86,11 @@ class Scene:
         self.store, self.jobs = FolderStore(str(folder)), PlayedJobs()
         self.office = Office("pool", self.jobs, self.store, lambda _: {}, terms, copy_context())  # type: ignore[arg-type]
         self.heard: dict[int, list[Any]] = {}
+        self.told: list[str] = []
 
     def lease(self, number: int) -> Lease:
         self.heard[number] = []
-        asked = Lease(number, SIZE, self.heard[number].append, lambda _: None, time.monotonic())
+        asked = Lease(number, SIZE, self.heard[number].append, self.told.append, time.monotonic())
         self.office.open(asked)
         return asked
 
@@ -143,6 +147,41 @@ def test_waiting_for_a_share_of_its_machine_is_no_start(scene: Any) -> None:
     report = at.opened(1)
     assert (report.start_s, at.office.keep_s) == (0.0, 0.0)
     assert report.wait_s > 0
+
+
+def test_a_job_that_waits_for_its_machine_is_up_and_not_given_up(scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offices, "LOOK_S", 0.02)
+    at = scene(patience_s=0.5, give_up_s=2.0)
+    at.lease(1)
+    job = at.job(0)
+    job.begins(age_s=2.0)
+    [pilot] = at.office.pilots
+    until(lambda: any("wait for a share of their machine" in told for told in at.told))
+    until(lambda: time.monotonic() - pilot.born > 2.2)
+    assert not at.heard[1]
+    job.up(age_s=9.0)
+    assert at.opened(1).held_s == pytest.approx(9.0), "it is paid for since its job has begun"
+
+
+def test_a_job_that_is_not_up_is_given_up(scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offices, "LOOK_S", 0.02)
+    at = scene(patience_s=0.05, give_up_s=0.2)
+    at.lease(1)
+    until(lambda: at.heard[1])
+    assert at.heard[1][0].reason == "start"
+    assert "has not started a job yet" in at.told[0]
+
+
+def test_a_pilot_that_gets_free_serves_a_lease_whose_own_waits_for_their_machine(scene: Any) -> None:
+    at = scene()
+    first = at.lease(1)
+    at.job(0).up()
+    at.opened(1)
+    at.lease(2)
+    at.job(1).begins()
+    until(lambda: all(pilot.heard_of for pilot in at.office.pilots))
+    at.office.close(first)
+    assert at.opened(2).pid == 4711
 
 
 def test_the_pilot_that_was_asked_for_is_a_spare_then(scene: Any) -> None:

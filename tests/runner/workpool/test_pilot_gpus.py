@@ -37,11 +37,12 @@ class Looks:
 class Job:
     """A pilot that runs in a thread, and its mailbox."""
 
-    def __init__(self, store: FolderStore, box: str, size: Size, *, places_gpus: bool) -> None:
-        terms = {"idle_s": 600.0, "lifetime_s": 600.0, "heartbeat_s": 60.0, "silent_s": 600.0}
+    def __init__(self, store: FolderStore, box: str, size: Size, *, places_gpus: bool, idle_s: float) -> None:
+        terms = {"idle_s": idle_s, "lifetime_s": 600.0, "heartbeat_s": 60.0, "silent_s": 600.0}
         order = Order(store.reference, box, "office", asdict(size), places_gpus=places_gpus, **terms)
         self._out, self._in = Outgoing(store, box, TO_JOB), Incoming(store, box, FROM_JOB)
         self.reports: list[Report] = []
+        self.letters = 0
         self.ended = ""
         self._thread = threading.Thread(target=self._serve, args=(order,))
         self._thread.start()
@@ -52,6 +53,7 @@ class Job:
     def read(self) -> list[Report]:
         while (letter := self._in.receive()) is not None:
             self.reports += letter.reports
+            self.letters += 1
         return self.reports
 
     def wait_for(self, kind: type) -> Any:
@@ -85,8 +87,8 @@ def job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-y")
     store, made = FolderStore(str(tmp_path / "mailboxes")), list[Job]()
 
-    def start(size: Size = HALF, *, places_gpus: bool = True) -> Job:
-        made.append(Job(store, f"pilot-{len(made)}", size, places_gpus=places_gpus))
+    def start(size: Size = HALF, *, places_gpus: bool = True, idle_s: float = 600.0) -> Job:
+        made.append(Job(store, f"pilot-{len(made)}", size, places_gpus=places_gpus, idle_s=idle_s))
         return made[-1]
 
     yield start
@@ -106,6 +108,23 @@ def test_jobs_on_one_machine_have_one_account_of_its_gpus(job: Callable[..., Job
     for one in (second, third):
         one.close()
     assert GpuLedger((DEVICE,)).used() == {"GPU-x": (0, 0)}
+
+
+def test_a_job_that_waits_for_its_share_says_that_it_is_up_and_does_not_idle(job: Callable[..., Job]) -> None:
+    first = job(Size(0.5, 300, 1, "gpus"))
+    first.wait_for(Opened)
+    second = job(idle_s=0.3)
+    deadline = time.monotonic() + PATIENCE_S
+    while not (second.read() or second.letters):
+        assert time.monotonic() < deadline, "it says nothing"
+        time.sleep(0.01)
+    second._thread.join(1.0)
+    assert not second.ended, "it has done nothing for longer than it may idle, but to wait"
+    assert not second.read()
+    first.close()
+    second.wait_for(Opened)
+    second._thread.join(PATIENCE_S)
+    assert second.ended == "nothing came for 0.3 s"
 
 
 def test_a_job_that_was_given_gpus_of_its_own_shows_its_worker_those(job: Callable[..., Job]) -> None:

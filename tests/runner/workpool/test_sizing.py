@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prefect.client.schemas.objects import WorkPool as PrefectPool
+from prefect.utilities.templating import apply_values
 
 from prefect_slo.errors import InvalidValue, WorkPoolUnusable
 from prefect_slo.resources import Size
@@ -217,7 +218,7 @@ def test_whole_devices_and_shares_live_side_by_side():
     [
         ("kubernetes", ("gpu_limit",), "pools extend pool --gpu-resource nvidia.com/mig"),
         ("docker", ("container_create_kwargs",), "whole GPUs"),
-        ("ecs", ("gpu_count",), "on Ray"),
+        ("ecs", ("resource_requirements",), "on Ray"),
         ("azure-container-instance", (), "worker processes of a machine with GPUs"),
         ("vertex-ai", (), "whole GPUs"),
     ],
@@ -225,6 +226,22 @@ def test_whole_devices_and_shares_live_side_by_side():
 def test_a_share_that_a_pool_cannot_give_is_refused_and_not_rounded_up(kind, more, then):
     with pytest.raises(WorkPoolUnusable, match=then):
         of(kind, Size(1, 1024, gpu=0.5), *more)
+
+
+@pytest.mark.parametrize(
+    ("size", "requirements"),
+    [
+        (Size(1, 1024), {}),
+        (Size(1, 1024, gpu=2), {"resourceRequirements": [{"type": "GPU", "value": "2"}]}),
+    ],
+)
+def test_on_ecs_a_container_has_its_gpus_as_text_and_one_without_asks_for_nothing(size, requirements):
+    before = pool("ecs")
+    after = PrefectPool(name="pool", type="ecs", base_job_template=extended(before))
+    sizing = checked(after, None, (Size(1, 1024), Size(1, 1024, gpu=2)), {})
+    told = {"image": "flow", **job_variables(sizing, size)}
+    job = apply_values(after.base_job_template["job_configuration"], told)
+    assert job["task_definition"]["containerDefinitions"] == [{"image": "flow", **requirements}]
 
 
 def test_a_vgpu_needs_its_memory_to_be_said():

@@ -1,0 +1,1 @@
+"""A folder for ``PYTHONPATH``: what starts with it on its path cannot reach AWS."""

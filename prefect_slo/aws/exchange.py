@@ -181,10 +181,16 @@ class Exchange:
     def _lose(self, order: Order, keys: Sequence[str]) -> None:
         """Some of what an order refers to is gone: results are made again, or said to be lost; values stored again."""
         for part in order.parts:
-            if isinstance(part, Value):
+            if isinstance(part, KeptObject):
+                if part.key in keys:
+                    part.place.lose(part.key)
+            elif self._key_of(order, part) in keys:
                 self.shared.forget(part)
-            elif part.key in keys:
-                part.place.lose(part.key)
+
+    def _key_of(self, order: Order, value: Value) -> str:
+        """Under which a value lies that calls of its flow run take."""
+        assert self.store is not None
+        return f"{self.store.key(*order.shared(value))}/args"
 
     def _event(self, order: Order) -> tuple[dict[str, Any], Requests]:
         """The request, and what storing took."""
@@ -224,7 +230,7 @@ class Exchange:
                 place, more = self._place(part.content, (), inline=len(part.content) <= room)
                 room -= len(part.content)
             else:
-                key = f"{self.store.key(*order.shared(part))}/args"
+                key = self._key_of(order, part)
                 more = self.shared.store(part, self.store, key)
                 place = {"bucket": self.store.bucket, "key": key, "at": 0, "size": len(part.content)}
             places.append(place)

@@ -181,18 +181,18 @@ def _caller(function: Any) -> Any:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Loads arguments that refer to parts by number; every item has values of its own."""
+    """Loads arguments that refer to parts; every item has values of its own, and equal ones share a part."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
-        self._values: dict[int, Any] = {}  # a value that is named twice is one object
+        self._values: dict[tuple[int, int], Any] = {}  # a value that is named twice is one object
 
-    def persistent_load(self, number: int) -> Any:
-        if number not in self._values:
-            part = _STATE["parts"][number]
+    def persistent_load(self, named: tuple[int, int]) -> Any:
+        if named not in self._values:
+            part = _STATE["parts"][named[0]]
             _STATE["taken"] += len(part)
-            self._values[number] = pickle.loads(part)
-        return self._values[number]
+            self._values[named] = pickle.loads(part)
+        return self._values[named]
 
 
 def _called(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

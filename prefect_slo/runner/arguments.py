@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,7 +42,7 @@ class Parts:
 
 
 def dump_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], parts: Parts) -> bytes:
-    """Arguments, pickled; what lies elsewhere, and values that are large, are numbers of ``parts``.
+    """Arguments, pickled; what lies elsewhere, and values that are large, are references to ``parts``.
 
     Raises:
         NotSent: They can't be pickled.
@@ -53,8 +53,9 @@ def dump_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], parts: Parts) 
             whole = _by_itself((args, kwargs))
             if whole is not None and len(whole) < APART_BYTES:
                 return whole
-            apart = {id(value): number for value in values if (number := _large(value, parts)) is not None}
-            if whole is not None and not apart:
+            apart = _large(values)
+            shared = whole is not None and sum(map(len, apart.values())) - len(whole) >= APART_BYTES
+            if whole is not None and (shared or not apart):
                 return whole
             buffer = io.BytesIO()
             _Referring(buffer, parts, apart).dump((args, kwargs))
@@ -63,10 +64,10 @@ def dump_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], parts: Parts) 
         raise NotSent(f"{type(error).__name__}: {error}") from error
 
 
-def _large(value: Any, parts: Parts) -> int | None:
-    """Number of a value that is large by itself; one that holds what lies elsewhere is none."""
-    dumped = _by_itself(value)
-    return parts.number(dumped) if dumped is not None and len(dumped) >= APART_BYTES else None
+def _large(values: Sequence[Any]) -> dict[int, bytes]:
+    """Values that are large by themselves, by ``id``, pickled; one that holds what lies elsewhere is none."""
+    pickled = ((value, _by_itself(value)) for value in {id(value): value for value in values}.values())
+    return {id(value): dumped for value, dumped in pickled if dumped is not None and len(dumped) >= APART_BYTES}
 
 
 def _by_itself(value: Any) -> bytes | None:
@@ -95,16 +96,17 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 
 class _Referring(_Pickler):
-    """Pickles what lies elsewhere, and by ``id`` values that are ``apart``, as numbers of ``parts``.
+    """Pickles what lies elsewhere, and by ``id`` values that are ``apart``, as references to ``parts``.
 
     It is asked about every object, which costs several times as much as pickling small ones.
     """
 
-    def __init__(self, buffer: io.BytesIO, parts: Parts, apart: Mapping[int, int]) -> None:
+    def __init__(self, buffer: io.BytesIO, parts: Parts, apart: Mapping[int, bytes]) -> None:
         super().__init__(buffer)
-        self._parts, self._apart = parts, apart
+        self._parts = parts
+        self._apart = {name: (parts.number(value), at) for at, (name, value) in enumerate(apart.items())}
 
-    def persistent_id(self, obj: Any) -> int | None:
+    def persistent_id(self, obj: Any) -> tuple[int, int] | None:
         if type(obj) is Elsewhere:
-            return self._parts.number(obj.kept)
+            return self._parts.number(obj.kept), 0
         return self._apart.get(id(obj))

@@ -201,7 +201,7 @@ class LambdaPool:
         assert self._store is not None
         return Delegating(
             functions,
-            _jobs(self.batch, self._store, self.once, limit),
+            replace(_jobs(self.batch, self._store, self.once, limit), shared=functions.shared),
             "lambda-batch",
             self.needs,
             Limits(float(max(self.memory_mb)), float(self.storage_mb), float(self.timeout_s)),

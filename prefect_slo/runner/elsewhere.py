@@ -24,7 +24,7 @@ from prefect_slo.runner.deposits import Deposit, KeptRecord, plain_record
 class Elsewhere:
     """Stands for a value that lies where it was made."""
 
-    __slots__ = ("kept",)
+    __slots__ = ("__weakref__", "kept")  # Prefect links results by id, and sees by a weak reference which are gone
 
     def __init__(self, kept: Kept) -> None:
         self.kept = kept

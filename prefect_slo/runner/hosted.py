@@ -46,14 +46,12 @@ class FunctionProgram:
 
     Attributes:
         function: The task's function, pickled so that it loads where neither Prefect nor the user's modules are.
-        keep: Whether its results may stay where they are made.
     """
 
     function: bytes
-    keep: bool = False
 
     @classmethod
-    def of(cls, task: Task[Any, Any], *, keep: bool = False) -> FunctionProgram:
+    def of(cls, task: Task[Any, Any]) -> FunctionProgram:
         """The program of a task.
 
         Raises:
@@ -63,7 +61,7 @@ class FunctionProgram:
         if task.isgenerator:
             raise NotSent(f"task {task.name!r} is a generator: it yields where its flow runs")
         with by_value():
-            return cls(bytes(cloudpickle.dumps(undeclared(function_of(task)))), keep)
+            return cls(bytes(cloudpickle.dumps(undeclared(function_of(task)))))
 
     def host(self, items: Sequence[tuple[int, Work]], carry: Carry, report: Callable[[ItemReport], None]) -> None:
         """Run calls in order; those that need no engine go out together."""
@@ -74,7 +72,7 @@ class FunctionProgram:
             return
         started = time.monotonic()
         try:
-            answers = carry(self.function, together, parts=parts.all, keep=self.keep)
+            answers = carry(self.function, together, parts=parts.all)
         except NotSent:  # too large together; one of them may be too large alone, and says so
             self._apart(items, carry, report)
             return
@@ -117,7 +115,7 @@ class FunctionProgram:
             try:
                 parts = Parts()
                 sent = [(item, dump_arguments(args, kwargs, parts))]
-                [carried] = carry(self.function, sent, limit_s=task.timeout_seconds, parts=parts.all, keep=self.keep)
+                [carried] = carry(self.function, sent, limit_s=task.timeout_seconds, parts=parts.all)
             except Overran as error:
                 raise TimeoutError(str(error)) from None
             except (NotSent, WorkerGone) as error:

@@ -99,9 +99,6 @@ class Packer:
                 stuck |= dict.fromkeys(named, error)
                 continue
             items.append((named[0], payload))
-            if isolated:
-                for call in together:
-                    call.sent_bytes = len(payload) // len(together)
             if len(named) > 1:
                 batches[named[0]] = named
         opened: Any = None
@@ -123,7 +120,7 @@ class Packer:
             tuple(items),
             timeout_s=_hard_limit(calls) if can.hard_timeouts and not can.hosted else None,
             parts=tuple(parts),
-            keep=can.keeps if can.hosted or self._stays(dispatch.stage) else None,
+            keep=can.keeps if (variant.valueless if can.hosted else self._stays(dispatch.stage)) else None,
         )
         return Packed(bundle if items else None, record, batches, stuck, lost)
 

@@ -89,7 +89,7 @@ class Parcels:
             Exception: Whatever pickling the function raises.
         """
         if variant.ordinal not in self._hosted:
-            self._hosted[variant.ordinal] = FunctionProgram.of(variant.task, keep=variant.valueless)
+            self._hosted[variant.ordinal] = FunctionProgram.of(variant.task)
         return self._hosted[variant.ordinal]
 
     def payload(

@@ -129,7 +129,6 @@ class Slot:
             *,
             limit_s: float | None = None,
             parts: Sequence[bytes | Kept] = (),
-            keep: bool = False,
         ) -> list[Carried]:
             sent, before = {item for item, _ in arguments}, self._untouched
             self._untouched = tuple(item for item in before if item not in sent)
@@ -137,7 +136,7 @@ class Slot:
                 order = replace(
                     self._order(bundle, "function", function, arguments, next(numbers), limit_s),
                     parts=tuple(map(_part, parts)),
-                    keep=bundle.keep if keep and self._place is not None else None,
+                    keep=bundle.keep,
                 )
                 returned = self._invoke(order, totals)
             except TooLarge as error:
@@ -203,7 +202,10 @@ class Slot:
             _checked(returned, ids)
         except Failed as failed:
             totals.bill(failed.billed, failed.storage_usd)
-            if REASONS.get(failed.why) == "start" or isinstance(failed, PartsGone):  # nothing of it has run
+            if isinstance(failed, PartsGone):  # nothing of it has run
+                lost = any(isinstance(part, KeptObject) and part.gone() for part in order.parts)
+                raise _Gone(failed, (*ids, *self._untouched), inputs_gone=lost) from None
+            if REASONS.get(failed.why) == "start":  # nor has it here
                 raise _Gone(failed, (*ids, *self._untouched)) from None
             raise _Gone(failed, self._untouched, ids[0] if len(ids) == 1 else None) from None
         totals.add(returned)
@@ -282,8 +284,10 @@ class _Totals:
 class _Gone(WorkerGone):
     """A bundle whose worker is lost; passes whatever lies between."""
 
-    def __init__(self, failed: Failed, untouched: tuple[int, ...], running: int | None = None) -> None:
-        self.failed, self.untouched, self.running = failed, untouched, running
+    def __init__(
+        self, failed: Failed, untouched: tuple[int, ...], running: int | None = None, *, inputs_gone: bool = False
+    ) -> None:
+        self.failed, self.untouched, self.running, self.inputs_gone = failed, untouched, running, inputs_gone
         super().__init__(str(failed))
 
     def lost(self, lease: int, bundle: Bundle, totals: _Totals, size: Size) -> Lost:
@@ -302,6 +306,7 @@ class _Gone(WorkerGone):
             totals.billed.requests,
             totals.storage_usd,
             failed.on_batch,
+            self.inputs_gone,
         )
 
 

@@ -110,8 +110,8 @@ class Carried(NamedTuple):
 class Carry(Protocol):
     """Sends a pickled function out with pickled ``(args, kwargs)`` of some items, in one go.
 
-    Arguments refer to ``parts`` by number, as persistent ids: values pickled apart, and such as the backend keeps. With
-    ``keep``, results may stay where they are made, as far as ``Bundle.keep`` says.
+    Arguments refer to ``parts`` by persistent ids, ``(number of a part, which value of it)``: values pickled apart, and
+    such as the backend keeps. Results stay where they are made as far as ``Bundle.keep`` says.
 
     Raises ``NotSent`` where they are too large to travel, ``Overran`` where an item ran longer than ``limit_s``, and
     ``WorkerGone`` where the worker was lost: let that pass, it ends the bundle. An ``SloError`` refuses the work.
@@ -124,7 +124,6 @@ class Carry(Protocol):
         *,
         limit_s: float | None = None,
         parts: Sequence[bytes | Kept] = (),
-        keep: bool = False,
     ) -> list[Carried]: ...
 
 

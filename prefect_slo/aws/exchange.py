@@ -160,12 +160,14 @@ class Exchange:
         except (ClientError, BotoCoreError) as error:  # boto3 has tried several times; nothing has run
             raise Failed("start", f"what it takes cannot be stored ({error})") from None
         self.paid(used.usd)
+        answer: Answer | None = None
         try:
             answer = self.invoker.call(function, event, again=self.once, cancelled=order.cancelled)
             used += of_answer(answer)
             returned = self.received(answer, order.ids)
         except Failed as failed:
             failed.storage_usd = used.usd
+            failed.lost = answer.lost if answer is not None else failed.lost
             if isinstance(failed, PartsGone):
                 self._lose(order, failed.keys)
             raise

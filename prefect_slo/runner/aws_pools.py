@@ -83,7 +83,7 @@ class LambdaPool:
             Once enough of a task has been seen, Batch is taken at once where that is expected to be better.
         by: What that is judged by: ``latency`` or ``cost``.
         max_spend_usd: What one flow run may spend on this pool; what would go beyond it is not started, and fails with
-            ``SpendLimitReached``.
+            ``SpendLimitReached``. Processes don't share it: a retry in another one begins anew.
         needs: What the tasks of this pool need, where that is known: what no function has goes to Batch at once.
 
     Raises:
@@ -284,7 +284,8 @@ class BatchPool:
         hardware: Name that its measurements are kept under, e.g. ``l4``: the price list may have a price of its own.
         name: What tasks, menus and plans call the pool.
         once: Claim every job on S3 before its work begins, so that a job that Batch starts again never runs it twice.
-        max_spend_usd: What jobs of one flow run may cost together; what could go beyond it is not started.
+        max_spend_usd: What jobs of one flow run may cost together; what could go beyond it is not started. Processes
+            don't share it: a retry in another one begins anew.
 
     Raises:
         InvalidValue: A setting that can't be.

@@ -92,6 +92,7 @@ class _Stage:
     billed_usd: Decimal = Decimal()
     storage_usd: Decimal = Decimal()
     requests: int = 0
+    untold: int = 0
     pool: str = ""
     metered: bool = True
     now_leased: int = 0
@@ -310,6 +311,11 @@ class Measure:
         """Of that, what metered backends are billed, to the last digit."""
         return sum((seen.billed_usd for seen in self._stages.values()), Decimal())
 
+    @property
+    def untold(self) -> int:
+        """Invocations and jobs whose bills nobody has told: they are not in it."""
+        return sum(seen.untold for seen in self._stages.values())
+
     def stage_runs(self, run_id: str, planned: Callable[[str], int | None]) -> tuple[StageRun, ...]:
         """One row per stage that ran, whether or not all of it ended well.
 
@@ -324,6 +330,7 @@ class Measure:
         )
 
     def _bill(self, seen: _Stage, report: protocol.Finished | protocol.Lost) -> None:
+        seen.untold += report.untold
         if report.billed_usd is None:
             return
         with self._billing:
@@ -332,10 +339,10 @@ class Measure:
             seen.requests += report.requests
 
     def _billed_s(self, seen: _Stage) -> float:
-        """Seconds that were billed at the stage's size; ``nan`` unless all of it was metered, or leased elsewhere."""
+        """Seconds that were billed at the stage's size; ``nan`` unless all of it was metered and told, or leased."""
         prices, size = self._prices_of.get(seen.pool, self._prices), seen.size
         rate = prices.rate(size.vcpus, size.memory_mb, size.gpu, size.hardware)
-        if not (seen.metered and seen.requests and rate > 0):
+        if not (seen.metered and seen.requests and rate > 0 and not seen.untold):
             return seen.held_s if seen.held_s and not seen.requests else NAN
         time_usd = seen.billed_usd - seen.storage_usd - seen.requests * Decimal(repr(prices.request))
         return max(float(time_usd) / rate, 0.0)

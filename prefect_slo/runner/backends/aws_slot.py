@@ -65,6 +65,7 @@ class Slot:
         self._cancelled = threading.Event()
         self._bundle: Bundle | None = None
         self._untouched: tuple[int, ...] = ()
+        self._under_way = False
         self._thread = Thread(target=self._run, name=f"prefect-slo-lambda-{next(self._names)}", daemon=True)
         self._thread.start()
 
@@ -85,7 +86,8 @@ class Slot:
         ids = [item for item, _ in bundle.items] if bundle is not None else []
         running = next((item for item in ids if item not in self._untouched), None)
         name = bundle.id if bundle is not None else None
-        sink(Lost(self._lease, "cancelled", "cancelled", running, self._untouched, bundle=name))
+        untold = int(self._under_way)  # it goes on, unheard
+        sink(Lost(self._lease, "cancelled", "cancelled", running, self._untouched, bundle=name, untold=untold))
 
     def end(self) -> None:
         self._sink = _unheard
@@ -197,17 +199,20 @@ class Slot:
             raise _Gone(Failed("cancelled", "cancelled before it was sent"), (*ids, *self._untouched))
         values = {order.shared(part) for part in order.parts if isinstance(part, Value)}
         self._stored |= names | values  # before anything is: whatever becomes of the call, it is deleted
+        self._under_way = True
         try:
             returned = self._exchange.run(self._function, order)
             _checked(returned, ids)
         except Failed as failed:
-            totals.bill(failed.billed, failed.storage_usd)
+            totals.bill(failed.billed, failed.storage_usd, failed.lost)
             if isinstance(failed, PartsGone):  # nothing of it has run
                 lost = any(isinstance(part, KeptObject) and part.gone() for part in order.parts)
                 raise _Gone(failed, (*ids, *self._untouched), inputs_gone=lost) from None
             if REASONS.get(failed.why) == "start":  # nor has it here
                 raise _Gone(failed, (*ids, *self._untouched)) from None
             raise _Gone(failed, self._untouched, ids[0] if len(ids) == 1 else None) from None
+        finally:
+            self._under_way = False
         totals.add(returned)
         if not returned.stored:
             self._stored -= names
@@ -230,6 +235,7 @@ class _Totals:
     bytes_out: int = 0
     billed: Billed = NOTHING
     storage_usd: Decimal = Decimal()
+    untold: int = 0
 
     def add(self, returned: Returned) -> None:
         told, report = returned.telemetry, returned.answer.report
@@ -245,12 +251,19 @@ class _Totals:
         self.peak_mb = max(self.peak_mb, told.get("peak_mb", 0.0), float(report.used_mb) if report is not None else 0.0)
         self.bytes_in += told.get("bytes_in", 0)
         self.bytes_out += told.get("bytes_out", 0)
-        self.bill(returned.answer.billed, returned.storage_usd)
+        self.bill(returned.answer.billed, returned.storage_usd, returned.answer.lost)
 
-    def bill(self, billed: Billed, storage_usd: Decimal) -> None:
-        """Add what an invocation, or all that was tried for it, is billed, and what its objects cost."""
+    def bill(self, billed: Billed, storage_usd: Decimal, untold: int) -> None:
+        """Add what an invocation, or all that was tried for it, is billed, and what its objects cost.
+
+        Args:
+            billed: What it is billed, as far as it is told.
+            storage_usd: Of its objects.
+            untold: Tries whose bills nobody has told.
+        """
         self.billed += billed
         self.storage_usd += storage_usd
+        self.untold += untold
 
     @property
     def usd(self) -> Decimal:
@@ -278,6 +291,7 @@ class _Totals:
             dump_s=self.dump_s,
             write_s=self.write_s,
             billed_ms=self.billed.ms,
+            untold=self.untold,
         )
 
 
@@ -307,6 +321,7 @@ class _Gone(WorkerGone):
             totals.storage_usd,
             failed.on_batch,
             self.inputs_gone,
+            totals.untold,
         )
 
 
@@ -320,7 +335,7 @@ def _checked(returned: Returned, sent: Sequence[int]) -> None:
     if ended == list(sent) if returned.overran is None else ended == list(sent[: len(ended)]):
         return
     failed = Failed("died", f"items {list(sent)} were sent, its reply is of {ended}", billed=returned.answer.billed)
-    failed.storage_usd = returned.storage_usd
+    failed.storage_usd, failed.lost = returned.storage_usd, returned.answer.lost
     raise failed
 
 

@@ -211,6 +211,7 @@ class Lost:
         requests: Invocations and jobs that this is for.
         storage_usd: Of it, what reading and writing objects cost.
         on_batch: Whether the worker was a job on AWS Batch.
+        untold: Invocations and jobs for it that may be billed beside, by bills that nobody has told.
         inputs_gone: Whether the bundle was dropped because kept parts that it takes are lost; nothing ran.
     """
 
@@ -227,6 +228,7 @@ class Lost:
     storage_usd: Decimal = Decimal()
     on_batch: bool = False
     inputs_gone: bool = False
+    untold: int = 0
 
 
 @dataclass(frozen=True)
@@ -271,6 +273,7 @@ class Finished:
         dump_s: Seconds spent pickling its outcomes together, beyond those of each.
         write_s: Seconds spent sending them, or leaving them on storage.
         billed_ms: Milliseconds that it is billed for.
+        untold: Invocations and jobs for it that may be billed beside, by bills that nobody has told.
     """
 
     lease: int
@@ -291,6 +294,7 @@ class Finished:
     dump_s: float = 0.0
     write_s: float = 0.0
     billed_ms: int = 0
+    untold: int = 0
 
 
 @dataclass(frozen=True)

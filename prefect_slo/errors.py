@@ -217,7 +217,7 @@ class TaskTimedOut(WorkerLost):
 
 
 class ResultLost(SloError):
-    """A result that lay on a cluster is gone with the worker that kept it.
+    """A result that stayed where it was made is gone: with its worker on a cluster, or from S3.
 
     Args:
         stage: Stage that made it.
@@ -228,9 +228,9 @@ class ResultLost(SloError):
     def __init__(self, stage: str, size_bytes: int, why: str) -> None:
         self.stage, self.size_bytes, self.why = stage, size_bytes, why
         super().__init__(
-            f"a result of stage {stage!r} ({size_bytes / 2**20:.1f} MB), which lay on its cluster, is lost ({why}). "
-            "Say that its task may run again (slo_task(idempotent=True), or retries=), run the flow again (retries= on "
-            "the flow), or have results brought to it as they are made: the pool's keep_mb=None."
+            f"a result of stage {stage!r} ({size_bytes / 2**20:.1f} MB), which stayed where it was made, is lost "
+            f"({why}). Say that its task may run again (slo_task(idempotent=True), or retries=), run the flow again "
+            "(retries= on the flow), or have results brought to it as they are made: keep_mb=None of a cluster's pool."
         )
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:

@@ -43,12 +43,14 @@ class RunActual:
     Attributes:
         latency_s: Latency of the run.
         cost_usd: Its cost; ``nan`` where unknown.
+        untold: Invocations and jobs whose bills nobody has told; what they cost comes beside.
         stages: Wall time of every stage that ran, in seconds.
     """
 
     latency_s: float
     cost_usd: float = math.nan
     stages: Mapping[str, float] = field(default_factory=dict)
+    untold: int = 0
 
 
 def stage_forecasts(model: WorkflowModel, plan: Plan, *, n_samples: int = 4000) -> dict[str, StageForecast]:

@@ -76,9 +76,13 @@ def _run_rows(plan: Plan, actual: RunActual) -> list[str]:
     return [
         f"| **run** | {seconds_text(latency[0])} | {seconds_text(latency[1])} | **{seconds_text(actual.latency_s)}** | "
         f"{_against(actual.latency_s, *latency)} |",
-        f"| **cost** | {dollars_text(cost[0])} | {dollars_text(cost[1])} | **{dollars_text(actual.cost_usd)}** | "
-        f"{_against(actual.cost_usd, *cost)} |",
+        f"| **cost** | {dollars_text(cost[0])} | {dollars_text(cost[1])} | "
+        f"**{dollars_text(actual.cost_usd)}**{_beside(actual)} | {_against(actual.cost_usd, *cost)} |",
     ]
+
+
+def _beside(actual: RunActual) -> str:
+    return f" and {actual.untold} unknown bill{'s' * (actual.untold > 1)}" if actual.untold else ""
 
 
 def _against(actual: float, mean: float, p95: float) -> str:

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 
 import cloudpickle
 
@@ -79,6 +80,10 @@ class Delegating:
         """Where large things go."""
         return self.batch.store
 
+    def paid(self, usd: Decimal) -> None:
+        """Something beside was paid for."""
+        self.batch.paid(usd)
+
     def run(self, function: str, order: Order) -> Returned:
         """Have a worker run items; see ``Exchange.run``.
 
@@ -112,7 +117,7 @@ class Delegating:
                     return returned
                 again = replace(order, items=[pair for pair in order.items if pair[0] in full])
                 before = Failed("disk", "its temporary disk was full", billed=returned.answer.billed)
-                before.storage_usd = returned.storage_usd
+                before.storage_usd, before.lost = returned.storage_usd, returned.answer.lost
                 try:
                     return _merged(returned, self._on_batch(name, before, function, again), order.ids)
                 except Failed as failed:
@@ -132,7 +137,8 @@ class Delegating:
         if before.why in LEARNT:
             with self._lock:
                 self._ends[name].batch_s.append(float(returned.telemetry.get("handler_s", 0.0)))
-        answer = replace(returned.answer, billed=returned.answer.billed + before.billed)
+        tried = returned.answer
+        answer = replace(tried, billed=tried.billed + before.billed, lost=tried.lost + before.lost)
         return replace(returned, answer=answer, storage_usd=returned.storage_usd + before.storage_usd)
 
     def _seen(self, name: str) -> Seen:
@@ -159,6 +165,7 @@ def _both(before: Failed, error: Exception) -> Failed:
         billed=before.billed + then.billed,
     )
     both.storage_usd, both.on_batch = before.storage_usd + then.storage_usd, last.on_batch
+    both.lost = before.lost + then.lost
     return both
 
 
@@ -178,7 +185,7 @@ def _without_batch(returned: Returned, full: set[int], failed: Failed, key: tupl
     return replace(
         returned,
         items=tuple(_noted(one, failed.detail) if one.item in full else one for one in returned.items),
-        answer=replace(returned.answer, billed=failed.billed),
+        answer=replace(returned.answer, billed=failed.billed, lost=failed.lost),
         storage_usd=failed.storage_usd,
         stored=(*returned.stored, _on_batch_key(key)),
     )

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import pickle
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
 from prefect_slo.aws.invoke import NO_SPACE, Answer, Failed
+from prefect_slo.aws.kept import KeptObject, Shared, Value
+from prefect_slo.aws.report import Billed
 from prefect_slo.aws.s3 import S3Prefix
 from prefect_slo.aws.spending import Caller, SpendLimit
 from prefect_slo.aws.storage import Requests, of_answer, writing
@@ -26,6 +29,14 @@ INLINE_FUNCTION_BYTES = 64 * 1024
 Kind = Literal["function", "program"]
 
 
+class Left(NamedTuple):
+    """Where a value lies that a worker has left on S3."""
+
+    key: str
+    at: int
+    size: int
+
+
 class Item(NamedTuple):
     """How one item ended, as the worker says it; instants are seconds since it got the event."""
 
@@ -37,6 +48,7 @@ class Item(NamedTuple):
     write_s: float
     started: float
     ended: float
+    left: Left | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +85,8 @@ class Order:
         key: Names this work: whatever is sent for it again is the same work.
         limit_s: An item that runs longer has overrun; ``None``: as long as it likes.
         cancelled: Set when nobody waits any more.
+        parts: What arguments refer to by number: results that lie on S3, and values that other calls may take, too.
+        keep: Of results that fit into no reply, values of at least so many bytes may stay on S3; ``None`` for none.
     """
 
     kind: Kind
@@ -81,11 +95,29 @@ class Order:
     key: tuple[str, ...]
     limit_s: float | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
+    parts: Sequence[KeptObject | Value] = ()
+    keep: int | None = None
 
     @property
     def ids(self) -> tuple[int, ...]:
         """Its items' ids, in order."""
         return tuple(item for item, _ in self.items)
+
+    def shared(self, value: Value) -> tuple[str, ...]:
+        """Names a value among all that its flow run stores."""
+        return (*self.key[:2], "shared", value.sha)
+
+
+class PartsGone(Failed):
+    """Something that arguments refer to is not on S3 any more; nothing has run.
+
+    Attributes:
+        keys: The objects.
+    """
+
+    def __init__(self, keys: Sequence[str], detail: str, billed: Billed) -> None:
+        super().__init__("died", detail, billed=billed)
+        self.keys = tuple(keys)
 
 
 class TooLarge(Exception):
@@ -101,12 +133,14 @@ class Exchange:
         store: Where large things go; ``None`` where there is no bucket.
         once: Whether every run is claimed on S3, so that one whose reply was lost never runs twice.
         limit: A cap that what is stored here counts against, too.
+        shared: Values of this process that several calls take.
     """
 
     invoker: Caller
     store: S3Prefix | None = None
     once: bool = False
     limit: SpendLimit | None = None
+    shared: Shared = field(default_factory=Shared)
 
     def run(self, function: str, order: Order) -> Returned:
         """Have a worker run items.
@@ -125,17 +159,40 @@ class Exchange:
             event, used = self._event(order)
         except (ClientError, BotoCoreError) as error:  # boto3 has tried several times; nothing has run
             raise Failed("start", f"what it takes cannot be stored ({error})") from None
-        if self.limit is not None:
-            self.limit.add(used.usd)
+        self.paid(used.usd)
+        answer: Answer | None = None
         try:
             answer = self.invoker.call(function, event, again=self.once, cancelled=order.cancelled)
             used += of_answer(answer)
             returned = self.received(answer, order.ids)
         except Failed as failed:
             failed.storage_usd = used.usd
+            failed.lost = answer.lost if answer is not None else failed.lost
+            if isinstance(failed, PartsGone):
+                self._lose(order, failed.keys)
             raise
-        left = self.once or "key" in event["args"] or "key" in answer.reply.get("result", {}) or answer.stored
+        result = answer.reply.get("result", {})
+        left = self.once or "key" in event["args"] or "key" in result or "left" in result or answer.stored
         return replace(returned, storage_usd=used.usd, stored=(order.key,) if left else ())
+
+    def paid(self, usd: Decimal) -> None:
+        """Something beside was paid for."""
+        if self.limit is not None:
+            self.limit.add(usd)
+
+    def _lose(self, order: Order, keys: Sequence[str]) -> None:
+        """Some of what an order refers to is gone: results are made again, or said to be lost; values stored again."""
+        for part in order.parts:
+            if isinstance(part, KeptObject):
+                if part.key in keys:
+                    part.place.lose(part.key)
+            elif self._key_of(order, part) in keys:
+                self.shared.forget(part)
+
+    def _key_of(self, order: Order, value: Value) -> str:
+        """Under which a value lies that calls of its flow run take."""
+        assert self.store is not None
+        return f"{self.store.key(*order.shared(value))}/args"
 
     def _event(self, order: Order) -> tuple[dict[str, Any], Requests]:
         """The request, and what storing took."""
@@ -145,6 +202,7 @@ class Exchange:
         left = INLINE_BYTES - (0 if apart else len(code))
         function, written = self._place(code, ("code", sha), inline=not apart, again=True)
         carried, more = self._place(arguments, order.key, inline=len(arguments) <= left, part="/args")
+        parts, beside = self._parts(order, left - len(arguments) if "b64" in carried else left)
         event: dict[str, Any] = {
             "v": 1,
             "py": list(sys.version_info[:2]),
@@ -153,10 +211,33 @@ class Exchange:
             "args": carried,
             "limit_s": order.limit_s,
         }
+        if parts:
+            event["parts"] = parts
         if self.store is not None:
             out = {"bucket": self.store.bucket, "key": self.store.key(*order.key), "encryption": self.store.encryption}
             event.update(out=out, once=self.once)
-        return event, written + more
+            if order.keep is not None:
+                event["keep"] = order.keep
+        return event, written + more + beside
+
+    def _parts(self, order: Order, room: int) -> tuple[list[dict[str, Any]], Requests]:
+        """Where the parts of an order are, and what storing took; ``room`` is what still fits into its request."""
+        room -= sum(len(json.dumps(part.document)) for part in order.parts if isinstance(part, KeptObject))
+        places, written = list[dict[str, Any]](), Requests()
+        for part in order.parts:
+            if isinstance(part, KeptObject):
+                places.append(part.document)
+                continue
+            if self.store is None or self.shared.travels(part, room):
+                place, more = self._place(part.content, (), inline=len(part.content) <= room)
+                room -= len(part.content)
+            else:
+                key = self._key_of(order, part)
+                more = self.shared.store(part, self.store, key)
+                place = {"bucket": self.store.bucket, "key": key, "at": 0, "size": len(part.content)}
+            places.append(place)
+            written += more
+        return places, written
 
     def received(self, answer: Answer, sent: Sequence[int]) -> Returned:
         """What a reply to ``sent`` items says, its result fetched.
@@ -179,6 +260,8 @@ class Exchange:
         if not reply.get("ok") and kind != "overrun":
             why: Any = {"claimed": "unknown", "result": "died", "handler": "died"}.get(kind, "start")
             message = str(error.get("message", "a reply that says nothing"))
+            if kind == "gone":
+                raise PartsGone(error["keys"], message, answer.billed)
             raise Failed("disk" if f"OSError: {NO_SPACE}" in message else why, message, billed=answer.billed)
         place = reply["result"]
         if "b64" in place:
@@ -191,7 +274,7 @@ class Exchange:
                 raise Failed("unknown", f"its result cannot be read ({gone})", billed=answer.billed) from None
         outcomes, chatter = pickle.loads(content)
         return Returned(
-            tuple(Item(*outcome) for outcome in outcomes),
+            tuple(_item(outcome, place.get("left")) for outcome in outcomes),
             tuple(chatter),
             error.get("item") if kind == "overrun" else None,
             telemetry,
@@ -200,7 +283,7 @@ class Exchange:
 
     def _place(
         self, content: bytes, names: tuple[str, ...], *, inline: bool, again: bool = False, part: str = ""
-    ) -> tuple[dict[str, str], Requests]:
+    ) -> tuple[dict[str, Any], Requests]:
         if inline:
             return {"b64": base64.b64encode(content).decode()}, Requests()
         if self.store is None:
@@ -213,3 +296,13 @@ class Exchange:
         else:
             self.store.put(key, content)
         return {"bucket": self.store.bucket, "key": key}, writing(len(content)) if written else Requests()
+
+
+def _item(outcome: tuple[Any, ...], beside: Mapping[str, Any] | None) -> Item:
+    """An item as the worker tells it; where its value lies ``beside`` the result, with where that is."""
+    item = Item(*outcome)
+    if item.left is None:
+        return item
+    assert beside is not None
+    at, size = item.left  # type: ignore[misc]
+    return item._replace(left=Left(beside["key"], beside["at"] + at, size))

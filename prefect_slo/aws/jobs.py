@@ -12,7 +12,6 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -85,8 +84,13 @@ class BatchInvoker:
         except (ClientError, BotoCoreError) as error:
             raise Failed("start", with_advice(f"no job could be submitted ({error})", error)) from None
         except Failed as failed:  # told to all that asked together: each has a failure of its own
-            raise Failed(failed.why, failed.detail) from None
-        job = self._watch.ended(submitted, cancelled)
+            own = Failed(failed.why, failed.detail)
+            own.lost = int(failed.why == "unknown")
+            raise own from None
+        try:
+            job = self._watch.ended(submitted, cancelled)
+        except Failed as failed:
+            raise self._given_up(submitted, failed.detail) from None
         if job is None:
             self._terminate(submitted, "cancelled")
             raise self._cancelled(submitted)
@@ -147,12 +151,28 @@ class BatchInvoker:
                 wait_s *= 2
         raise Failed("unknown", f"a job was submitted, {detail}, and none of its name is there")
 
-    def _terminate(self, job: str, reason: str) -> None:
-        """End a job that nobody waits for any more, as far as Batch can be reached."""
+    def _terminate(self, job: str, reason: str) -> str:
+        """Ask for the end of a job that nobody waits for any more; in words what keeps Batch from it, if anything."""
         from botocore.exceptions import BotoCoreError, ClientError
 
-        with suppress(ClientError, BotoCoreError):
+        try:
             self.jobs.batch.terminate_job(jobId=job, reason=reason)
+        except (ClientError, BotoCoreError) as error:
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+    def _given_up(self, job: str, detail: str) -> Failed:
+        """The end of a job that could not be watched: whatever it still does, nobody takes it any more."""
+        refused = self._terminate(job, "its flow run could not watch it")
+        then = "Batch was asked to end it"
+        if refused:
+            then = (
+                f"nor can it be ended ({refused}): it may run on, and is billed, for up to {self.jobs.timeout_s} s an "
+                f"attempt. 'aws batch terminate-job --reason lost --job-id {job}' ends it"
+            )
+        failed = Failed("unknown", f"{detail}; {then}")
+        failed.lost = 1
+        return failed
 
     def _cancelled(self, job: str) -> Failed:
         """The end of a job that was terminated: it is billed until then, as far as Batch says."""
@@ -253,8 +273,7 @@ class Watch:
         """What a job was when it ended; ``None`` where nobody wants it any more.
 
         Raises:
-            Failed: Batch did not say for as long as there is patience, and it may run on; who asks later is told again
-            as soon as it does.
+            Failed: Batch did not say for as long as there is patience; who asks later is told again as soon as it does.
         """
         with self._news:
             self._waiting.add(job)

@@ -10,13 +10,20 @@ from prefect_slo.aws.s3 import S3Prefix
 Statements = dict[str, list[dict[str, Any]]]
 
 
-def policy(functions: WorkerFunctions, store: S3Prefix | None, besides: Statements | None = None) -> dict[str, Any]:
+def policy(
+    functions: WorkerFunctions,
+    store: S3Prefix | None,
+    besides: Statements | None = None,
+    *,
+    shared: S3Prefix | None = None,
+) -> dict[str, Any]:
     """The least that the caller and the role of the functions need, as IAM policy documents by who needs them.
 
     Args:
         functions: The functions.
         store: Where large arguments and results go.
         besides: Statements for jobs on Batch.
+        shared: What other pools may share, whose results its workers read.
     """
     region = functions.region or "*"
     mine = f"arn:aws:lambda:{region}:*:function:{functions.prefix}-*"
@@ -42,16 +49,22 @@ def policy(functions: WorkerFunctions, store: S3Prefix | None, besides: Statemen
         allow(["iam:PassRole"], functions.role or "arn:aws:iam::*:role/<role of the functions>"),
     ]  # fmt: skip
     needs: Statements = {"caller": caller, "worker": worker, "deployer": deployer}
-    for who, statements in (*storage(store).items(), *(besides or {}).items()):
+    for who, statements in (*storage(store, shared=shared).items(), *(besides or {}).items()):
         needs[who] = [*needs[who], *statements]
     return documents(needs)
 
 
-def storage(store: S3Prefix | None) -> Statements:
-    """What callers, workers and deployers need of S3."""
+def storage(store: S3Prefix | None, *, shared: S3Prefix | None = None) -> Statements:
+    """What callers, workers and deployers need of S3; workers read results of all pools that share what one was given.
+
+    Args:
+        store: The folder of the pool.
+        shared: The folder that the pool was given.
+    """
     if store is None:
         return {}
-    objects, bucket = f"arn:aws:s3:::{store.bucket}/{store.prefix.strip('/')}/*", f"arn:aws:s3:::{store.bucket}"
+    bucket = f"arn:aws:s3:::{store.bucket}"
+    objects, readable = (f"{bucket}/{folder.prefix.strip('/')}/*" for folder in (store, shared or store))
     keys = [allow(["kms:Decrypt", "kms:GenerateDataKey"], store.kms_key)] if store.kms_key else []
     return {
         "caller": [
@@ -60,7 +73,8 @@ def storage(store: S3Prefix | None) -> Statements:
             *keys,
         ],
         "worker": [
-            allow(["s3:GetObject", "s3:PutObject", "s3:AbortMultipartUpload"], objects),
+            allow(["s3:GetObject"], readable),
+            allow(["s3:PutObject", "s3:AbortMultipartUpload"], objects),
             allow(["s3:ListBucket"], bucket),  # without it an object that is not there is "forbidden"
             *keys,
         ],

@@ -153,16 +153,22 @@ class S3Prefix:
 
     def get(self, key: str, size: int | None = None) -> bytes:
         """Read an object; where its ``size`` is known and large, in parallel ranges."""
-        where = {"Bucket": self.bucket, "Key": key}
         if size is None or size <= PART_BYTES:
-            return bytes(self._s3.get_object(**where)["Body"].read())
+            return bytes(self._s3.get_object(Bucket=self.bucket, Key=key)["Body"].read())
+        return self.get_range(key, 0, size)
+
+    def get_range(self, key: str, at: int, size: int) -> bytes:
+        """Read so many bytes of an object; many, in parallel."""
 
         def part(start: int) -> bytes:
-            end = min(start + PART_BYTES, size) - 1
-            return bytes(self._s3.get_object(**where, Range=f"bytes={start}-{end}")["Body"].read())
+            end = min(start + PART_BYTES, at + size) - 1
+            got = self._s3.get_object(Bucket=self.bucket, Key=key, Range=f"bytes={start}-{end}")
+            return bytes(got["Body"].read())
 
+        if size <= PART_BYTES:
+            return part(at)
         with ThreadPoolExecutor(STREAMS) as pool:
-            return b"".join(pool.map(part, range(0, size, PART_BYTES)))
+            return b"".join(pool.map(part, range(at, at + size, PART_BYTES)))
 
     def delete(self, *names: str) -> int:
         """Delete what lies under these names, over the whole prefix without any; returns how many objects."""

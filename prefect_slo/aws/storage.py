@@ -63,4 +63,5 @@ def at_most(event: Mapping[str, Any]) -> Requests:
     if out is None:
         return Requests()
     stored = sum("key" in event[name] for name in ("fn", "args"))
-    return Requests(puts=2 if event.get("once") else 1, gets=stored + 1)
+    parts = sum((reading(part["size"]) for part in event.get("parts", ()) if "key" in part), Requests())
+    return Requests(puts=2 if event.get("once") else 1, gets=stored + 1) + parts

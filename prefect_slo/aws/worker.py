@@ -1,14 +1,16 @@
 """What runs on AWS: one handler for every task. It is deployed alone, with cloudpickle beside it, and imports no more.
 
 An event brings a pickled function (or an object whose ``open`` gives one), the arguments of some items, and where
-large results go. Arguments and results travel in the event itself where they fit, else over S3. An event with ``once``
-is run at most once: its run is claimed on S3 before it starts, and whoever comes second waits for the first's result.
+large results go. Arguments and results travel in the event itself where they fit, else over S3. Arguments may refer to
+``parts`` of the event: results of others that lie on S3, and values that many calls take. An event with ``once`` is run
+at most once: its run is claimed on S3 before it starts, and whoever comes second waits for the first's result.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 import os
 import pickle
@@ -28,6 +30,10 @@ SANDBOX = uuid.uuid4().hex[:12]
 INLINE_RESULT = 4_400_000
 """Bytes of a pickled result that fit into a reply of 6 MB once they are written as base64."""
 
+APART = b"prefect-slo/1 "
+"""How a stored result begins whose large values lie behind it, each to be read by itself: then the length of the rest
+of the head in 8 bytes, then outcomes and chatter, then the values."""
+
 PART_BYTES, STREAMS = 8 * 2**20, 4
 """Size of a part and of a range, and how many travel at once: one connection of S3 has about 90 MB/s."""
 
@@ -43,12 +49,20 @@ CONFLICTS = 5
 CANCEL_S = 1.0
 """What an item that overran has to end in; what goes on then is never resumed."""
 
-_STATE: dict[str, Any] = {"calls": 0, "s3": None, "loop": None, "puts": 0, "gets": 0}
+_STATE: dict[str, Any] = {"calls": 0, "s3": None, "loop": None, "puts": 0, "gets": 0, "parts": [], "taken": 0}
 _FUNCTIONS: dict[str, Any] = {}
 
 
 class Overrun(BaseException):
     """An item took longer than it may; raised where it runs, past whatever its own code catches."""
+
+
+class Gone(Exception):
+    """Objects that the arguments refer to are not there any more."""
+
+    def __init__(self, keys: list[str]) -> None:
+        self.keys = keys
+        super().__init__(f"{', '.join(keys)} {'is' if len(keys) == 1 else 'are'} not on S3 any more")
 
 
 def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
@@ -68,6 +82,7 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
         reply = _handled(event, context, telemetry, begun)
     except Exception as error:
         reply = _failure("handler", error)
+    _STATE["parts"], _STATE["taken"] = [], 0
     telemetry["s3_puts"], telemetry["s3_gets"] = _STATE["puts"], _STATE["gets"]
     _STATE["puts"] = _STATE["gets"] = 0
     telemetry["cpu_s"] = time.process_time() - cpu
@@ -93,12 +108,18 @@ def _handled(event: dict[str, Any], context: Any, telemetry: dict[str, Any], beg
         arguments = _read_into(telemetry, event["args"])
         telemetry["bytes_in"] = len(arguments)
         items = pickle.loads(arguments)
+        _STATE["parts"] = _parts(telemetry, event.get("parts") or [])
+    except Gone as gone:
+        return {"ok": False, "error": {"kind": "gone", "message": str(gone), "keys": gone.keys}}
     except Exception as error:
         return _failure("open", error)
     telemetry["load_s"] = time.time() - opening - telemetry["read_s"]
     outcomes, overran = _run_all(run, items, event.get("limit_s"), begun)
     ran = time.time()
-    result = pickle.dumps((outcomes, chatter), protocol=pickle.HIGHEST_PROTOCOL)
+    telemetry["bytes_in"] += _STATE["taken"]
+    result = _apart(outcomes, chatter, event["keep"]) if event.get("keep") else None
+    if result is None:
+        result = pickle.dumps((outcomes, chatter), protocol=pickle.HIGHEST_PROTOCOL)
     telemetry["bytes_out"] = len(result)
     written = time.time()
     telemetry["dump_s"] = written - ran
@@ -145,7 +166,7 @@ def _caller(function: Any) -> Any:
     def run(item: int, payload: bytes) -> tuple[Any, ...]:
         begun = time.time()
         try:
-            args, kwargs = pickle.loads(payload)
+            args, kwargs = _Unpickler(io.BytesIO(payload)).load()
         except Exception as error:
             return _outcome(b"", failed=True, unpicklable=_words(error))
         read = time.time()
@@ -157,6 +178,21 @@ def _caller(function: Any) -> Any:
         return _dumped(cloudpickle, value, failed, read - begun, ran)
 
     return run
+
+
+class _Unpickler(pickle.Unpickler):
+    """Loads arguments that refer to parts; every item has values of its own, and equal ones share a part."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self._values: dict[tuple[int, int], Any] = {}  # a value that is named twice is one object
+
+    def persistent_load(self, named: tuple[int, int]) -> Any:
+        if named not in self._values:
+            part = _STATE["parts"][named[0]]
+            _STATE["taken"] += len(part)
+            self._values[named] = pickle.loads(part)
+        return self._values[named]
 
 
 def _called(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -188,7 +224,7 @@ def _abandoned(loop: asyncio.AbstractEventLoop) -> None:
 def _dumped(cloudpickle: Any, value: Any, failed: bool, read_s: float, ran: float) -> tuple[Any, ...]:
     text = "".join(traceback.format_exception(value)) if failed else ""
     try:
-        payload = cloudpickle.dumps((value, text))
+        payload = cloudpickle.dumps((value, text) if failed else value)
         if failed:
             pickle.loads(payload)  # exceptions with required arguments pickle, and then don't unpickle
     except Exception as error:
@@ -278,6 +314,51 @@ def _read(bucket: str, key: str) -> bytes:
         return b"".join([first, *pool.map(part, starts)])
 
 
+def _parts(telemetry: dict[str, Any], places: list[dict[str, Any]]) -> list[bytes]:
+    """What arguments refer to, in order; ranges of all of it are read side by side.
+
+    Raises:
+        Gone: Some of it is not there any more.
+    """
+    begun = time.time()
+    ranges = [
+        (number, start, min(start + PART_BYTES, place["at"] + place["size"]) - 1)
+        for number, place in enumerate(places)
+        if "key" in place
+        for start in range(place["at"], place["at"] + place["size"], PART_BYTES)
+    ]
+    _STATE["gets"] += len(ranges)
+    read: list[bytes | None] = []
+    if ranges:
+        _s3()  # one client, made by one thread
+        with ThreadPoolExecutor(STREAMS) as pool:
+            read = list(pool.map(lambda wanted: _range(places[wanted[0]], *wanted[1:]), ranges))
+    found: list[list[bytes]] = [[base64.b64decode(place["b64"])] if "b64" in place else [] for place in places]
+    gone: set[str] = set()
+    for (number, _, _), piece in zip(ranges, read, strict=True):
+        if piece is None:
+            gone.add(places[number]["key"])
+        else:
+            found[number].append(piece)
+    telemetry["read_s"] += time.time() - begun
+    if gone:
+        raise Gone(sorted(gone))
+    return [pieces[0] if len(pieces) == 1 else b"".join(pieces) for pieces in found]
+
+
+def _range(place: dict[str, Any], first: int, last: int) -> bytes | None:
+    """Bytes of an object; ``None`` where it is not there, or is not what it was."""
+    from botocore.exceptions import ClientError
+
+    try:
+        got = _s3().get_object(Bucket=place["bucket"], Key=place["key"], Range=f"bytes={first}-{last}")
+    except ClientError as error:
+        if error.response["ResponseMetadata"].get("HTTPStatusCode") in (404, 416):
+            return None
+        raise
+    return bytes(got["Body"].read())
+
+
 def _written(bucket: str, key: str, body: bytes, encryption: dict[str, Any]) -> None:
     """Write an object that isn't there yet; a large one in parts, side by side.
 
@@ -316,16 +397,46 @@ def _sent(event: dict[str, Any], result: bytes) -> dict[str, Any]:
     inline = len(result) <= INLINE_RESULT
     if out is None and not inline:
         raise ValueError(f"a result of {len(result)} bytes does not fit into a reply of {INLINE_RESULT}")
-    place: dict[str, Any] = {"b64": base64.b64encode(result).decode()}
     if out is not None and (event.get("once") or not inline):
         written = _put(out, "result", result)
-        if not inline:  # an earlier attempt's result stays, and need not be as large
-            place = _stored(out, len(result) if written else _size(out, "result"))
-    return place
+        if not inline and not written:  # an earlier attempt's result stays, and need not be the same
+            result = _found(out, "result") or result
+    return _place(out, result)
 
 
-def _stored(out: dict[str, Any], size: int) -> dict[str, Any]:
-    return {"bucket": out["bucket"], "key": f"{out['key']}/result", "size": size}
+def _place(out: dict[str, Any] | None, result: bytes) -> dict[str, Any]:
+    """What a reply says of a result: itself; or where it lies; or all but its large values, and where these lie."""
+    if out is None or len(result) <= INLINE_RESULT:
+        return {"b64": base64.b64encode(result).decode()}
+    stored = {"bucket": out["bucket"], "key": f"{out['key']}/result"}
+    if not result.startswith(APART):
+        return {**stored, "size": len(result)}
+    begins = len(APART) + 8
+    ends = begins + int.from_bytes(result[len(APART) : begins], "big")
+    return {"b64": base64.b64encode(result[begins:ends]).decode(), "left": {**stored, "at": ends}}
+
+
+def _apart(outcomes: list[tuple[Any, ...]], chatter: list[bytes], keep: int) -> bytes | None:
+    """A result whose values of ``keep`` bytes and more lie behind the rest.
+
+    ``None`` where it fits into a reply as it is, or its rest does not.
+    """
+    if sum(len(outcome[1]) for outcome in outcomes) <= INLINE_RESULT:
+        return None
+    said: list[tuple[Any, ...]] = []
+    values: list[bytes] = []
+    at = 0
+    for item, payload, failed, *more in outcomes:
+        if failed or len(payload) < keep:
+            said.append((item, payload, failed, *more))
+            continue
+        said.append((item, b"", failed, *more, (at, len(payload))))
+        values.append(payload)
+        at += len(payload)
+    head = pickle.dumps((said, chatter), protocol=pickle.HIGHEST_PROTOCOL)
+    if not values or len(head) > INLINE_RESULT:
+        return None
+    return b"".join([APART, len(head).to_bytes(8, "big"), head, *values])
 
 
 def _claimed(event: dict[str, Any], context: Any) -> dict[str, Any] | None:
@@ -341,9 +452,7 @@ def _claimed(event: dict[str, Any], context: Any) -> dict[str, Any] | None:
     while True:
         result = _found(out, "result")
         if result is not None:
-            inline = len(result) <= INLINE_RESULT
-            place = {"b64": base64.b64encode(result).decode()} if inline else _stored(out, len(result))
-            return {"ok": True, "again": True, "result": place}
+            return {"ok": True, "again": True, "result": _place(out, result)}
         if _over(held, job) or context.get_remaining_time_in_millis() <= SPARE_MS + 1000 * wait_s:
             break
         time.sleep(wait_s)
@@ -386,11 +495,6 @@ def _found(out: dict[str, Any], name: str) -> bytes | None:
         if error.response["ResponseMetadata"].get("HTTPStatusCode") == 404:
             return None
         raise
-
-
-def _size(out: dict[str, Any], name: str) -> int:
-    _STATE["gets"] += 1
-    return int(_s3().head_object(Bucket=out["bucket"], Key=f"{out['key']}/{name}")["ContentLength"])
 
 
 def _s3() -> Any:

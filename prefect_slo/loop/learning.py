@@ -144,6 +144,8 @@ class Learner:
 
     def _write(self, run: ObservedRun, log: RunLog, *, met: bool) -> None:
         """All that is known, whatever of it can't be told."""
+        if run.untold:
+            log.note(untold=run.untold)
         try:
             with _never_failing(run.flow_name, "its stages' menus are unknown"):
                 self._write_workflow(run, log)
@@ -189,7 +191,7 @@ class Learner:
         publish_attainment(
             run.flow_name,
             plan,
-            RunActual(run.latency_s, run.cost_usd, {row.stage: row.wall_s for row in run.stage_runs}),
+            RunActual(run.latency_s, run.cost_usd, {row.stage: row.wall_s for row in run.stage_runs}, run.untold),
             attainment=Attainment(sum(past.met(slo) for past in followed), len(followed)),
             forecasts=known.forecasts.get(name),
             history=[RunActual(p.latency_s) for p in followed if p is not this and math.isfinite(p.latency_s)],

@@ -23,6 +23,7 @@ from prefect_slo.aws.exchange import Exchange
 from prefect_slo.aws.functions import Architecture, FunctionStatus, WorkerFunctions
 from prefect_slo.aws.invoke import Invoker
 from prefect_slo.aws.jobs import BatchInvoker
+from prefect_slo.aws.kept import place_of
 from prefect_slo.aws.ownership import Owner
 from prefect_slo.aws.permissions import documents, policy, storage
 from prefect_slo.aws.report import bill
@@ -82,7 +83,7 @@ class LambdaPool:
             Once enough of a task has been seen, Batch is taken at once where that is expected to be better.
         by: What that is judged by: ``latency`` or ``cost``.
         max_spend_usd: What one flow run may spend on this pool; what would go beyond it is not started, and fails with
-            ``SpendLimitReached``.
+            ``SpendLimitReached``. Processes don't share it: a retry in another one begins anew.
         needs: What the tasks of this pool need, where that is known: what no function has goes to Batch at once.
 
     Raises:
@@ -167,6 +168,7 @@ class LambdaPool:
             memory_mb=max(self.memory_mb),
             run_key=_run_key(),
             hardware=HARDWARE[self.architecture],
+            place=place_of(self.bucket) if self.bucket is not None else None,
             of_size={
                 memory: max(found.of(name, self.concurrency), 1)
                 for memory, name in zip(self.memory_mb, names, strict=True)
@@ -199,7 +201,7 @@ class LambdaPool:
         assert self._store is not None
         return Delegating(
             functions,
-            _jobs(self.batch, self._store, self.once, limit),
+            replace(_jobs(self.batch, self._store, self.once, limit), shared=functions.shared),
             "lambda-batch",
             self.needs,
             Limits(float(max(self.memory_mb)), float(self.storage_mb), float(self.timeout_s)),
@@ -249,7 +251,8 @@ class LambdaPool:
 
     def policy(self) -> dict[str, Any]:
         """The least that callers, functions and deployers may do, as IAM policy documents."""
-        return policy(self.functions, self._store, self.batch.policy() if self.batch is not None else None)
+        besides = self.batch.policy() if self.batch is not None else None
+        return policy(self.functions, self._store, besides, shared=self.bucket)
 
     def _terms(self, function: str) -> Terms:
         """What a function and a job cost, in time and money."""
@@ -281,7 +284,8 @@ class BatchPool:
         hardware: Name that its measurements are kept under, e.g. ``l4``: the price list may have a price of its own.
         name: What tasks, menus and plans call the pool.
         once: Claim every job on S3 before its work begins, so that a job that Batch starts again never runs it twice.
-        max_spend_usd: What jobs of one flow run may cost together; what could go beyond it is not started.
+        max_spend_usd: What jobs of one flow run may cost together; what could go beyond it is not started. Processes
+            don't share it: a retry in another one begins anew.
 
     Raises:
         InvalidValue: A setting that can't be.
@@ -327,6 +331,7 @@ class BatchPool:
             memory_mb=self.jobs.memory_mb,
             run_key=_run_key(),
             hardware=self.hardware,
+            place=place_of(self.bucket),
         )
 
     def deploy(self) -> list[str]:
@@ -348,7 +353,7 @@ class BatchPool:
 
     def policy(self) -> dict[str, Any]:
         """The least that callers, jobs and deployers may do, as IAM policy documents."""
-        needs = storage(self._store)
+        needs = storage(self._store, shared=self.bucket)
         return documents({who: [*self.jobs.policy().get(who, []), *statements] for who, statements in needs.items()})
 
     @cached_property

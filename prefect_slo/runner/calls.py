@@ -54,7 +54,6 @@ class Call:
         ready: When the last upstream result was there (monotonic).
         late: Whether that was after the flow had returned, with nobody waiting for it.
         mapped: Upstream task runs whose results pass through memory that processes of this machine share.
-        sent_bytes: Of its arguments, as they were last sent to a worker.
         origin: How its result can be made again, where that stays with the worker and may be.
     """
 
@@ -75,7 +74,6 @@ class Call:
     ready: float = 0.0
     late: bool = False
     mapped: frozenset[UUID] = frozenset()
-    sent_bytes: int = 0
     origin: Origin | None = None
 
 

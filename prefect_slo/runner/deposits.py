@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from decimal import Decimal
 from typing import Any
 
 from prefect.client.schemas.objects import State
@@ -79,6 +80,11 @@ class Deposit:
         """Whether it can go to a place as it is: its value is here, or it lies there."""
         kept = self._kept
         return self._here or (kept is not None and kept.place is place and not kept.gone())
+
+    @property
+    def fetch_usd(self) -> Decimal:
+        """What bringing it here costs."""
+        return self._kept.fetch_usd if self._kept is not None else Decimal()
 
     def lost(self) -> ResultLost | None:
         """Why it can't be had any more, as far as that is known."""

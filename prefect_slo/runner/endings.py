@@ -88,8 +88,10 @@ class Endings:
         if not isinstance(state.data, KeptRecord):
             return False
         hollow = state.model_copy(update={"data": None})  # a state that is let go of lets go of its value
+        stage, usd = call.stage, state.data.deposit.fetch_usd  # the call has the state, and would hold on to itself
 
         def arrived(value: Any) -> None:  # in any thread
+            self._measure.fetched(stage, usd)
             self._context.copy().run(link_state_to_task_run_result, hollow, value)
 
         origin = call.origin if not state.data.is_persisted else None

@@ -179,7 +179,13 @@ class Run:
             self.backends.close()
 
     def report(self, clock: FlowClock, *, failed: bool, cut_short: bool) -> None:
-        """Tell the director how it went."""
+        """Tell the director how it went, and the flow's log what is not known of its cost."""
+        if untold := self.measure.untold:
+            self._notice(
+                f"This run cost more than the ${float(self.measure.cost_usd):.4g} that are known: "
+                f"{untold} {'invocation or job' if untold == 1 else 'invocations and jobs'} may have been billed "
+                "whose reply or report was lost, or which went on unheard. AWS's own bill has them."
+            )
         if self._director is None:
             return
         planned = self.recipe.plan.stages if self.recipe.plan is not None else {}
@@ -195,6 +201,7 @@ class Run:
             invocations=tuple(self._invocations),
             latency_s=clock.latency_s,
             cost_usd=self.measure.cost_usd,
+            untold=self.measure.untold,
             status=_status(self._flow_run, failed=failed, cut_short=cut_short),
             started_at=self.started_at,
             parameters=self.parameters,

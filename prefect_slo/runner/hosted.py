@@ -8,7 +8,6 @@ once.
 from __future__ import annotations
 
 import asyncio
-import io
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -19,12 +18,12 @@ from typing import Any
 import cloudpickle
 from prefect import Task
 from prefect.exceptions import Pause
-from prefect.futures import PrefectFutureList
 
 from prefect_slo.declaration import batched_names, function_of, undeclared, with_function
 from prefect_slo.errors import SloError
 from prefect_slo.plan import Record
 from prefect_slo.runner import engine, program
+from prefect_slo.runner.arguments import Parts, dump_arguments
 from prefect_slo.runner.backends.protocol import (
     Carried,
     Carry,
@@ -35,11 +34,11 @@ from prefect_slo.runner.backends.protocol import (
     WorkerGone,
 )
 from prefect_slo.runner.calls import Payload, Raised, Returned, Several
+from prefect_slo.runner.elsewhere import Elsewhere, deposited
 from prefect_slo.runner.payloads import by_value
 from prefect_slo.units import text
 
 Work = tuple[Context, tuple[Task[Any, Any], list[Payload], Record]]
-_PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
 
 
 @dataclass(frozen=True)
@@ -67,13 +66,14 @@ class FunctionProgram:
 
     def host(self, items: Sequence[tuple[int, Work]], carry: Carry, report: Callable[[ItemReport], None]) -> None:
         """Run calls in order; those that need no engine go out together."""
-        together = _arguments(items)
+        parts = Parts()
+        together = _arguments(items, parts)
         if together is None:
             self._apart(items, carry, report)
             return
         started = time.monotonic()
         try:
-            answers = carry(self.function, together)
+            answers = carry(self.function, together, parts=parts.all)
         except NotSent:  # too large together; one of them may be too large alone, and says so
             self._apart(items, carry, report)
             return
@@ -106,7 +106,7 @@ class FunctionProgram:
             if isinstance(one, Raised) and isinstance(one.error, _Interrupted):
                 outcome = one.error.outcome()
                 return ItemReport(item, outcome, started, ended)
-        outcome = Outcome(result, program.is_failure(result), "", seen.read_s, seen.write_s)
+        outcome = Outcome(deposited(result), program.is_failure(result), "", seen.read_s, seen.write_s)
         return ItemReport(item, outcome, started, ended)
 
     def _sender(self, task: Task[Any, Any], item: int, carry: Carry, seen: _Seen) -> Callable[..., Any]:
@@ -114,7 +114,9 @@ class FunctionProgram:
 
         def send(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             try:
-                [carried] = carry(self.function, [(item, _dumped(args, kwargs))], limit_s=task.timeout_seconds)
+                parts = Parts()
+                sent = [(item, dump_arguments(args, kwargs, parts))]
+                [carried] = carry(self.function, sent, limit_s=task.timeout_seconds, parts=parts.all)
             except Overran as error:
                 raise TimeoutError(str(error)) from None
             except (NotSent, WorkerGone) as error:
@@ -126,7 +128,7 @@ class FunctionProgram:
                 raise _Interrupted(_Stuck(carried.unpicklable, ran=not carried.failed))
             if carried.failed:
                 raise carried.value
-            return carried.value
+            return carried.value if carried.kept is None else Elsewhere(carried.kept)
 
         def sync(*args: Any, **kwargs: Any) -> Any:
             return send(args, kwargs)
@@ -197,7 +199,7 @@ class _Interrupted(Pause):
         raise self.cause
 
 
-def _arguments(items: Sequence[tuple[int, Work]]) -> list[tuple[int, bytes]] | None:
+def _arguments(items: Sequence[tuple[int, Work]], parts: Parts) -> list[tuple[int, bytes]] | None:
     """Pickled arguments of calls that need no engine; ``None`` where one of them does, or can't be prepared."""
     arguments = []
     for item, (context, (task, calls, record)) in items:
@@ -206,39 +208,18 @@ def _arguments(items: Sequence[tuple[int, Work]]) -> list[tuple[int, bytes]] | N
         [call] = calls
         try:
             values = context.run(engine.resolved, call.parameters, call.wait_for) if call.resolve else call.parameters
-            arguments.append((item, _dumped(*engine.args_kwargs(task, values))))
+            arguments.append((item, dump_arguments(*engine.args_kwargs(task, values), parts)))
         except Exception:  # said of this call alone, when the calls go out one by one
             return None
     return arguments
-
-
-def _dumped(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-    try:
-        if _PLAIN.issuperset(map(type, (*args, *kwargs.values()))):
-            return bytes(cloudpickle.dumps((args, kwargs)))
-        buffer = io.BytesIO()
-        with by_value():
-            _Pickler(buffer).dump((args, kwargs))
-        return buffer.getvalue()
-    except Exception as error:
-        raise NotSent(f"{type(error).__name__}: {error}") from error
-
-
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Pickles what was a list of futures as the list of results that it has become: there is no Prefect over there."""
-
-    def reducer_override(self, obj: Any) -> Any:
-        if type(obj) is PrefectFutureList:
-            return list, (list(obj),)
-        return super().reducer_override(obj)
 
 
 def _outcome(carried: Carried, task: Task[Any, Any], call: Payload) -> Outcome:
     """The outcome of a call that ran without the engine."""
     if carried.unpicklable:
         return Outcome(b"", carried.failed, carried.unpicklable)
-    value: Any = Returned(carried.value)
+    value: Any = Returned(carried.value if carried.kept is None else Elsewhere(carried.kept))
     if carried.failed:
         failed = isinstance(carried.value, Exception)
         value = engine.failed(carried.value, task, call.task_run_id) if failed else Raised(carried.value)
-    return Outcome(value, carried.failed, "", carried.read_s, carried.write_s)
+    return Outcome(deposited(value), carried.failed, "", carried.read_s, carried.write_s)

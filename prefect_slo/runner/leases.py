@@ -62,6 +62,18 @@ class Leases:
             self._can[pool] = self._backends[pool].capabilities()
         return self._can[pool]
 
+    def place(self, pool: str, *, valueless: bool) -> object:
+        """Where results have to be that a call takes there; ``None`` for in the flow's process.
+
+        Args:
+            pool: The pool.
+            valueless: Whether Prefect's engine looks at no argument of the call.
+        """
+        can = self.capabilities(pool)
+        if can.hosted and not (can.keeps is not None and valueless):
+            return None
+        return can.place if can.place is not None else self._backends[pool]
+
     def pool_of(self, lease: int) -> str | None:
         """The pool of a lease; ``None`` where it is over."""
         return self._pool_of.get(lease)

@@ -10,6 +10,7 @@ that is another's (``Capabilities.queues``), a lease costs what its bundles held
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Container, Mapping
@@ -104,6 +105,7 @@ class _Stage:
     billed_usd: Decimal = Decimal()
     storage_usd: Decimal = Decimal()
     requests: int = 0
+    untold: int = 0
     pool: str = ""
     metered: bool = True
     now_leased: int = 0
@@ -140,6 +142,7 @@ class Measure:
         self._leases: dict[int, _Lease] = {}
         self._stages: dict[str, _Stage] = {}
         self._queues: defaultdict[str, Queue] = defaultdict(Queue)
+        self._billing = threading.Lock()
         self._started_at = (time.time(), time.monotonic())
 
     # ---- what the session tells -------------------------------------------------------------------------------------
@@ -299,6 +302,13 @@ class Measure:
         if not seen.done:
             seen.last_end = max(seen.last_end, time.monotonic())
 
+    def fetched(self, stage: str, usd: Decimal) -> None:
+        """A result of a stage that lay on storage was read here, in whichever thread."""
+        with self._billing:
+            seen = self._stages[stage]
+            seen.billed_usd += usd
+            seen.storage_usd += usd
+
     def came_from_cache(self, stage: str) -> None:
         self._stages[stage].cached += 1
 
@@ -334,6 +344,11 @@ class Measure:
         """Of that, what metered backends are billed, to the last digit."""
         return sum((seen.billed_usd for seen in self._stages.values()), Decimal())
 
+    @property
+    def untold(self) -> int:
+        """Invocations and jobs whose bills nobody has told: they are not in it."""
+        return sum(seen.untold for seen in self._stages.values())
+
     def stage_runs(self, run_id: str, planned: Callable[[str], int | None]) -> tuple[StageRun, ...]:
         """One row per stage that ran, whether or not all of it ended well.
 
@@ -357,18 +372,20 @@ class Measure:
         self._queues[lease.pool].ran(began, ended)
         return max(began - lease.dispatched, 0.0)
 
-    @staticmethod
-    def _bill(seen: _Stage, report: protocol.Finished | protocol.Lost) -> None:
-        if report.billed_usd is not None:
+    def _bill(self, seen: _Stage, report: protocol.Finished | protocol.Lost) -> None:
+        seen.untold += report.untold
+        if report.billed_usd is None:
+            return
+        with self._billing:
             seen.billed_usd += report.billed_usd
             seen.storage_usd += report.storage_usd
             seen.requests += report.requests
 
     def _billed_s(self, seen: _Stage) -> float:
-        """Seconds that were billed at the stage's size; ``nan`` unless all of it was metered, or leased elsewhere."""
+        """Seconds that were billed at the stage's size; ``nan`` unless all of it was metered and told, or leased."""
         prices, size = self._prices_of.get(seen.pool, self._prices), seen.size
         rate = prices.rate(size.vcpus, size.memory_mb, size.gpu, size.hardware)
-        if not (seen.metered and seen.requests and rate > 0):
+        if not (seen.metered and seen.requests and rate > 0 and not seen.untold):
             return seen.held_s if seen.held_s and not seen.requests else NAN
         time_usd = seen.billed_usd - seen.storage_usd - seen.requests * Decimal(repr(prices.request))
         return max(float(time_usd) / rate, 0.0)

@@ -62,33 +62,51 @@ class Origins:
 
     def of(self, call: Call) -> Origin | None:
         """The origin of the result of a call that is being sent; ``None`` where its arguments are too many to hold."""
-        if call.sent_bytes > self._left:
-            return None
         fixed = {name: value for name, value in call.parameters.items() if isinstance(value, ATOMS)}
+        room = self._left - sum(len(value) for value in fixed.values() if isinstance(value, str | bytes))
         others: list[weakref.ref[Any]] = []
         try:
-            pickled = _dumped({name: v for name, v in call.parameters.items() if name not in fixed}, others)
-        except Exception:  # it travels by other means, which leave nothing to hold
+            pickled = _dumped({name: v for name, v in call.parameters.items() if name not in fixed}, others, room)
+        except Exception:  # too large, or it travels by other means, which leave nothing to hold
             return None
         wait_for = [_visited(value, _loosened) for value in call.wait_for or ()]
         # its own future has its result, which would hold on to itself
         kept = replace(call, parameters=fixed, wait_for=wait_for or None, future=FinalState(), origin=None)
         origin = Origin(kept, pickled, tuple(others))
-        self._left -= call.sent_bytes
-        weakref.finalize(origin, self._free, call.sent_bytes).atexit = False
+        taken = self._left - room + len(pickled)
+        self._left -= taken
+        weakref.finalize(origin, self._free, taken).atexit = False
         return origin
 
-    def _free(self, sent_bytes: int) -> None:
-        self._left += sent_bytes
+    def _free(self, size: int) -> None:
+        self._left += size
 
 
 class _LetGo(Exception):
     """Nobody holds what a call takes any more."""
 
 
-def _dumped(parameters: dict[str, Any], others: list[weakref.ref[Any]]) -> bytes:
-    """Parameters pickled, but for what they take from others, which is a number of ``others``."""
-    buffer = io.BytesIO()
+class _Room(io.BytesIO):
+    """Takes no more than so many bytes."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self._left = size
+
+    def write(self, content: Any) -> int:
+        self._left -= memoryview(content).nbytes
+        if self._left < 0:
+            raise OverflowError
+        return super().write(content)
+
+
+def _dumped(parameters: dict[str, Any], others: list[weakref.ref[Any]], room: int) -> bytes:
+    """Parameters pickled, but for what they take from others, which is a number of ``others``.
+
+    Raises:
+        OverflowError: It is more than there is ``room`` for.
+    """
+    buffer = _Room(room)
     pickler = cloudpickle.Pickler(buffer)
 
     def number(found: Any) -> int | None:

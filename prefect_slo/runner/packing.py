@@ -13,7 +13,7 @@ from prefect_slo.errors import ResultLost
 from prefect_slo.plan import Record
 from prefect_slo.runner.apart import dump_call
 from prefect_slo.runner.backends import protocol
-from prefect_slo.runner.backends.protocol import Backend, Bundle
+from prefect_slo.runner.backends.protocol import Bundle
 from prefect_slo.runner.calls import Call
 from prefect_slo.runner.parcels import Parcels
 from prefect_slo.runner.pools import PROCESS
@@ -63,7 +63,7 @@ class Packer:
         calls: list[Call],
         rule: StageRule,
         pool: str,
-        backend: Backend,
+        place: object,
         can: protocol.Capabilities,
     ) -> Packed:
         """The bundle of some calls of a dispatch, all of one kind.
@@ -73,15 +73,16 @@ class Packer:
             calls: Those of its calls that lack nothing; at least one.
             rule: Of its stage.
             pool: Of its lease.
-            backend: Of that pool.
-            can: What that can promise.
+            place: Where that pool's workers find what its backend keeps.
+            can: What that backend can promise.
         """
         isolated = can.isolated and not can.hosted
         record = self._level(calls[0])
         variant, batch = calls[0].variant, (calls[0].kind or rule).batch if record != "full" else 1
         where = {"isolated": isolated, "here": pool == PROCESS, "elsewhere": can.elsewhere}
         parts: list[protocol.Kept] = []
-        leave = partial(dump_call, place=backend, parts=parts) if can.keeps is not None else None
+        leave = partial(dump_call, place=place, parts=parts) if can.keeps is not None else None
+        fetched = place if can.hosted and can.keeps is not None and variant.valueless else None
         items: list[tuple[int, Any]] = []
         batches: dict[int, tuple[int, ...]] = {}
         stuck: dict[int, BaseException] = {}
@@ -90,7 +91,7 @@ class Packer:
             together = calls[first : first + batch]
             named = tuple(call.item for call in together)
             try:
-                payload = self._parcels.payload(together, record, leave=leave, **where)
+                payload = self._parcels.payload(together, record, leave=leave, place=fetched, **where)
             except ResultLost as error:
                 lost |= dict.fromkeys(named, error)
                 continue
@@ -98,9 +99,6 @@ class Packer:
                 stuck |= dict.fromkeys(named, error)
                 continue
             items.append((named[0], payload))
-            if isolated:
-                for call in together:
-                    call.sent_bytes = len(payload) // len(together)
             if len(named) > 1:
                 batches[named[0]] = named
         opened: Any = None
@@ -122,7 +120,7 @@ class Packer:
             tuple(items),
             timeout_s=_hard_limit(calls) if can.hard_timeouts and not can.hosted else None,
             parts=tuple(parts),
-            keep=can.keeps if self._stays(dispatch.stage) else None,
+            keep=can.keeps if (variant.valueless if can.hosted else self._stays(dispatch.stage)) else None,
         )
         return Packed(bundle if items else None, record, batches, stuck, lost)
 

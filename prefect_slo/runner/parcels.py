@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextvars import Context
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -24,6 +25,7 @@ from prefect_slo.runner import program
 from prefect_slo.runner.backends.protocol import HostedProgram
 from prefect_slo.runner.calls import Call, Payload
 from prefect_slo.runner.deposits import KeptRecord, plain_record
+from prefect_slo.runner.elsewhere import referred
 from prefect_slo.runner.futures import RaisedFuture
 from prefect_slo.runner.hosted import FunctionProgram
 from prefect_slo.runner.payloads import by_value, importable_by_workers
@@ -99,6 +101,7 @@ class Parcels:
         here: bool = False,
         elsewhere: bool = False,
         leave: Callable[[Any], bytes] | None = None,
+        place: object | None = None,
     ) -> Any:
         """Calls that run as one, as a worker takes them.
 
@@ -109,13 +112,18 @@ class Parcels:
             here: Whether it is one of this machine, which has files in common with this process.
             elsewhere: Whether it is on a machine that has none of the user's own modules.
             leave: Pickles arguments that hold results, where those may lie at the worker's own place.
+            place: Where results may lie that workers fetch themselves, where they don't have Prefect.
 
         Raises:
-            ResultLost: A result that lay on a cluster is gone.
+            ResultLost: A result that lay elsewhere is gone.
             Exception: Whatever pickling the arguments raises.
         """
         if not isolated:
             ready = [_ready(call, isolated=False) for call in calls]
+            if place is not None:
+                ready = [
+                    replace(one, parameters=referred(one.parameters, place)) if one.resolve else one for one in ready
+                ]
             return calls[0].context, (calls[0].task, ready, record)
         kept: dict[int, str] = {}
 

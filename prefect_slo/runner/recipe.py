@@ -86,11 +86,12 @@ class ObservedRun:
         stage_runs: One row per stage that ran; those of stages with cached or failed items never train a model.
         invocations: One per bundle.
         latency_s: Flow function entry to return; ``nan`` where the flow wasn't timed.
-        cost_usd: Reserved vCPU-seconds and GB-seconds at the price list.
+        cost_usd: Reserved vCPU-seconds and GB-seconds at the price list; what metered services bill.
         status: How the flow itself ended, by its own final state: a flow may do without a task that failed.
         started_at: Unix time.
         parameters: The flow's parameters.
         declarations: What was declared of the tasks, by stage name.
+        untold: Invocations and jobs whose bills nobody has told; what they cost is not in ``cost_usd``.
     """
 
     run_id: str
@@ -106,6 +107,7 @@ class ObservedRun:
     started_at: float
     parameters: Mapping[str, Any]
     declarations: Mapping[str, Declaration] = field(default_factory=dict)
+    untold: int = 0
 
     @property
     def completed(self) -> bool:

@@ -283,10 +283,14 @@ class Session:
         """Whether a call has to wait for results that it takes; they are seen to."""
         if not self._deposits:
             return False
-        records = self._supplies.lacking(call, self._leases.backend(self._rules[call.stage].pool))
+        records = self._supplies.lacking(call, self._place(call, self._rules[call.stage].pool))
         if records:
             self._supplies.order(call.item, records)
         return bool(records)
+
+    def _place(self, call: Call, pool: str) -> object:
+        """Where results have to be that a call takes."""
+        return self._leases.place(pool, valueless=call.variant.valueless)
 
     def _looked(self, item: int, error: BaseException | None) -> list[control.Event]:
         """What a call waited for has come, or never will."""
@@ -368,18 +372,18 @@ class Session:
     def _dispatch(self, action: control.Dispatch) -> None:
         begun, rule, pool = time.monotonic(), self._rules[action.stage], self._leases.pool_of(action.lease)
         assert pool is not None
-        backend, can = self._leases.backend(pool), self._leases.capabilities(pool)
         calls = [self._calls[item] for item in action.items]
-        lacking = {call.item: lacks for call in calls if (lacks := self._supplies.lacking(call, backend))}
+        place, can = self._place(calls[0], pool), self._leases.capabilities(pool)
+        lacking = {call.item: lacks for call in calls if (lacks := self._supplies.lacking(call, place))}
         calls = [call for call in calls if call.item not in lacking]
-        packed = self._packer.pack(action, calls, rule, pool, backend, can) if calls else None
+        packed = self._packer.pack(action, calls, rule, pool, place, can) if calls else None
         if packed is not None:
             for item, error in packed.stuck.items():
                 self._reports[item] = _stuck(item, error)
             if packed.stuck:
                 self._follow_up(control.Rejected(action.lease, tuple(packed.stuck), ran=False))
             for item, lost in packed.lost.items():
-                lacking[item] = self._supplies.lacking(self._calls[item], backend)
+                lacking[item] = self._supplies.lacking(self._calls[item], place)
                 if not lacking[item]:  # it is hidden in something, where nobody looks for it
                     self._inbox.put(_Look(item, lost))
         if lacking:

@@ -19,6 +19,7 @@ from prefect.results import get_default_persist_setting_for_tasks, should_persis
 
 from prefect_slo.runner import engine
 from prefect_slo.runner.calls import ATOMS
+from prefect_slo.runner.elsewhere import needs_no_values
 
 KEPT = 64
 """Variants that a run remembers; one that comes again after that many others is pickled again."""
@@ -32,12 +33,14 @@ class Variant:
         ordinal: Its number in the run, from 1.
         task: The first task object that was seen of it.
         eligible: Whether it asks for nothing that levels ``summary`` and ``bare`` leave out.
+        valueless: Whether Prefect's engine looks at no argument and no result of it.
         program: What a worker process opens for it, once that has been pickled.
     """
 
     ordinal: int
     task: Task[Any, Any]
     eligible: bool
+    valueless: bool = False
     program: bytes | None = None
 
 
@@ -56,7 +59,7 @@ class Variants:
         traits = _traits(task)
         variant = self._known.get(traits)
         if variant is None:
-            variant = self._known[traits] = Variant(next(self._ordinals), task, _eligible(task))
+            variant = self._known[traits] = self._made(task)
             if len(self._known) > KEPT:
                 self._known.popitem(last=False)
         else:
@@ -67,12 +70,16 @@ class Variants:
     def __len__(self) -> int:
         return len(self._known)
 
-
-def _eligible(task: Task[Any, Any]) -> bool:
-    persisted = task.persist_result
-    if persisted is None:
-        persisted = should_persist_result() or get_default_persist_setting_for_tasks()
-    return engine.eligible(task, persisted=persisted, tagged=False)
+    def _made(self, task: Task[Any, Any]) -> Variant:
+        persisted = task.persist_result
+        if persisted is None:
+            persisted = should_persist_result() or get_default_persist_setting_for_tasks()
+        return Variant(
+            next(self._ordinals),
+            task,
+            eligible=engine.eligible(task, persisted=persisted, tagged=False),
+            valueless=needs_no_values(task, persisted=persisted),
+        )
 
 
 def _traits(task: Task[Any, Any]) -> Hashable:

@@ -6,7 +6,9 @@ themselves (``Pool.handing_on``):
 
     machine     through the flow's own process (``inline``), or once into memory that all map (``machine``)
     objects     as it is (``machine``)
-    storage     in the request and the reply (``inline``) while they fit, over storage (``remote``) beyond
+    storage     in the request and the reply (``inline``) while they fit, over storage (``remote``) beyond: stored once,
+                and read by each call that takes it; through the flow's process as well where the other pool does not
+                pass over storage, or where the flow takes a result apart
     requests    in the request and the reply (``inline``): what does not fit runs in the flow's process
     workers     from worker to worker of one pool (``direct``), or with the call and its result (``inline``)
     calls       with the call and its result (``inline``), whichever way the pool's bundles go
@@ -89,6 +91,7 @@ class _Between:
     links: Links
     ways: tuple[Method, ...]
     unknown: Method
+    relayed: Links | None = None
     request_mb: float = inf
 
     def of_parts(self) -> _Between:
@@ -96,7 +99,8 @@ class _Between:
         if "inline" not in self.ways:
             return self
         ways = tuple(way for way in self.ways if way not in ("machine", "direct"))
-        return replace(self, ways=ways, unknown=self.unknown if self.unknown in ways else "inline")
+        unknown = self.unknown if self.unknown in ways else "inline"
+        return replace(self, links=self.relayed or self.links, ways=ways, unknown=unknown)
 
 
 def with_passing(plan: Plan, workflow: Workflow, runs: StageRuns) -> Plan:
@@ -184,9 +188,10 @@ def _between(source: StagePlan, sink: StagePlan, pools: _Pools) -> _Between:
         return _Between(pools.here, ways, "inline")
     anything = replace(pools.elsewhere, inline_limit_mb=inf)
     if "requests" in ends:
-        return _Between(anything, ("inline",), "inline", pools.elsewhere.inline_limit_mb)
+        return _Between(anything, ("inline",), "inline", request_mb=pools.elsewhere.inline_limit_mb)
     if "storage" in ends:
-        return _Between(pools.elsewhere, ("inline", "remote"), "remote")
+        past = replace(pools.elsewhere, relay_mb_s=inf) if ends == ("storage", "storage") else pools.elsewhere
+        return _Between(past, ("inline", "remote"), "remote", relayed=pools.elsewhere)
     if source.pool == sink.pool and ends[0] == "workers":
         return _Between(pools.cluster, ("direct", "inline"), "direct")
     return _Between(anything, ("inline",), "inline")

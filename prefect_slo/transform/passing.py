@@ -5,7 +5,7 @@ After SONIC (Mahgoub et al., USENIX ATC 2021). Each stage runs *together* on one
 
     machine   r_m + D / b_m                              both stages together; b_m = ∞ where memory is shared as it is
     direct    r_d + max(sent by a source, got by a sink) / b_d      every source and every sink has a link of its own
-    remote    2·r_s + (part of a source) / b_up + (got by a sink) / b_down  [+ (D + all that sinks get) / b_relay]
+    remote    2·r_s + (part of a source) / b_up + (got by a sink) / b_down  [+ 2·D / b_relay]
     inline    r_i + (D + all that sinks get) / b_i       where a message fits the service's limit
 
 where a sink gets its share of ``D``, or all of it with each of its calls when it is broadcast; a source then sends it
@@ -53,7 +53,7 @@ class Links:
         put_usd: Of writing one object into storage.
         get_usd: Of reading one.
         relay_mb_s: Through the process that runs the flow, where what is stored passes by there too: once as it comes
-            in, and once for each that takes it.
+            in, and once as it is stored for all that take it.
         part_mb: Size of an object, or of a part of one that is written or read by a request of its own.
     """
 
@@ -213,7 +213,7 @@ def methods_of(
     if at == ("together", "together") and edge.size_mb <= links.machine_limit_mb:
         found["machine"] = links.machine_s + edge.size_mb / links.machine_mb_s
     found["direct"] = links.direct_s + max(sent, got) / links.direct_mb_s
-    relayed = edge.size_mb * (1 + copies) / links.relay_mb_s
+    relayed = 2 * edge.size_mb / links.relay_mb_s
     found["remote"] = 2 * links.remote_s + part / links.up_mb_s + got / links.down_mb_s + relayed
     if message_mb(source, sink, edge) <= links.inline_limit_mb:
         found["inline"] = links.inline_s + edge.size_mb * (1 + copies) / links.inline_mb_s

@@ -34,6 +34,11 @@ def test_each_stage_is_set_against_its_forecast(plan: Plan, forecasts: dict[str,
     assert "46 of 48 runs, 95.8 % (95 % interval 85.7 % to 99.5 %); asked for 95 %." in text
 
 
+def test_bills_that_are_unknown_are_counted_beside_the_cost(plan: Plan) -> None:
+    text = attainment_markdown(plan, replace(RUN, untold=2), attainment=Attainment(1, 1))
+    assert _cells(text, "**cost**")[3] == "**$0.0000631** and 2 unknown bills"
+
+
 def test_a_stage_that_the_plan_does_not_know_is_shown(plan: Plan) -> None:
     text = attainment_markdown(plan, replace(RUN, stages={"surprise": 1.0}), attainment=Attainment(1, 1))
     assert _cells(text, "surprise") == ["surprise", "–", "–", "1 s", ""]

@@ -60,7 +60,9 @@ def sent(exchange: Exchange, function: Callable[..., Any], *args: Any, key: str)
 
 
 def value(returned: Returned) -> Any:
-    return cloudpickle.loads(returned.items[0].payload)[0]
+    [one] = returned.items[:1]
+    loaded = cloudpickle.loads(one.payload)
+    return loaded[0] if one.failed else loaded
 
 
 def test_a_fan_out_is_one_array_job(jobs: BatchJobs, store: S3Prefix) -> None:
@@ -317,8 +319,8 @@ def refusal(code: str, status: int) -> ClientError:
 class Looks:
     """A Batch that answers each look in turn, the last for ever: with an error, a state, or nothing."""
 
-    def __init__(self, *answers: Exception | str | None) -> None:
-        self.answers, self.terminated = list(answers), list[str]()
+    def __init__(self, *answers: Exception | str | None, ends: bool = True) -> None:
+        self.answers, self.ends, self.terminated = list(answers), ends, list[str]()
 
     def submit_job(self, **_: Any) -> dict[str, str]:
         return {"jobId": "job-1"}
@@ -331,6 +333,8 @@ class Looks:
 
     def terminate_job(self, *, jobId: str, reason: str) -> None:
         self.terminated.append(jobId)
+        if not self.ends:
+            raise UNREACHED
 
 
 def watched(*answers: Exception | str | None) -> tuple[Watch, Passing]:
@@ -381,17 +385,25 @@ def test_a_job_that_batch_says_nothing_of_for_long_is_given_up() -> None:
     assert passing.now >= PATIENCE_S
 
 
-def test_a_job_that_cannot_be_looked_at_runs_on(store: S3Prefix) -> None:
-    """Only who does not want it any more ends it."""
-    service, passing = Looks(UNREACHED), Passing()
+@pytest.mark.parametrize(
+    ("ends", "words"),
+    [(True, "cannot be looked at .* asked to end it"), (False, "it may run on, .* for up to 3600 s .*--job-id job-1")],
+)
+@pytest.mark.parametrize("look", [UNREACHED, None])
+def test_a_job_that_is_given_up_is_ended_or_said_to_run_on(
+    store: S3Prefix, look: Exception | None, ends: bool, words: str
+) -> None:
+    service, passing = Looks(look, ends=ends), Passing()
 
     class Jobs(BatchJobs):
         batch = submitting = service
 
-    invoker = BatchInvoker(Jobs("queue", "image", gather_s=0), store, clock=passing.clock, sleep=passing.sleep)
-    with pytest.raises(Failed, match="cannot be looked at"):
+    jobs = Jobs("queue", "image", gather_s=0, poll_s=(1.0, 1.0), timeout_s=3600)
+    invoker = BatchInvoker(jobs, store, clock=passing.clock, sleep=passing.sleep)
+    with pytest.raises(Failed, match=words if look else words.partition(".*")[2]) as failed:
         sent(Exchange(invoker, store), time.time, key="unseen")
-    assert service.terminated == []
+    assert service.terminated == ["job-1"]
+    assert (failed.value.why, failed.value.lost) == ("unknown", 1)
 
 
 # ---- queues, states, policies ---------------------------------------------------------------------------------------

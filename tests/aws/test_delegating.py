@@ -42,13 +42,13 @@ class Service:
             Item(n, disk if n in self.full else pickle.dumps((n, None)), n in self.full, "", 0.0, 0.0, 0.0, 1.0)
             for n in order.ids
         ]
-        answer = Answer({}, 0.0, 1.0, 0.0, None, BILLED)
+        answer = Answer({}, 0.0, 1.0, 0.0, None, BILLED, lost=1)
         return Returned(tuple(done), (), None, {"handler_s": self.took_s}, answer, STORAGE_USD)
 
 
 def failed(why: Why) -> Failed:
     error = Failed(why, f"it ended by {why}", billed=BILLED)
-    error.storage_usd = STORAGE_USD
+    error.storage_usd, error.lost = STORAGE_USD, 1
     return error
 
 
@@ -78,6 +78,7 @@ def test_what_lambda_wrote_and_read_is_paid_for_beside_what_batch_does() -> None
     lambdas.end = failed("timeout")
     returned = run(both)
     assert (returned.answer.billed, returned.storage_usd) == (BILLED + BILLED, 2 * STORAGE_USD)
+    assert returned.answer.lost == 2, "and what is not known of both is said"
 
 
 def test_after_a_full_disk_both_are_paid_for() -> None:
@@ -86,6 +87,7 @@ def test_after_a_full_disk_both_are_paid_for() -> None:
     returned = run(both, items=3)
     assert [pickle.loads(one.payload)[0] for one in returned.items] == [0, 1, 2]
     assert (returned.answer.billed, returned.storage_usd) == (BILLED + BILLED, 2 * STORAGE_USD)
+    assert returned.answer.lost == 2
 
 
 @pytest.mark.parametrize("end", [failed("died"), failed("start"), SpendLimitReached(1.0, 1.0)])
@@ -102,6 +104,7 @@ def test_where_batch_fails_what_met_no_full_disk_has_its_result_all_the_same(end
     assert str(end).rpartition(": ")[2] in words
     tries = 2 if isinstance(end, Failed) else 1
     assert (returned.answer.billed.usd, returned.storage_usd) == (tries * USD, tries * STORAGE_USD)
+    assert returned.answer.lost == tries
     assert returned.stored == (("k", "batch"),), "what the job would have read is deleted, too"
 
 
@@ -120,7 +123,7 @@ def test_whatever_keeps_batch_from_it_what_lambda_took_is_paid_for(end: Exceptio
     with pytest.raises(Failed) as error:
         run(both)
     assert (error.value.billed.usd, error.value.storage_usd) == (tries * USD, tries * STORAGE_USD)
-    assert error.value.billed.requests == tries
+    assert (error.value.billed.requests, error.value.lost) == (tries, tries)
     assert "on Lambda: it ended by timeout; then on Batch: " in error.value.detail
     assert str(end).rpartition(": ")[2] in error.value.detail
     lambdas.end = None

@@ -125,6 +125,7 @@ def test_a_cancelled_lease_begins_no_further_invocation() -> None:
     thread.join(60)
     assert not thread.is_alive()
     assert caller.calls == 1
+    assert heard.lost().untold == 1, "it is billed to its end, and nobody hears of it"
     lambdas.shutdown()
 
 

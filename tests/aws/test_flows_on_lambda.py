@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -370,7 +371,9 @@ def test_concurrency_is_never_exceeded(run: Callable[..., Any], account: LocalAw
         account.lambdas.concurrency = 1000
 
 
-def test_a_lost_reply_never_runs_the_work_twice(run: Callable[..., Any], account: LocalAws, tmp_path: Any) -> None:
+def test_a_lost_reply_never_runs_the_work_twice_and_its_bill_is_said_to_be_unknown(
+    run: Callable[..., Any], account: LocalAws, tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     @slo_task(pool="lambda")
     @task
     def note(x: int) -> int:
@@ -378,10 +381,14 @@ def test_a_lost_reply_never_runs_the_work_twice(run: Callable[..., Any], account
             effects.write(f"{x}\n")
         return x
 
-    once = account.pool(memory_mb=(256,), once=True)
+    once, told = account.pool(memory_mb=(256,), once=True), Told()
     with Faults(Fault("lambda.Invoke", "lost-reply", when="after", probability=0.4), seed=1) as faults:
-        assert run(lambda: note.map(range(10)).result(), pools=once) == list(range(10))
-    assert faults.struck["lambda.Invoke", "lost-reply"] > 0
+        assert run(lambda: note.map(range(10)).result(), pools=once, director=told) == list(range(10))
+    lost = faults.struck["lambda.Invoke", "lost-reply"]
+    assert lost > 0
+    assert told.runs[0].untold == lost
+    assert f"{lost} invocations and jobs may have been billed" in caplog.text
+    assert math.isnan(told.runs[0].stage_runs[0].billed_s), "which nothing is learned from"
     assert sorted((tmp_path / "effects").read_text().split(), key=int) == [str(x) for x in range(10)]
 
 

@@ -23,9 +23,9 @@ def add(x: Any, more: Any = 0) -> Any:
     return x
 
 
-def call(parameters: dict[str, Any], *, wait_for: list[Any] | None = None, sent_bytes: int = 10) -> Call:
+def call(parameters: dict[str, Any], *, wait_for: list[Any] | None = None) -> Call:
     made = Call(1, "add", add, Variants().of(add), uuid4(), parameters, wait_for, None, copy_context(), frozenset())
-    made.has_inputs, made.sent_bytes = True, sent_bytes
+    made.has_inputs = True
     return made
 
 
@@ -70,11 +70,12 @@ def test_arguments_that_cannot_be_held_as_they_are_sent_make_nothing_again():
 
 
 def test_no_more_arguments_are_held_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(origins, "ROOM_BYTES", 25)
+    monkeypatch.setattr(origins, "ROOM_BYTES", 2500)
     kept = Origins()
-    first, second = kept.of(call({"x": 1})), kept.of(call({"x": 2}))
+    first, second = kept.of(call({"x": bytes(1000)})), kept.of(call({"x": [bytes(1000)]}))
     assert first is not None
     assert second is not None
-    assert kept.of(call({"x": 3})) is None
+    for more in (bytes(1000), "x" * 1000, [bytes(1000)], [[3] * 1000]):
+        assert kept.of(call({"x": more})) is None
     del first
-    assert kept.of(call({"x": 3})) is not None
+    assert kept.of(call({"x": [bytes(1000)]})) is not None

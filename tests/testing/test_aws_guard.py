@@ -108,7 +108,7 @@ def test_with_real_looking_credentials_all_that_the_fixtures_do_stays_on_this_ma
             for exchange in (pool.exchange(), Exchange(BatchInvoker(jobs, slo_s3), slo_s3)):
                 key = ("runs", "k", type(exchange.invoker).__name__)
                 returned = exchange.run(pool.functions.name(256), Order("function", code, call, key))
-                environment, key, profile, ended = cloudpickle.loads(returned.items[0].payload)[0]
+                environment, key, profile, ended = cloudpickle.loads(returned.items[0].payload)
                 assert key == "testing" and profile == "default"
                 assert ended == "RealAwsCall", "whatever keys code brings itself, it gets no further than the wall"
                 assert environment["AWS_CONFIG_FILE"] == environment["AWS_SHARED_CREDENTIALS_FILE"] == os.devnull

@@ -87,6 +87,12 @@ def test_elsewhere_large_messages_go_over_storage_and_pay_its_requests() -> None
     assert shares.chosen.seconds < edge.chosen.seconds
 
 
+def test_over_storage_nothing_passes_by_the_flow_but_what_it_takes_apart() -> None:
+    whole, apart = (passed(("lambda", "lambda"), 50.0, broadcast=False, kind=kind) for kind in ("item", "all"))
+    assert (whole.method, apart.method) == ("remote", "remote")
+    assert apart.chosen.seconds - whole.chosen.seconds == pytest.approx(2 * 50 / ELSEWHERE.relay_mb_s)
+
+
 def test_from_this_machine_to_elsewhere_it_is_the_request_or_storage() -> None:
     assert passed(("process", "lambda"), 50.0, broadcast=True).method == "remote"
     assert passed(("lambda", "process"), 50.0, broadcast=True).method == "remote"

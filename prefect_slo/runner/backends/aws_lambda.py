@@ -17,6 +17,7 @@ from prefect.logging import get_logger
 
 from prefect_slo.aws.delegating import Delegating
 from prefect_slo.aws.exchange import Exchange
+from prefect_slo.aws.kept import KEEP_BYTES, Place
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.aws_slot import Slot
 from prefect_slo.runner.backends.protocol import Bundle, Capabilities, Lost, Opened, Sink
@@ -33,6 +34,7 @@ class LambdaBackend:
         memory_mb: The largest size.
         hardware: Kind of machine, as the pool's measurements are kept.
         run_key: Names the run in keys of what is stored.
+        place: Where results stay that are too large for a reply; ``None``: they come here at once.
     """
 
     def __init__(
@@ -45,10 +47,11 @@ class LambdaBackend:
         run_key: str,
         hardware: str = "lambda",
         of_size: Mapping[int, int] = MappingProxyType({}),
+        place: Place | None = None,
     ) -> None:
         self._exchange, self._name_of, self._run_key = exchange, name_of, run_key
         self._concurrency, self._memory_mb, self._of_size = concurrency, memory_mb, of_size
-        self._hardware = hardware
+        self._hardware, self._place = hardware, place
         self._lock = threading.Lock()
         self._leases: dict[int, Slot] = {}
         self._idle: list[Slot] = []
@@ -69,6 +72,8 @@ class LambdaBackend:
             hosted=True,
             streams=False,
             metered=True,
+            keeps=KEEP_BYTES if self._place is not None else None,
+            place=self._place,
         )
 
     def open(self, lease: int, size: Size, sink: Sink) -> None:
@@ -139,7 +144,7 @@ class LambdaBackend:
                     return
                 lease, size, sink, asked = self._waiting.pop(at)
                 slot = self._idle.pop() if self._idle else None
-                slot = slot or Slot(self._exchange, self._run_key, self.close, self._stored)
+                slot = slot or Slot(self._exchange, self._run_key, self.close, self._stored, self._place)
                 slot.serve(lease, self._name_of(size.memory_mb), size, sink)
                 self._leases[lease] = slot
                 wait_s = time.monotonic() - asked

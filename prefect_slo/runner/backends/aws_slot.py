@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import count
 from queue import SimpleQueue
@@ -14,8 +15,9 @@ from threading import Thread
 from typing import Any
 
 from prefect_slo.aws.delegating import Delegating
-from prefect_slo.aws.exchange import Exchange, Kind, Order, Returned, TooLarge
+from prefect_slo.aws.exchange import Exchange, Item, Kind, Order, PartsGone, Returned, TooLarge
 from prefect_slo.aws.invoke import Failed
+from prefect_slo.aws.kept import KeptObject, Place, Value
 from prefect_slo.aws.report import NOTHING, Billed
 from prefect_slo.control.events import LossReason
 from prefect_slo.resources import Size
@@ -26,6 +28,7 @@ from prefect_slo.runner.backends.protocol import (
     Finished,
     HostedProgram,
     ItemReport,
+    Kept,
     Lost,
     NotSent,
     Outcome,
@@ -52,14 +55,17 @@ class Slot:
         run_key: str,
         freed: Callable[[int], None],
         stored: set[tuple[str, ...]],
+        place: Place | None = None,
     ) -> None:
         self._exchange, self._run_key, self._freed, self._stored = exchange, run_key, freed, stored
+        self._place = place
         self.inbox: SimpleQueue[Bundle | None] = SimpleQueue()
         self._lease, self._function, self._size = 0, "", Size(1, 128)
         self._sink: Sink = _unheard
         self._cancelled = threading.Event()
         self._bundle: Bundle | None = None
         self._untouched: tuple[int, ...] = ()
+        self._under_way = False
         self._thread = Thread(target=self._run, name=f"prefect-slo-lambda-{next(self._names)}", daemon=True)
         self._thread.start()
 
@@ -80,7 +86,8 @@ class Slot:
         ids = [item for item, _ in bundle.items] if bundle is not None else []
         running = next((item for item in ids if item not in self._untouched), None)
         name = bundle.id if bundle is not None else None
-        sink(Lost(self._lease, "cancelled", "cancelled", running, self._untouched, bundle=name))
+        untold = int(self._under_way)  # it goes on, unheard
+        sink(Lost(self._lease, "cancelled", "cancelled", running, self._untouched, bundle=name, untold=untold))
 
     def end(self) -> None:
         self._sink = _unheard
@@ -119,25 +126,40 @@ class Slot:
         numbers = count(1)
 
         def carry(
-            function: bytes, arguments: Sequence[tuple[int, bytes]], *, limit_s: float | None = None
+            function: bytes,
+            arguments: Sequence[tuple[int, bytes]],
+            *,
+            limit_s: float | None = None,
+            parts: Sequence[bytes | Kept] = (),
         ) -> list[Carried]:
             sent, before = {item for item, _ in arguments}, self._untouched
             self._untouched = tuple(item for item in before if item not in sent)
             try:
-                order = self._order(bundle, "function", function, arguments, next(numbers), limit_s)
+                order = replace(
+                    self._order(bundle, "function", function, arguments, next(numbers), limit_s),
+                    parts=tuple(map(_part, parts)),
+                    keep=bundle.keep,
+                )
                 returned = self._invoke(order, totals)
             except TooLarge as error:
                 self._untouched = before
                 raise NotSent(str(error)) from None
             if returned.overran is not None:
                 raise Overran(f"it ran longer than {limit_s:g} s")
-            return [_carried(outcome, started, ended) for outcome, started, ended in _timed(returned)]
+            return [_carried(one, started, ended, self._kept(one)) for one, started, ended in _timed(returned)]
 
         def report(done: ItemReport) -> None:
             self._untouched = tuple(item for item in self._untouched if item != done.item)
             self._sink(Progress(self._lease, bundle.id, (done,)))
 
         program.host(bundle.items, carry, report)
+
+    def _kept(self, one: Item) -> KeptObject | None:
+        """The value of an item that has stayed on S3."""
+        if one.left is None:
+            return None
+        assert self._place is not None
+        return KeptObject(self._place, *one.left, paid=self._exchange.paid)
 
     def _ship(self, bundle: Bundle, totals: _Totals) -> None:
         """A pickled program and its items, in one invocation."""
@@ -175,15 +197,22 @@ class Slot:
         names = {key, (*key, "batch")} if isinstance(self._exchange, Delegating) else {key}
         if self._cancelled.is_set():
             raise _Gone(Failed("cancelled", "cancelled before it was sent"), (*ids, *self._untouched))
-        self._stored |= names  # before anything is: whatever becomes of the call, it is deleted
+        values = {order.shared(part) for part in order.parts if isinstance(part, Value)}
+        self._stored |= names | values  # before anything is: whatever becomes of the call, it is deleted
+        self._under_way = True
         try:
             returned = self._exchange.run(self._function, order)
             _checked(returned, ids)
         except Failed as failed:
-            totals.bill(failed.billed, failed.storage_usd)
-            if REASONS.get(failed.why) == "start":  # nothing of it has run
+            totals.bill(failed.billed, failed.storage_usd, failed.lost)
+            if isinstance(failed, PartsGone):  # nothing of it has run
+                lost = any(isinstance(part, KeptObject) and part.gone() for part in order.parts)
+                raise _Gone(failed, (*ids, *self._untouched), inputs_gone=lost) from None
+            if REASONS.get(failed.why) == "start":  # nor has it here
                 raise _Gone(failed, (*ids, *self._untouched)) from None
             raise _Gone(failed, self._untouched, ids[0] if len(ids) == 1 else None) from None
+        finally:
+            self._under_way = False
         totals.add(returned)
         if not returned.stored:
             self._stored -= names
@@ -206,6 +235,7 @@ class _Totals:
     bytes_out: int = 0
     billed: Billed = NOTHING
     storage_usd: Decimal = Decimal()
+    untold: int = 0
 
     def add(self, returned: Returned) -> None:
         told, report = returned.telemetry, returned.answer.report
@@ -221,12 +251,19 @@ class _Totals:
         self.peak_mb = max(self.peak_mb, told.get("peak_mb", 0.0), float(report.used_mb) if report is not None else 0.0)
         self.bytes_in += told.get("bytes_in", 0)
         self.bytes_out += told.get("bytes_out", 0)
-        self.bill(returned.answer.billed, returned.storage_usd)
+        self.bill(returned.answer.billed, returned.storage_usd, returned.answer.lost)
 
-    def bill(self, billed: Billed, storage_usd: Decimal) -> None:
-        """Add what an invocation, or all that was tried for it, is billed, and what its objects cost."""
+    def bill(self, billed: Billed, storage_usd: Decimal, untold: int) -> None:
+        """Add what an invocation, or all that was tried for it, is billed, and what its objects cost.
+
+        Args:
+            billed: What it is billed, as far as it is told.
+            storage_usd: Of its objects.
+            untold: Tries whose bills nobody has told.
+        """
         self.billed += billed
         self.storage_usd += storage_usd
+        self.untold += untold
 
     @property
     def usd(self) -> Decimal:
@@ -254,14 +291,17 @@ class _Totals:
             dump_s=self.dump_s,
             write_s=self.write_s,
             billed_ms=self.billed.ms,
+            untold=self.untold,
         )
 
 
 class _Gone(WorkerGone):
     """A bundle whose worker is lost; passes whatever lies between."""
 
-    def __init__(self, failed: Failed, untouched: tuple[int, ...], running: int | None = None) -> None:
-        self.failed, self.untouched, self.running = failed, untouched, running
+    def __init__(
+        self, failed: Failed, untouched: tuple[int, ...], running: int | None = None, *, inputs_gone: bool = False
+    ) -> None:
+        self.failed, self.untouched, self.running, self.inputs_gone = failed, untouched, running, inputs_gone
         super().__init__(str(failed))
 
     def lost(self, lease: int, bundle: Bundle, totals: _Totals, size: Size) -> Lost:
@@ -273,13 +313,15 @@ class _Gone(WorkerGone):
             failed.detail,
             self.running,
             self.untouched,
-            failed.used_mb,
-            failed.memory_mb or float(size.memory_mb),
-            bundle.id,
-            totals.usd,
-            totals.billed.requests,
-            totals.storage_usd,
-            failed.on_batch,
+            peak_mb=failed.used_mb,
+            limit_mb=failed.memory_mb or float(size.memory_mb),
+            bundle=bundle.id,
+            billed_usd=totals.usd,
+            requests=totals.billed.requests,
+            storage_usd=totals.storage_usd,
+            on_batch=failed.on_batch,
+            inputs_gone=self.inputs_gone,
+            untold=totals.untold,
         )
 
 
@@ -293,7 +335,7 @@ def _checked(returned: Returned, sent: Sequence[int]) -> None:
     if ended == list(sent) if returned.overran is None else ended == list(sent[: len(ended)]):
         return
     failed = Failed("died", f"items {list(sent)} were sent, its reply is of {ended}", billed=returned.answer.billed)
-    failed.storage_usd = returned.storage_usd
+    failed.storage_usd, failed.lost = returned.storage_usd, returned.answer.lost
     raise failed
 
 
@@ -312,18 +354,27 @@ def _timed(returned: Returned) -> list[tuple[Any, float, float]]:
     ]
 
 
-def _carried(one: Any, started: float, ended: float) -> Carried:
+def _part(part: bytes | Kept) -> KeptObject | Value:
+    """A part of arguments as an order has it."""
+    if isinstance(part, bytes):
+        return Value(hashlib.sha256(part).hexdigest(), part)
+    assert isinstance(part, KeptObject)
+    return part
+
+
+def _carried(one: Item, started: float, ended: float, kept: KeptObject | None = None) -> Carried:
     value: Any = None
     unpicklable = one.unpicklable
-    if not unpicklable:
+    if not unpicklable and kept is None:
         try:
-            value, words = pickle.loads(one.payload)
+            value = pickle.loads(one.payload)
         except Exception as error:
             unpicklable = f"{type(error).__name__}: {error}"
         else:
             if one.failed:
+                value, words = value
                 value.add_note(f"On the worker:\n{words}")
-    return Carried(value, one.failed, unpicklable, one.read_s, one.write_s, started, ended)
+    return Carried(value, one.failed, unpicklable, one.read_s, one.write_s, started, ended, kept)
 
 
 def _unheard(_: Any) -> None:

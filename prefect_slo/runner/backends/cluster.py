@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, Protocol
 
@@ -302,6 +303,11 @@ class KeptPart:
     cluster: Cluster
     handle: Any
     size: int
+
+    @property
+    def fetch_usd(self) -> Decimal:
+        """Nothing is charged for bringing it here."""
+        return Decimal()
 
     def gone(self) -> str:
         """Why it can't be had any more, as far as that is known."""

@@ -48,12 +48,17 @@ class Kept(Protocol):
 
     @property
     def place(self) -> object:
-        """The backend that keeps it, and takes it among the parts of a bundle."""
+        """The backend that keeps it, and takes it among the parts of a bundle; or what several have in common."""
         ...
 
     @property
     def size(self) -> int:
         """Its bytes."""
+        ...
+
+    @property
+    def fetch_usd(self) -> Decimal:
+        """What bringing it here costs, in US dollars."""
         ...
 
     def gone(self) -> str:
@@ -89,6 +94,7 @@ class Carried(NamedTuple):
         write_s: Seconds spent pickling its result, there.
         started: When it started (monotonic, on this machine's clock as well as that can be known).
         ended: When it ended.
+        kept: Where its value is, in place of ``value``, where it has stayed there.
     """
 
     value: Any
@@ -98,17 +104,26 @@ class Carried(NamedTuple):
     write_s: float
     started: float
     ended: float
+    kept: Kept | None = None
 
 
 class Carry(Protocol):
     """Sends a pickled function out with pickled ``(args, kwargs)`` of some items, in one go.
+
+    Arguments refer to ``parts`` by persistent ids, ``(number of a part, which value of it)``: values pickled apart, and
+    such as the backend keeps. Results stay where they are made as far as ``Bundle.keep`` says.
 
     Raises ``NotSent`` where they are too large to travel, ``Overran`` where an item ran longer than ``limit_s``, and
     ``WorkerGone`` where the worker was lost: let that pass, it ends the bundle. An ``SloError`` refuses the work.
     """
 
     def __call__(
-        self, function: bytes, arguments: Sequence[tuple[int, bytes]], *, limit_s: float | None = None
+        self,
+        function: bytes,
+        arguments: Sequence[tuple[int, bytes]],
+        *,
+        limit_s: float | None = None,
+        parts: Sequence[bytes | Kept] = (),
     ) -> list[Carried]: ...
 
 
@@ -198,6 +213,7 @@ class Lost:
         requests: Invocations and jobs that this is for.
         storage_usd: Of it, what reading and writing objects cost.
         on_batch: Whether the worker was a job on AWS Batch.
+        untold: Invocations and jobs for it that may be billed beside, by bills that nobody has told.
         inputs_gone: Whether the bundle was dropped because kept parts that it takes are lost; nothing ran.
         held: As in ``Finished``; ``None`` where that isn't known, and for a lease without a bundle.
     """
@@ -216,6 +232,7 @@ class Lost:
     on_batch: bool = False
     inputs_gone: bool = False
     held: tuple[float, float] | None = None
+    untold: int = 0
 
 
 @dataclass(frozen=True)
@@ -262,6 +279,7 @@ class Finished:
         billed_ms: Milliseconds that it is billed for.
         held: From when to when the bundle had what its size takes (monotonic), where the lease itself holds nothing
             (``Capabilities.queues``).
+        untold: Invocations and jobs for it that may be billed beside, by bills that nobody has told.
     """
 
     lease: int
@@ -283,6 +301,7 @@ class Finished:
     write_s: float = 0.0
     billed_ms: int = 0
     held: tuple[float, float] | None = None
+    untold: int = 0
 
 
 @dataclass(frozen=True)
@@ -320,6 +339,7 @@ class Capabilities:
             travels by value.
         keeps: Parts of outcomes of at least so many bytes can stay where they are made, and go from there to the
             bundles that take them; ``None`` where none can.
+        place: What ``Kept.place`` is of its parts, where several backends have it in common; else it is the backend.
         grows: Gets more machines as they are needed, and the sooner it hears of that the better: a ``GrowingBackend``.
     """
 
@@ -336,6 +356,7 @@ class Capabilities:
     queues: bool = False
     elsewhere: bool = False
     keeps: int | None = None
+    place: object | None = None
     grows: bool = False
 
 

@@ -9,15 +9,13 @@ that is another's (``Capabilities.queues``), a lease costs what its bundles held
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from decimal import Decimal
 from types import MappingProxyType
-from typing import NamedTuple
 
 from prefect_slo.observation import Invocation, StageRun
 from prefect_slo.pricing import PriceList
@@ -25,94 +23,7 @@ from prefect_slo.resources import Size
 from prefect_slo.runner.backends import protocol
 from prefect_slo.runner.pools import LOCAL, bare
 from prefect_slo.runner.queueing import Queue
-
-NAN = float("nan")
-
-
-@dataclass
-class _Lease:
-    """A lease.
-
-    Attributes:
-        beside: Whether it may wait for other stages of its own run, as they hold workers of its pool. For vCPUs of this
-            machine none does: the scheduler asks for no more than there are.
-    """
-
-    stage: str
-    pool: str
-    size: Size
-    asked: float
-    metered: bool = False
-    queues: bool = False
-    beside: bool = False
-    up: float | None = None
-    billed_at: float = 0.0
-    start_s: float = 0.0
-    held_s: float = 0.0
-    bundles: int = 0
-    dispatched: float = 0.0
-    first_ready: float = 0.0
-    items: int = 0
-    failed: int = 0
-    read_s: float = 0.0
-    compute_s: float = 0.0
-    write_s: float = 0.0
-
-
-class _Wait(NamedTuple):
-    """A bundle's time in the queue of a pool."""
-
-    pool: str
-    since: float
-    until: float
-
-
-class _Opening(NamedTuple):
-    """How a lease came by its worker: asked for, let in, up."""
-
-    asked: float
-    admitted: float
-    up: float
-
-    def waited_s(self, first: float, last: float) -> tuple[float, float]:
-        """For capacity, and for a start, while the stage had something to do: from ``first`` until ``last``."""
-        asked, admitted, up = (min(max(at, first), last) for at in self)
-        return admitted - asked, up - admitted
-
-
-@dataclass
-class _Stage:
-    submitted: int = 0
-    done: int = 0
-    batch: int = 1
-    failed: int = 0
-    cached: int = 0
-    first_ready: float | None = None
-    last_end: float = 0.0
-    item_s: float = 0.0
-    busy_s: float = 0.0
-    read_s: float = 0.0
-    compute_s: float = 0.0
-    write_s: float = 0.0
-    openings: list[_Opening] = field(default_factory=list)
-    waits: list[_Wait] = field(default_factory=list)
-    inits_s: float = 0.0
-    held_s: float = 0.0
-    cost_usd: float = 0.0
-    bytes_in: int = 0
-    bytes_out: int = 0
-    peak_mb: float = 0.0
-    billed_usd: Decimal = Decimal()
-    storage_usd: Decimal = Decimal()
-    requests: int = 0
-    untold: int = 0
-    pool: str = ""
-    metered: bool = True
-    now_leased: int = 0
-    most_leased: int = 0
-    size: Size = field(default_factory=lambda: Size(1, 1024))
-    kinds: dict[str, None] = field(default_factory=dict)
-    bare: bool = False
+from prefect_slo.runner.tallies import LeaseTally, Meter, Opening, StageTally, Wait
 
 
 class Measure:
@@ -138,9 +49,9 @@ class Measure:
     ) -> None:
         self._prices, self._prices_of, self._heard = prices, prices_of, heard
         self._machine, self._planned = machine, planned
-        self._meter = _Meter(machine.vcpus)
-        self._leases: dict[int, _Lease] = {}
-        self._stages: dict[str, _Stage] = {}
+        self._meter = Meter(machine.vcpus)
+        self._leases: dict[int, LeaseTally] = {}
+        self._stages: dict[str, StageTally] = {}
         self._queues: defaultdict[str, Queue] = defaultdict(Queue)
         self._billing = threading.Lock()
         self._started_at = (time.time(), time.monotonic())
@@ -148,7 +59,7 @@ class Measure:
     # ---- what the session tells -------------------------------------------------------------------------------------
 
     def submitted(self, stage: str, items: int, ready: float | None) -> None:
-        seen = self._stages.setdefault(stage, _Stage())
+        seen = self._stages.setdefault(stage, StageTally())
         seen.submitted += items
         if seen.first_ready is None and ready is not None:
             seen.first_ready = ready
@@ -169,7 +80,7 @@ class Measure:
             size = replace(size, memory_mb=max(int(share * self._machine.memory_mb), 1))
         others = any(held.stage != stage and held.pool == pool for held in self._leases.values())
         beside = others and (pool not in LOCAL or size.gpu > 0)
-        self._leases[lease] = _Lease(stage, pool, size, now, metered, queues, beside)
+        self._leases[lease] = LeaseTally(stage, pool, size, now, metered, queues, beside)
         seen = self._stages[stage]
         seen.size, seen.pool, seen.metered = size, pool, seen.metered and metered
 
@@ -193,7 +104,7 @@ class Measure:
         if report.wait_s or report.start_s:
             admitted = lease.asked + report.wait_s
             asked = admitted if lease.beside else lease.asked
-            seen.openings.append(_Opening(asked, admitted, admitted + report.start_s))
+            seen.openings.append(Opening(asked, admitted, admitted + report.start_s))
         seen.now_leased += 1
         seen.most_leased = max(seen.most_leased, seen.now_leased)
 
@@ -362,17 +273,17 @@ class Measure:
             if (seen.done or seen.failed) and seen.first_ready is not None
         )
 
-    def _ran(self, lease: _Lease, seen: _Stage, report: protocol.Finished | protocol.Lost) -> float:
+    def _ran(self, lease: LeaseTally, seen: StageTally, report: protocol.Finished | protocol.Lost) -> float:
         """Take in how long a bundle was in a queue, which is returned, and held its size from there."""
         if not lease.queues:
             return 0.0
         began, ended = report.held or (lease.dispatched, time.monotonic())
         lease.held_s += max(ended - began, 0.0)
-        seen.waits.append(_Wait(lease.pool, lease.dispatched, began))
+        seen.waits.append(Wait(lease.pool, lease.dispatched, began))
         self._queues[lease.pool].ran(began, ended)
         return max(began - lease.dispatched, 0.0)
 
-    def _bill(self, seen: _Stage, report: protocol.Finished | protocol.Lost) -> None:
+    def _bill(self, seen: StageTally, report: protocol.Finished | protocol.Lost) -> None:
         seen.untold += report.untold
         if report.billed_usd is None:
             return
@@ -381,82 +292,10 @@ class Measure:
             seen.storage_usd += report.storage_usd
             seen.requests += report.requests
 
-    def _billed_s(self, seen: _Stage) -> float:
-        """Seconds that were billed at the stage's size; ``nan`` unless all of it was metered and told, or leased."""
-        prices, size = self._prices_of.get(seen.pool, self._prices), seen.size
-        rate = prices.rate(size.vcpus, size.memory_mb, size.gpu, size.hardware)
-        if not (seen.metered and seen.requests and rate > 0 and not seen.untold):
-            return seen.held_s if seen.held_s and not seen.requests else NAN
-        time_usd = seen.billed_usd - seen.storage_usd - seen.requests * Decimal(repr(prices.request))
-        return max(float(time_usd) / rate, 0.0)
-
-    def _row(self, run_id: str, name: str, seen: _Stage, planned: int | None) -> StageRun:
-        workers = planned or max(seen.most_leased, 1)
+    def _row(self, run_id: str, name: str, seen: StageTally, planned: int | None) -> StageRun:
         assert seen.first_ready is not None
         first, last = seen.first_ready, seen.last_end
-        waits = [each.waited_s(first, last) for each in seen.openings]
         queued_s = sum(self._queues[pool].waited_s(max(a, first), min(b, last)) for pool, a, b in seen.waits)
-        queue_s = (sum(wait for wait, _ in waits) + queued_s) / workers
-        start_s = (sum(start for _, start in waits) + seen.inits_s) / workers
-        took_s, busy_s = seen.last_end - seen.first_ready, seen.busy_s / workers
-        wall_s = max(took_s - queue_s, min(took_s, busy_s), 1e-6)
         unix, monotonic = self._started_at
-        billed_s = self._billed_s(seen)
-        return StageRun(
-            run_id=run_id,
-            stage=name,
-            workers=workers,
-            memory_mb=seen.size.memory_mb,
-            vcpus=seen.size.vcpus,
-            wall_s=wall_s,
-            overhead_s=max(wall_s - busy_s, 0.0),
-            read_s=seen.read_s / workers,
-            compute_s=seen.compute_s / workers,
-            write_s=seen.write_s / workers,
-            items=seen.done,
-            batch=seen.batch,
-            bytes_in=seen.bytes_in,
-            bytes_out=seen.bytes_out,
-            cold=start_s > 0,
-            cost_usd=_cost(seen),
-            peak_memory_mb=seen.peak_mb or NAN,
-            hardware="+".join(seen.kinds) if seen.bare else seen.size.kind,
-            started_at=unix + seen.first_ready - monotonic,
-            queue_s=queue_s,
-            requests=float(seen.requests) if seen.requests and not math.isnan(billed_s) else NAN,
-            billed_s=billed_s,
-            storage_usd=float(seen.storage_usd) if seen.requests and not math.isnan(billed_s) else NAN,
-            start_s=start_s,
-        )
-
-
-def _cost(seen: _Stage) -> float:
-    """What a stage has cost: what was billed where that is metered, and the time that other leases were held."""
-    return float(seen.billed_usd) + seen.cost_usd
-
-
-class _Meter:
-    """Time as it is billed: slower while more is reserved than the machine has, as n threads on fewer cores do.
-
-    With ``r(t)`` vCPUs reserved of a machine of ``m``, a lease from ``a`` to ``b`` is billed ``∫ min(1, m / r(t)) dt``.
-    """
-
-    def __init__(self, vcpus: float) -> None:
-        self._vcpus, self._reserved, self._billed_s, self._at = vcpus, 0.0, 0.0, 0.0
-
-    def begin(self, vcpus: float, now: float) -> float:
-        """A lease of so many vCPUs begins; returns the billed time so far."""
-        billed_s = self._advance(now)
-        self._reserved += vcpus
-        return billed_s
-
-    def end(self, vcpus: float, now: float) -> float:
-        """It ends; returns the billed time so far."""
-        billed_s = self._advance(now)
-        self._reserved -= vcpus
-        return billed_s
-
-    def _advance(self, now: float) -> float:
-        passed_s, self._at = max(now - self._at, 0.0), max(now, self._at)
-        self._billed_s += passed_s * min(1.0, self._vcpus / max(self._reserved, self._vcpus))
-        return self._billed_s
+        workers, prices = planned or max(seen.most_leased, 1), self._prices_of.get(seen.pool, self._prices)
+        return seen.row(run_id, name, workers, unix + first - monotonic, queued_s, prices)

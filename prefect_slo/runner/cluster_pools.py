@@ -22,6 +22,7 @@ from prefect_slo.runner.backends.local import worker_environment
 from prefect_slo.runner.backends.protocol import Backend
 from prefect_slo.runner.ids import uuid7
 from prefect_slo.runner.local.limits import machine_memory_mb, machine_vcpus
+from prefect_slo.runner.notices import warner
 from prefect_slo.runner.pools import sizes_on, worker_counts
 from prefect_slo.units import finite
 
@@ -101,7 +102,13 @@ class _ClusterPool(ABC):
         key = str(run.id if run is not None else uuid7())
         keep = int(self.keep_mb * 2**20) if self.keep_mb is not None else None
         return ClusterBackend(
-            self._cluster(), worker_environment(client), key, capped=self.capped, keep=keep, grows=self._grows
+            self._cluster(),
+            worker_environment(client),
+            key,
+            capped=self.capped,
+            keep=keep,
+            grows=self._grows,
+            notice=warner(),
         )
 
     @property

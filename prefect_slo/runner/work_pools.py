@@ -6,18 +6,15 @@ import atexit
 import os
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any
-
-from prefect.context import FlowRunContext
-from prefect.logging import get_logger, get_run_logger
 
 from prefect_slo.errors import InvalidValue
 from prefect_slo.pricing import price_list
 from prefect_slo.resources import Capacity, Pool, Size
 from prefect_slo.runner.backends.work_pool import WorkPoolBackend
+from prefect_slo.runner.notices import warner
 from prefect_slo.runner.pools import sizes_on, worker_counts
 from prefect_slo.runner.workpool.docker_engine import address_of, lack
 from prefect_slo.runner.workpool.jobs import Jobs
@@ -124,7 +121,7 @@ class WorkPool:
             self._office(client),
             hardware=tuple(dict.fromkeys(size.hardware for size in self.sizes)),
             memory_mb=max(size.memory_mb for size in self.sizes),
-            notice=_notice(),
+            notice=warner(),
         )
 
     def _office(self, client: Any) -> Office:
@@ -152,7 +149,7 @@ class WorkPool:
         sizing = checked(found, self.sizing, self.sizes, self.job_variables)
         jobs.prepare()
         if found.type == "docker" and self.docker_host is None and any(size.gpu for size in self.sizes):
-            _notice()(
+            warner()(
                 f"Nobody has looked whether containers of work pool {self.name!r} may have GPUs: where its Docker "
                 "engine has none, their jobs do not start. With WorkPool(docker_host=...) the engine there is asked."
             )
@@ -177,15 +174,6 @@ def shut_offices() -> None:
         offices, _offices[:] = [office for _, _, office in _offices], []
     for office in offices:
         office.shut()
-
-
-def _notice() -> Any:
-    """Warns in the log of the flow run that is under way."""
-    logger = get_logger("slo")
-    if (context := FlowRunContext.get()) is not None:
-        with suppress(Exception):
-            logger = get_run_logger(context)  # type: ignore[assignment]
-    return logger.warning
 
 
 def _forget_after_fork() -> None:

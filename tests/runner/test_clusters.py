@@ -93,6 +93,26 @@ def test_a_size_that_no_dask_worker_can_take_is_refused_with_what_to_start():
     )  # fmt: skip
 
 
+def test_bundles_that_wait_for_a_cluster_without_workers_are_said_to_once_and_run_when_one_comes():
+    said: SimpleQueue[str] = SimpleQueue()
+    with cluster(n_workers=0) as here:
+        pool = DaskPool(here.scheduler_address)
+        backend = ClusterBackend(pool._cluster(), {}, "run", notice=said.put, patience_s=0.1)
+        reports: SimpleQueue[Any] = SimpleQueue()
+        backend.open(1, Size(1, 512), reports.put)
+        until(reports, Opened)
+        backend.submit(1, bundle(1, abs, -3))
+        words = said.get(timeout=PATIENCE_S)
+        time.sleep(0.5)
+        here.scale(1)
+        until(reports, Finished)
+        backend.shutdown()
+        address = here.scheduler_address
+    missing = f"The Dask cluster at {address} has no workers. Start one: dask worker {address}."
+    assert words == f"{missing} Bundles that wait: 1."
+    assert said.empty()
+
+
 def test_on_ray_shares_of_a_gpu_are_fractions_of_one_and_the_device_is_rays_and_what_no_node_has_is_refused():
     """A GPU by name alone: Ray counts it, and shows it to whoever has a part of it."""
 

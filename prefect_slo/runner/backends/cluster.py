@@ -22,6 +22,7 @@ from prefect_slo.control.need import Need
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.protocol import Bundle, Capabilities, Lost, Opened, Report, Sink
 from prefect_slo.runner.backends.remote import Clocks, Reply, Work, each_part, told
+from prefect_slo.runner.notices import Notice
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,9 @@ GRACE_S = 10.0
 
 KEEP_BYTES = 2**20
 """Results of at least this size stay on the cluster, unless told otherwise: to fetch one later takes a round trip."""
+
+PATIENCE_S, LOOK_S = 60.0, 10.0
+"""How long bundles wait on a cluster without workers before the user hears of it, and between two looks at that."""
 
 _SHUT_DOWN = "the backend was shut down"
 
@@ -46,6 +50,10 @@ class Cluster(Protocol):
 
     def lack(self, size: Size) -> str:
         """Why no worker that the cluster has could ever take a size; empty where one could, or none is there yet."""
+        ...
+
+    def vacant(self) -> str:
+        """In words that it has no worker at all, and what to do; empty where it has one."""
         ...
 
     def expect(self, need: Need) -> None:
@@ -90,6 +98,8 @@ class ClusterBackend:
         capped: Whether items are held to the memory of their size.
         keep: Parts of outcomes of at least so many bytes stay on the cluster; ``None`` for none.
         grows: Whether the cluster grows with what is expected of it.
+        notice: Tells the user something.
+        patience_s: How long bundles wait on a cluster without workers before the user hears of it.
     """
 
     def __init__(
@@ -101,7 +111,11 @@ class ClusterBackend:
         capped: bool = True,
         keep: int | None = KEEP_BYTES,
         grows: bool = False,
+        notice: Notice = logger.warning,
+        patience_s: float = PATIENCE_S,
     ) -> None:
+        self._notice, self._patience_s = notice, patience_s
+        self._vacant_since: float | None = None
         self._capped, self._keep, self._grows = capped, keep, grows
         self._cluster, self._env = cluster, tuple(sorted(env.items()))
         self._run_key = f"{run_key}-{os.urandom(4).hex()}"
@@ -166,7 +180,14 @@ class ClusterBackend:
     # ---- the thread -------------------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
-        while (call := self._calls.get()) is not None:
+        while True:
+            try:
+                call = self._calls.get(timeout=min(LOOK_S, self._patience_s))
+            except Empty:
+                self._carefully(self._look)
+                continue
+            if call is None:
+                break
             self._carefully(call)
         for lease in list(self._leases):
             self._cancel(lease, _SHUT_DOWN)
@@ -185,6 +206,20 @@ class ClusterBackend:
             call()
         except Exception:
             logger.exception("A request to a cluster failed.")
+
+    def _look(self) -> None:
+        """Say so, once for each time, where bundles wait for a cluster that has no worker."""
+        waiting = sum(lease.bundle is not None for lease in self._leases.values())
+        lack = self._cluster.vacant() if waiting else ""
+        if not lack:
+            self._vacant_since = None
+            return
+        now = time.monotonic()
+        if self._vacant_since is None:
+            self._vacant_since = now
+        elif now - self._vacant_since >= self._patience_s:
+            self._vacant_since = float("inf")
+            self._notice(f"{lack}. Bundles that wait: {waiting}.")
 
     def _open(self, lease: _Lease, asked: float) -> None:
         if self._closed:

@@ -66,6 +66,13 @@ class DaskCluster:
         flags = " ".join(f"{name}={value:g}" for name, value in needs.items())
         return f"no Dask worker has {wanted}: start workers with --resources '{flags}'"
 
+    def vacant(self) -> str:
+        """Whether no worker is connected to the scheduler."""
+        info = self._client.scheduler_info(n_workers=-1)
+        if info["workers"]:
+            return ""
+        return f"The Dask cluster at {info['address']} has no workers. Start one: dask worker {info['address']}"
+
     def expect(self, need: Need) -> None:
         """Have the cluster's adaptive scaling hold so many workers at least, where it is ours."""
         if self._at_least is None:

@@ -57,6 +57,12 @@ class RayCluster:
         most = {name: max(node.get(name, 0) for node in nodes) for name in needs}
         return f"no Ray node has {', '.join(f'{n}={v:g} (the most: {most[n]:g})' for n, v in needs.items())}"
 
+    def vacant(self) -> str:
+        """Whether no node is alive."""
+        import ray
+
+        return "" if any(node["Alive"] for node in ray.nodes()) else "The Ray cluster has no node that is alive"
+
     def expect(self, need: Need) -> None:
         """Ask Ray's autoscaler for nodes that hold these workers, unless somebody else has asked it for something."""
         most = Counter[Size]()

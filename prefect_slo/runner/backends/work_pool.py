@@ -9,7 +9,8 @@ from dataclasses import replace
 
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.protocol import Bundle, Capabilities, Lost, Sink
-from prefect_slo.runner.workpool.contact import Lease, Notice
+from prefect_slo.runner.notices import Notice
+from prefect_slo.runner.workpool.contact import Lease
 from prefect_slo.runner.workpool.office import Office
 
 SETTLE_S = 10.0

@@ -6,7 +6,6 @@ import contextlib
 import threading
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from prefect.logging import get_logger
 from prefect_slo.control.events import LossReason
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.protocol import Bundle, Chatter, Finished, ItemReport, Lost, Opened, Progress, Sink
+from prefect_slo.runner.notices import Notice
 from prefect_slo.runner.workpool.mailbox import FROM_JOB, TO_JOB, Incoming, Offset, Outgoing, Pulse
 from prefect_slo.runner.workpool.pilot import Letter, Order
 
@@ -31,8 +31,6 @@ SILENT = 6
 
 if TYPE_CHECKING:
     from prefect_slo.runner.workpool.office import Office
-
-Notice = Callable[[str], None]
 
 
 @dataclass

@@ -94,6 +94,23 @@ class NotEnoughObservations(SloError):
         return type(self), (self.stage, self.have, self.need, self.hint)
 
 
+class UnknownFlow(NotEnoughObservations):
+    """A flow of which nothing was measured yet: it has never run, or its name is another one.
+
+    Args:
+        flow_name: The name.
+        hint: What to do next.
+    """
+
+    def __init__(self, flow_name: str, hint: str) -> None:
+        super().__init__(f"any of flow {flow_name}", 0, 1, hint)
+        self.flow_name = flow_name
+        self.args = (f"nothing was measured of flow {flow_name!r} yet. {hint}",)
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.flow_name, self.hint)
+
+
 _MUCH = 0.05
 """Share of what a plan reaches that is worth telling to be uncertainty."""
 

@@ -24,6 +24,7 @@ ERRORS = [
     errors.WorkPoolUnusable("gpu", "is paused", "Let it go on."),
     errors.UnknownPool("clout", ("process", "cloud"), "train"),
     errors.UnknownPrices("menu.prices", "moon", "one of local"),
+    errors.UnknownFlow("letters", "Run it once."),
     errors.NotEnoughObservations("train", 2, 6, "Profile it with prefect-slo profile."),
     errors.InfeasibleSlo("p95 latency <= 12 s", Nearest(14.1, 14.1, 0.083), "train", 0.71),
     errors.InfeasibleSlo("p95 cost <= $0.01", Nearest(0.02, 40.0, 0.02), "train", 0.9),

@@ -11,6 +11,7 @@ from pkgutil import iter_modules
 from cyclopts import CycloptsError
 
 from prefect_slo.cli import commands
+from prefect_slo.cli.api_trouble import api_trouble
 from prefect_slo.cli.app import app
 from prefect_slo.cli.output import print_json
 from prefect_slo.errors import InfeasibleSlo, SloError
@@ -36,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _failed("interrupted", INTERRUPTED)
     except Exception as error:
+        if trouble := api_trouble(error):
+            return _failed(trouble)
         if os.environ.get("PREFECT_SLO_TRACEBACK"):
             raise
         return _failed(f"{type(error).__name__}: {error} (a defect; PREFECT_SLO_TRACEBACK=1 shows where)")

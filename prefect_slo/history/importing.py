@@ -33,7 +33,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, StateType, TaskRun
 from prefect.client.schemas.sorting import FlowRunSort, TaskRunSort
 
-from prefect_slo.errors import NotEnoughObservations
+from prefect_slo.errors import UnknownFlow
 from prefect_slo.history.timing import Call, call_of, most_at_once, submission
 from prefect_slo.observation import StageRun, StageRuns
 from prefect_slo.resources import Size
@@ -100,7 +100,7 @@ def import_history(
         client: Client to read with; one is made when missing.
 
     Raises:
-        NotEnoughObservations: The API has no completed run of that flow with a task run in it.
+        UnknownFlow: The API has no completed run of that flow with a task run in it.
         InvalidValue: A limit below 1, or a size that can't be.
     """
     whole(limit, "limit")
@@ -117,7 +117,7 @@ def import_history(
     workflow = workflow_of(Ledger().absorb(records), flow_name)
     if workflow is None:
         hint = "Check the flow's name (prefect flow ls), or run it once."
-        raise NotEnoughObservations(f"any of flow {flow_name}", 0, 1, hint)
+        raise UnknownFlow(flow_name, hint)
     folded = fold(records)
     return History(tuple(records), workflow, folded.stage_runs, folded.run_latency_s, read, left_out)
 

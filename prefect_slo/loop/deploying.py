@@ -22,6 +22,7 @@ from prefect_slo.planner.overlap import Order, heaviest, waits
 from prefect_slo.planner.placing import devices_at_once
 from prefect_slo.resources import Option, Size
 from prefect_slo.runner.pools import LOCAL, PROCESS, THREAD
+from prefect_slo.runner.workpool.jobs import Jobs
 from prefect_slo.runner.workpool.sizing import checked, job_variables, merged
 from prefect_slo.telemetry.store import slug
 from prefect_slo.workflow import Workflow
@@ -40,6 +41,7 @@ class Pinning:
         plan: The plan.
         size: Of the flow's own process.
         sized: Whether jobs are told the size: not all types of work pool have variables for it.
+        before: Name of the block that it was pinned to before; empty where it wasn't.
         job_variables: Those of the deployment, with what is told.
     """
 
@@ -49,6 +51,7 @@ class Pinning:
     size: Size
     sized: bool
     job_variables: Mapping[str, Any]
+    before: str = ""
 
 
 def pin(deployment: str, plan: Plan | None = None, *, apply: bool = True) -> Pinning:
@@ -62,25 +65,25 @@ def pin(deployment: str, plan: Plan | None = None, *, apply: bool = True) -> Pin
     Raises:
         InvalidValue: There is no such deployment, or it has no work pool.
         NothingProposed: The flow has no plan in force.
-        WorkPoolUnusable: The pool of the deployment can't be told the size.
+        WorkPoolUnusable: The pool of the deployment is gone, or can't be told the size.
     """
-    flow_name = deployment.partition("/")[0]
-    profile = SLOProfile.of_flow(flow_name)
-    plan = plan or (profile.plan_in_force() if profile is not None else None)
-    if plan is None:
-        raise NothingProposed(
-            flow_name, "no plan is in force", "Profile it first (prefect-slo profile), or pin a plan file (--plan)."
-        )
-    plan = replace(plan, workflow=flow_name)
-    size = own_size(plan, profile.workflow() if profile is not None else None)
-    name = f"{slug(flow_name)}-{plan_digest(plan)[:8]}"
     with get_client(sync_client=True) as client:
         found = _deployment(client, deployment)
-        pool = client.read_work_pool(str(found.work_pool_name))
+        pool = Jobs(str(found.work_pool_name), None).work_pool()
+        flow_name = deployment.partition("/")[0]
+        profile = SLOProfile.of_flow(flow_name, client)
+        plan = plan or (profile.plan_in_force() if profile is not None else None)
+        if plan is None:
+            then = "Profile it first (prefect-slo profile), or pin a plan file (--plan)."
+            raise NothingProposed(flow_name, "no plan is in force", then)
+        plan = replace(plan, workflow=flow_name)
+        size = own_size(plan, profile.workflow() if profile is not None else None)
+        name = f"{slug(flow_name)}-{plan_digest(plan)[:8]}"
         given = dict(found.job_variables or {})
+        before = str((given.get("env") or {}).get(VARIABLE) or "")
         given["env"] = {**(given.get("env") or {}), VARIABLE: name}
         sized = job_variables(checked(pool, None, [size], {"env": given["env"]}), size)
-        told = Pinning(deployment, name, plan, size, bool(sized), merged(given, sized))
+        told = Pinning(deployment, name, plan, size, bool(sized), merged(given, sized), before)
         if apply:
             PlanBlock(document=plan.to_document()).save(name, overwrite=True, _sync=True)  # type: ignore[call-arg]
             client.update_deployment(found.id, DeploymentUpdate(job_variables=dict(told.job_variables)))

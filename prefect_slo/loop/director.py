@@ -234,7 +234,10 @@ class LoopDirector:
         try:
             plan = pinned(flow_name, parameters)
         except Exception as error:
-            message = f"the plan that it is pinned to can't be followed ({type(error).__name__}: {error})."
+            message = (
+                f"the plan that it is pinned to can't be followed ({type(error).__name__}: {error}): this run goes as "
+                "it would without. Pin a plan that there is (prefect-slo pin), or none (prefect-slo unpin)."
+            )
             say_once(flow_name, message, level=logging.WARNING, about="pinned plan")
             return None
         if plan is None:

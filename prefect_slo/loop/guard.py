@@ -25,6 +25,8 @@ from prefect_slo.plan import Plan
 from prefect_slo.settings import SLOSettings
 from prefect_slo.units import fraction, positive
 
+UNKNOWN = "Check the flow's name (prefect flow ls), or run it once."
+
 
 @dataclass(frozen=True)
 class Guard:
@@ -103,8 +105,11 @@ def approve(flow_name: str, *, timeout_s: float | None = None) -> Plan:
         httpx.HTTPError: The API cannot be reached.
     """
     profile = SLOProfile.of_flow(flow_name)
-    if profile is None or profile.proposal is None:
-        raise NothingProposed(flow_name, "no plan waits for approval", "Run refit or replan first.")
+    if profile is None:
+        raise NothingProposed(flow_name, "nothing is known of it", UNKNOWN)
+    if profile.proposal is None:
+        then = "A plan does once a re-plan (prefect-slo refit) makes one that the guard lets no further."
+        raise NothingProposed(flow_name, "no plan waits for approval", then)
     plan = Plan.from_document(profile.proposal["plan"])
     reason = f"approved: {profile.proposal['reason']}"
     put_in_force(flow_name, plan, reason, timeout_s=_patience_s(timeout_s), accept=[plan_digest(plan)])
@@ -122,8 +127,10 @@ def roll_back(flow_name: str, *, timeout_s: float | None = None) -> Plan:
         httpx.HTTPError: The API cannot be reached.
     """
     profile = SLOProfile.of_flow(flow_name)
-    current = profile.plan_in_force() if profile is not None else None
-    for entry in reversed(profile.plan_history[:-1] if profile is not None else ()):
+    if profile is None:
+        raise NothingProposed(flow_name, "nothing is known of it", UNKNOWN)
+    current = profile.plan_in_force()
+    for entry in reversed(profile.plan_history[:-1]):
         try:
             plan = plan_from_history(entry)
         except InvalidPlan:
@@ -135,7 +142,7 @@ def roll_back(flow_name: str, *, timeout_s: float | None = None) -> Plan:
         put_in_force(
             flow_name, plan, why, timeout_s=_patience_s(timeout_s), decline=declined, accept=[plan_digest(plan)]
         )
-        if profile is not None and profile.proposal is not None:
+        if profile.proposal is not None:
             publish_settled(flow_name, "was left: somebody rolled back to another one", flow_run_id=flow_run())
         forget(flow_name)
         return plan

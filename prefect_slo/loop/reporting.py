@@ -12,7 +12,7 @@ from prefect_slo.artifacts.forecast import StageForecast, stage_forecasts
 from prefect_slo.artifacts.text import dollars_text, seconds_text, share_text
 from prefect_slo.attainment import Attainment
 from prefect_slo.blocks import SLOProfile
-from prefect_slo.errors import NotEnoughObservations
+from prefect_slo.errors import UnknownFlow
 from prefect_slo.loop.hosts import waiting
 from prefect_slo.loop.knowledge import Knowledge
 from prefect_slo.loop.replanning import plan_digest
@@ -153,13 +153,13 @@ def report(flow_name: str) -> FlowReport:
     """How a flow stands, by its profile.
 
     Raises:
-        NotEnoughObservations: Nothing is known of it.
+        UnknownFlow: Nothing is known of it.
         httpx.HTTPError: The API cannot be reached.
     """
     profile = SLOProfile.of_flow(flow_name)
     if profile is None:
         hint = "Check the flow's name (prefect flow ls), run it once, or import its history."
-        raise NotEnoughObservations(f"any of flow {flow_name}", 0, 1, hint)
+        raise UnknownFlow(flow_name, hint)
     known, slo = Knowledge.of(flow_name, profile), objective_of(profile)
     name = plan_digest(known.plan) if known.plan is not None else ""
     counted = [run for run in known.past if name and run.plan == name]

@@ -16,7 +16,7 @@ from prefect_slo.artifacts.text import seconds_text, share_text
 from prefect_slo.attainment import Attainment
 from prefect_slo.blocks import SLOProfile
 from prefect_slo.decorators import director_of
-from prefect_slo.errors import InfeasibleSlo, InvalidValue, NotEnoughObservations
+from prefect_slo.errors import InfeasibleSlo, InvalidValue, NotEnoughObservations, UnknownFlow
 from prefect_slo.loop.knowledge import Fitted, Knowledge
 from prefect_slo.loop.policy import PastRun
 from prefect_slo.loop.replanning import fits, replan
@@ -113,13 +113,13 @@ def store_profile(flow: Flow[Any, Any] | str, path: str | Path) -> Path:
         path: Where to.
 
     Raises:
-        NotEnoughObservations: Nothing is known of it.
+        UnknownFlow: Nothing is known of it.
         httpx.HTTPError: The API cannot be reached.
     """
     name = flow if isinstance(flow, str) else flow.name
     found = SLOProfile.of_flow(name)
     if found is None:
-        raise NotEnoughObservations(f"any of flow {name}", 0, 1, "Profile it first: prefect-slo profile.")
+        raise UnknownFlow(name, "Profile it first: prefect-slo profile.")
     document = {field: getattr(found, field) for field in sorted(SLOProfile.model_fields)}
     Path(path).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return Path(path)

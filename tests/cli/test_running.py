@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from pathlib import Path
 from uuid import uuid4
 
+import httpx
 import pytest
 from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from prefect_slo.blocks import SLOProfile
+from prefect_slo.cli.api_trouble import api_trouble
 from prefect_slo.loop import knowledge
 
 SOURCE = """
@@ -184,3 +188,33 @@ def test_what_is_wrong_is_told_in_one_line(run, module: Path, arguments: list[st
     assert len(told) == 1, answer.err
     assert words in told[0]
     assert "defect" not in told[0]
+
+
+@pytest.mark.parametrize("arguments", [["report", "letters"], ["approve", "letters"], ["pin", "a/b"], ["register"]])
+def test_an_api_that_is_away_is_no_defect_and_is_told_with_what_to_do(run, arguments: list[str]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{free.getsockname()[1]}/api"
+    with temporary_settings({PREFECT_API_URL: nobody, PREFECT_CLIENT_MAX_RETRIES: 0}):
+        answer = run(*arguments)
+    assert answer.code == 1
+    [told] = answer.err.splitlines()
+    assert nobody in told
+    assert "prefect server start" in told
+    assert "defect" not in told
+
+
+def test_an_answer_of_the_api_is_told_with_what_to_do() -> None:
+    request = httpx.Request("GET", "http://api/health")
+    for status, then in ((401, "PREFECT_API_KEY"), (500, "server's log")):
+        refused = httpx.HTTPStatusError("", request=request, response=httpx.Response(status, request=request))
+        assert f"answers {status}" in api_trouble(refused)
+        assert then in api_trouble(refused)
+    assert api_trouble(ZeroDivisionError()) == ""
+
+
+@pytest.mark.parametrize("command", ["approve", "rollback"])
+def test_a_plan_of_a_flow_that_nobody_knows_is_told_apart_from_none_that_waits(run, command: str) -> None:
+    answer = run(command, "never-ran")
+    assert answer.code == 1
+    assert "nothing is known of it. Check the flow's name" in answer.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -119,13 +120,16 @@ def test_a_pin_stores_the_plan_and_sizes_the_job_and_keeps_what_was_there(deploy
     assert pinned.sized
     assert "cpu_request" in found
     assert PlanBlock.load(pinned.block).plan == PLAN
-    assert pin(deployed, PLAN) == pinned, "once more changes nothing"
+    assert pin(deployed, PLAN) == replace(pinned, before=pinned.block), "once more changes nothing"
     assert unpin(deployed)
     assert not unpin(deployed)
     assert variables(deployed)["env"] == {"OURS": "1"}
 
 
 def test_what_cannot_be_pinned_is_refused_with_what_to_do(deployed: str) -> None:
+    for missing in ("told/missing", "never-ran/missing", "missing"):  # whatever is known of the flow
+        with pytest.raises(InvalidValue, match="prefect deployment ls"):
+            pin(missing)
     with pytest.raises(InvalidValue, match="prefect deployment ls"):
         pin("told/missing", PLAN)
     with pytest.raises(InvalidValue, match=VARIABLE):
@@ -143,4 +147,4 @@ def test_the_command_line_pins(deployed: str, tmp_path: Any, capsys: pytest.Capt
     assert VARIABLE in variables(deployed)["env"]
     assert main(["unpin", deployed]) == 0
     assert main(["approve", "told"]) == 1
-    assert "no plan waits" in capsys.readouterr().err
+    assert "nothing is known of it" in capsys.readouterr().err

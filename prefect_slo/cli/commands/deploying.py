@@ -42,7 +42,11 @@ def pin(
         )
         return
     size = f"in jobs of {told.size}" if told.sized else f"which takes {told.size}; its work pool sizes no jobs"
-    print_line(f"{deployment} follows slo-plan/{told.block} from its next run on, {size}.")
+    if told.before == told.block:
+        print_line(f"{deployment} follows slo-plan/{told.block} as before, {size}.")
+    else:
+        before = f", and slo-plan/{told.before} no more" if told.before else ""
+        print_line(f"{deployment} follows slo-plan/{told.block} from its next run on{before}, {size}.")
     print_table([{"job variable": name, "value": value} for name, value in told.job_variables.items()])
 
 

@@ -150,7 +150,7 @@ def refit(
         max_change: A plan that changes latency, cost or vCPUs by more than this share is proposed, and not adopted.
         move: A plan in force that the machine of the newest run has no room for gives way to one that it has.
     """
-    from prefect_slo.errors import NotEnoughObservations
+    from prefect_slo.errors import UnknownFlow
     from prefect_slo.loop.guard import Guard
     from prefect_slo.loop.learning import refit as learn_again
     from prefect_slo.loop.reporting import report
@@ -161,7 +161,7 @@ def refit(
         observed = observed_flows()
         if flow_name is not None and flow_name not in observed:
             hint = "Run it once with @slo(...), or import its history."
-            raise NotEnoughObservations(f"any of flow {flow_name}", 0, 1, hint)
+            raise UnknownFlow(flow_name, hint)
         names = (flow_name,) if flow_name is not None else observed
         guard = Guard.of(min_change, max_change)
         reasons = {name: learn_again(name, rebuild=rebuild, guard=guard, move=move) for name in names}

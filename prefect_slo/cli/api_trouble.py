@@ -1,0 +1,33 @@
+"""What went wrong with Prefect's API, in words that say what to do."""
+
+from __future__ import annotations
+
+import sys
+
+
+def api_trouble(error: Exception) -> str:
+    """In one line, what kept a command from the API; empty where an error is of another kind.
+
+    Args:
+        error: What was raised.
+    """
+    if "httpx" not in sys.modules:  # nobody has asked the API
+        return ""
+    import httpx
+    from prefect.settings import get_current_settings
+
+    address = get_current_settings().api.url or "of a temporary server"
+    if isinstance(error, httpx.HTTPStatusError):
+        status = error.response.status_code
+        then = {
+            401: "Set PREFECT_API_KEY or PREFECT_API_AUTH_STRING, or log in (prefect cloud login).",
+            403: "Ask for the permission, or take another workspace (prefect cloud workspace set).",
+        }.get(status, "Look at the server's log, and whether its version is that of this client (prefect version).")
+        return f"Prefect's API {address} answers {status} {error.response.reason_phrase}. {then}"
+    if isinstance(error, httpx.TransportError):
+        why = str(error) or type(error).__name__
+        return (
+            f"Prefect's API {address} cannot be reached ({why}). Start a server (prefect server start), or say "
+            "where it is: prefect config set PREFECT_API_URL=..."
+        )
+    return ""

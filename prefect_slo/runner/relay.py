@@ -122,7 +122,7 @@ class FlowRunEvents:
         return self._related
 
 
-@dataclass
+@dataclass(repr=False)
 class _Relayed:
     """An event as its worker wrote it, without its related resources; has what Prefect's client asks of an event."""
 
@@ -135,6 +135,9 @@ class _Relayed:
 
     def model_dump_json(self) -> str:
         return self.whole
+
+    def __repr__(self) -> str:
+        return f"<event {self.id}>"  # Prefect logs one whenever the socket breaks: its body would fill a page
 
 
 class _Forwarder(EventsWorker):

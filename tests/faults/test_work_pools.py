@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections import Counter
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectAlreadyExists
 
 from prefect_slo import SLOTaskRunner, WorkPool, slo_task
-from prefect_slo.errors import WorkerLost
+from prefect_slo.errors import WorkerLost, WorkPoolUnusable
 from prefect_slo.resources import Size
 from prefect_slo.runner.work_pools import shut_offices
 from prefect_slo.runner.workpool import office
+from prefect_slo.runner.workpool.jobs import Jobs
+from prefect_slo.runner.workpool.pilot import Order
 
 POOL = "faults"
 
@@ -92,3 +95,26 @@ def test_a_job_that_nobody_starts_any_more_is_a_typed_error_that_says_so(
         state.result()
     found = recorded(state.state_details.flow_run_id, 1)
     assert set(found) == {("insist", "Crashed")}
+
+
+def test_jobs_of_a_deleted_pool_are_gone_and_the_next_ones_go_to_the_one_made_anew(
+    prefect_server: str,
+) -> None:
+    """Its worker makes it again, under its name; what was asked for before is in no pool, and waits for ever."""
+    name = "deleted"
+    order = Order({}, "box", "office", asdict(Size(1, 512)), 1.0, 1.0, 1.0, 1.0)
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name=name, type="process"))
+        jobs = Jobs(name, None)
+        jobs.prepare()
+        first = jobs.start("first", order, {})
+        assert set(jobs.states([first])) == {first}
+        client.delete_work_pool(name)
+        assert not jobs.states([first])
+        with pytest.raises(WorkPoolUnusable, match="does not exist"):
+            jobs.start("second", replace(order, box="second"), {})
+        client.create_work_pool(WorkPoolCreate(name=name, type="process"))
+        third = jobs.start("third", replace(order, box="third"), {})
+        assert client.read_flow_run(third).work_pool_name == name
+        assert set(jobs.states([first, third])) == {third}
+    jobs.close()

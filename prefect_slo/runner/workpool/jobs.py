@@ -34,6 +34,7 @@ class Jobs:
     def __init__(self, pool: str, address: str | None, queue: str | None = None) -> None:
         self._pool, self._address, self._queue = pool, address, queue
         self._deployment: UUID | None = None
+        self._stale = False
         self._client: SyncPrefectClient | None = None
 
     def work_pool(self) -> WorkPool:
@@ -74,9 +75,17 @@ class Jobs:
                 )
             else:
                 self._deployment = found.id
+        self._stale = False
 
     def start(self, name: str, order: Order, job_variables: Mapping[str, Any]) -> UUID:
-        """Ask for a pilot; its flow run."""
+        """Ask for a pilot; its flow run.
+
+        Raises:
+            WorkPoolUnusable: The pool was deleted meanwhile.
+        """
+        if self._stale:
+            self.work_pool()
+            self.prepare()
         assert self._deployment is not None, "prepared before"
         with self._api() as client:
             return client.create_flow_run_from_deployment(
@@ -89,12 +98,20 @@ class Jobs:
             ).id
 
     def states(self, flow_runs: Iterable[UUID]) -> dict[UUID, State[Any] | None]:
-        """States of flow runs; those that are not there any more are left out."""
+        """States of flow runs; those that are not there any more are left out.
+
+        So are those that no pool has any more: somebody has deleted it, and no worker will ever take them, be there
+        another one of its name by now or not.
+        """
         ids, found = list(flow_runs), {}
         with self._api() as client:
             for at in range(0, len(ids), _PAGE):
                 chosen = FlowRunFilter(id=FlowRunFilterId(any_=ids[at : at + _PAGE]))
-                found.update({run.id: run.state for run in client.read_flow_runs(flow_run_filter=chosen, limit=_PAGE)})
+                for run in client.read_flow_runs(flow_run_filter=chosen, limit=_PAGE):
+                    if run.work_queue_id is None and run.state is not None and run.state.is_scheduled():
+                        self._stale = True
+                    else:
+                        found[run.id] = run.state
         return found
 
     def cancel(self, flow_run: UUID) -> bool:

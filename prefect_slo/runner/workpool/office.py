@@ -24,6 +24,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_logger
 
+from prefect_slo.errors import WorkPoolUnusable
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.protocol import Bundle, Lost
 from prefect_slo.runner.workpool.contact import Contact, Lease
@@ -287,6 +288,9 @@ class Office:
                 self._jobs.prepare()
                 pilot.flow_run = self._ask_for(pilot)
         except Exception as error:
+            if isinstance(error, WorkPoolUnusable):
+                pilot.lose("start", str(error))
+                return
             code = getattr(getattr(error, "response", None), "status_code", 0)
             if (400 <= code < 500 and code not in WAIT_AND_SEE) or isinstance(error, ObjectNotFound):
                 pilot.lose("start", f"its job in work pool {self.name!r} was refused: {error}")
@@ -316,7 +320,7 @@ class Office:
         for flow_run, pilot in pilots.items():
             state = states.get(flow_run) if flow_run is not None else None
             if flow_run not in states:
-                pilot.job_ended("its flow run was deleted")
+                pilot.job_ended("its flow run or its work pool was deleted")
             elif state is not None and state.is_final():
                 words = f": {state.message}" if state.message else ""
                 pilot.job_ended(f"its job has ended as {state.name}{words}")

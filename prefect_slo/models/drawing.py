@@ -32,28 +32,18 @@ class Shared:
         chill: How warm the run finds things, in [0, 1): stages start cold in it whose share of cold runs is above that.
         cold: Share of cold runs that is asked for.
         ran: Whether each stage runs, by name.
-        habits: Of each block of runs under one truth, where the share of cold runs lies in what is left open of it, in
-            (0, 1), shape ``(n_blocks,)``; ``None``: it is what rows show.
+        blocks: Number of consecutive blocks of runs that share their truth; ``None``: each run has its own.
     """
 
     ranks: Floats
     chill: Floats
     cold: float
     ran: Mapping[str, Bools]
-    habits: Floats | None = None
-
-    @property
-    def blocks(self) -> int | None:
-        """Number of blocks of runs that share their truth; ``None``: each run has its own."""
-        return len(self.habits) if self.habits is not None else None
+    blocks: int | None = None
 
     def starts(self, startup: Startup, option: Option) -> Bools:
         """Runs in which the workers of an option have to start: as asked for, or as rows show where that is more."""
-        setting = float(option.workers), option.vcpus
-        if self.habits is None:
-            return self.chill < max(self.cold, startup.share(*setting))
-        shares = np.maximum(startup.shares(*setting, self.habits), self.cold)
-        return self.chill < np.repeat(shares, len(self.chill) // len(shares))
+        return self.chill < max(self.cold, startup.share(float(option.workers), option.vcpus))
 
 
 class Drawn(NamedTuple):

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import sys
 
+THEN = {
+    401: "Set PREFECT_API_KEY or PREFECT_API_AUTH_STRING, or log in (prefect cloud login).",
+    403: "Ask for the permission, or take another workspace (prefect cloud workspace set).",
+    429: "Wait a minute: it has been asked too often.",
+}
+SERVER = "Look at the server's log, and whether its version is that of this client (prefect version)."
+
 
 def api_trouble(error: Exception) -> str:
-    """In one line, what kept a command from the API; empty where an error is of another kind.
+    """What kept a command from the API, in words; empty where an error is of another kind.
+
+    An answer that says that the request was wrong is of another kind: what is wrong then is who asked.
 
     Args:
         error: What was raised.
@@ -19,10 +28,9 @@ def api_trouble(error: Exception) -> str:
     address = get_current_settings().api.url or "of a temporary server"
     if isinstance(error, httpx.HTTPStatusError):
         status = error.response.status_code
-        then = {
-            401: "Set PREFECT_API_KEY or PREFECT_API_AUTH_STRING, or log in (prefect cloud login).",
-            403: "Ask for the permission, or take another workspace (prefect cloud workspace set).",
-        }.get(status, "Look at the server's log, and whether its version is that of this client (prefect version).")
+        then = THEN.get(status, SERVER if status >= 500 else "")
+        if not then:
+            return ""
         return f"Prefect's API {address} answers {status} {error.response.reason_phrase}. {then}"
     if isinstance(error, httpx.TransportError):
         why = str(error) or type(error).__name__

@@ -37,10 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _failed("interrupted", INTERRUPTED)
     except Exception as error:
-        if trouble := api_trouble(error):
-            return _failed(trouble)
         if os.environ.get("PREFECT_SLO_TRACEBACK"):
             raise
+        if trouble := api_trouble(error):
+            return _failed(trouble)
         return _failed(f"{type(error).__name__}: {error} (a defect; PREFECT_SLO_TRACEBACK=1 shows where)")
     return code if isinstance(code, int) else DONE
 

@@ -22,7 +22,7 @@ from prefect_slo.planner.overlap import Order, heaviest, waits
 from prefect_slo.planner.placing import devices_at_once
 from prefect_slo.resources import Option, Size
 from prefect_slo.runner.pools import LOCAL, PROCESS, THREAD
-from prefect_slo.runner.workpool.jobs import Jobs
+from prefect_slo.runner.workpool.jobs import work_pool
 from prefect_slo.runner.workpool.sizing import checked, job_variables, merged
 from prefect_slo.telemetry.store import slug
 from prefect_slo.workflow import Workflow
@@ -69,7 +69,7 @@ def pin(deployment: str, plan: Plan | None = None, *, apply: bool = True) -> Pin
     """
     with get_client(sync_client=True) as client:
         found = _deployment(client, deployment)
-        pool = Jobs(str(found.work_pool_name), None).work_pool()
+        pool = work_pool(client, str(found.work_pool_name))
         flow_name = deployment.partition("/")[0]
         profile = SLOProfile.of_flow(flow_name, client)
         plan = plan or (profile.plan_in_force() if profile is not None else None)

@@ -180,7 +180,7 @@ class LoopDirector:
             active = self._active.pop(run.run_id, None)
         if active is None:
             return
-        from prefect_slo.loop.learning import Learner
+        from prefect_slo.loop.ended import Learner
 
         Learner(self, active.decision).take(run, active.log, learn=active.told is None or active.told.learn)
         if active.told is not None and active.told.heard is not None:
@@ -212,7 +212,7 @@ class LoopDirector:
             return pinned
         known = Knowledge(flow_name)
         try:
-            known = hosts.now(knowledge(flow_name), self.pools)
+            known = hosts.seen_from_here(knowledge(flow_name), self.pools)
             rng = np.random.default_rng([self.seed, *run_id.encode()])
             features = self.features_of(flow_name, parameters)
             return decide(known, self.slo, mode=mode, seed=self.seed, explore=self.explore, rng=rng, features=features)
@@ -243,7 +243,7 @@ class LoopDirector:
         if plan is None:
             return None
         try:
-            known = hosts.now(knowledge(flow_name), self.pools)
+            known = hosts.seen_from_here(knowledge(flow_name), self.pools)
         except Exception:  # the plan is all that it takes
             known = Knowledge(flow_name)
         made, without = hosts.for_here(known, plan, self.pools)

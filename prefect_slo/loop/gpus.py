@@ -7,10 +7,11 @@ from copy import copy
 from dataclasses import replace
 
 from prefect_slo.errors import InfeasibleSlo
+from prefect_slo.loop.comparison import compared
 from prefect_slo.loop.knowledge import Knowledge
 from prefect_slo.loop.menus import with_gpus
 from prefect_slo.objective import Slo
-from prefect_slo.plan import Plan, Prediction
+from prefect_slo.plan import Plan
 from prefect_slo.resources import Capacity
 from prefect_slo.runner.pools import PROCESS, Pools, on_cpu
 
@@ -29,19 +30,19 @@ def wanted(known: Knowledge, slo: Slo, *, seed: int) -> Plan | None:
     from prefect_slo.loop.replanning import fastest, surest
 
     workflow = known.workflow
-    if workflow is None or not (bare := lacking(workflow.capacity)) or (model := known.model) is None:
+    if workflow is None or not (places := lacking(workflow.capacity)) or (model := known.model) is None:
         return None
     measured = {stage.name: set(model.history(stage.name).hardware.tolist()) for stage in workflow.stages}
-    offered = ((s.name, o) for s in workflow.stages for o in s.menu.options() if o.size.gpu and o.pool in bare)
+    offered = ((s.name, o) for s in workflow.stages for o in s.menu.options() if o.size.gpu and o.pool in places)
     if not any(option.size.kind in measured[name] for name, option in offered):
         return None
     richer = copy(model)
-    richer.workflow = replace(workflow, capacity=with_gpus(workflow.capacity, dict.fromkeys(bare)))
+    richer.workflow = replace(workflow, capacity=with_gpus(workflow.capacity, dict.fromkeys(places)))
     try:
         plan = surest(richer, slo, seed=seed)
     except InfeasibleSlo:
         plan = fastest(richer, slo, seed)
-    return plan if using(plan, bare) else None
+    return plan if using(plan, places) else None
 
 
 def using(plan: Plan, places: Collection[str]) -> tuple[str, ...]:
@@ -66,21 +67,5 @@ def price(wished: Plan, made: Plan, places: Collection[str]) -> str:
     none = " and ".join("none is here" if place == PROCESS else f"pool {place!r} has none" for place in lacks)
     on = "it runs" if len(names) == 1 else "they run"
     told = f"GPU wanted for {', '.join(map(repr, names))}, and {none}: {on} on the CPU"
-    if wished.predicted is None or made.predicted is None:
-        return f"{told}, where nothing was measured: how long it takes there, and what it costs, is not known."
-    return f"{told}, {compared(wished.predicted, made.predicted)}."
-
-
-def compared(wished: Prediction, made: Prediction) -> str:
-    """Two predictions side by side, in words."""
-    return f"predicted {_said(made)} a run in place of {_said(wished)} ({_more(wished, made)})"
-
-
-def _said(prediction: Prediction) -> str:
-    return f"{prediction.latency_s.mean:.3g} s and ${prediction.cost_usd.mean:.3g}"
-
-
-def _more(wished: Prediction, made: Prediction) -> str:
-    seconds = made.latency_s.mean - wished.latency_s.mean
-    dollars = made.cost_usd.mean - wished.cost_usd.mean
-    return f"{seconds:+.3g} s, {'-' if dollars < 0 else '+'}${abs(dollars):.3g}"
+    unknown = "where nothing was measured: how long it takes there, and what it costs, is not known"
+    return f"{told}, {compared(wished, made) or unknown}."

@@ -20,8 +20,8 @@ from prefect_slo.errors import InvalidPlan, NothingProposed
 from prefect_slo.loop import policy
 from prefect_slo.loop.knowledge import forget
 from prefect_slo.loop.replanning import plan_digest
-from prefect_slo.loop.saying import flow_run
 from prefect_slo.plan import Plan
+from prefect_slo.runner.notices import flow_run
 from prefect_slo.settings import SLOSettings
 from prefect_slo.units import fraction, positive
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from prefect_slo.errors import SloError
 from prefect_slo.loop import gpus
+from prefect_slo.loop.comparison import compared
 from prefect_slo.loop.knowledge import Knowledge
 from prefect_slo.loop.menus import gpu_places, gpus_now, on_machine, with_gpus
-from prefect_slo.loop.replanning import fits, predicted
+from prefect_slo.loop.replanning import fits, predicted_now
 from prefect_slo.objective import Slo
 from prefect_slo.plan import Plan, StagePlan
 from prefect_slo.resources import Capacity, Option, Size
@@ -20,9 +20,10 @@ from prefect_slo.runner.pools import LOCAL, PROCESS, Pools
 from prefect_slo.workflow import Workflow
 
 STAYS = "The plan in force stays, for machines that hold it."
+NO_GPUS = "GPUs that are not there"
 
 
-def now(known: Knowledge, pools: Pools) -> Knowledge:
+def seen_from_here(known: Knowledge, pools: Pools) -> Knowledge:
     """What is known of a flow, with this machine's capacity, and with the GPUs that are there now where menus have any.
 
     Args:
@@ -56,15 +57,26 @@ def waiting(plan: Plan, workflow: Workflow, slo: Slo) -> str:
     anywhere = with_gpus(free, dict.fromkeys({PROCESS, *gpus.lacking(capacity)}))
     if fits(plan, workflow, slo) or not fits(plan, replace(workflow, capacity=anywhere), slo):
         return ""
-    return _lack(plan, workflow)
+    return _lacks_room(plan, workflow) or NO_GPUS
 
 
-def in_place_of(wished: Plan, made: Plan, workflow: Workflow, slo: Slo) -> str:
-    """In words, why a run goes by another plan than the one in force; empty where that isn't for its machine."""
-    lack = waiting(wished, workflow, slo)
-    if not lack:
+def in_place_of(known: Knowledge, made: Plan, slo: Slo, *, gpus_told: bool) -> str:
+    """In words, why a run goes by another plan than the one in force; empty where that isn't for its machine.
+
+    Args:
+        known: What is known of the flow, as seen from this machine.
+        made: The plan that it goes by.
+        slo: What is asked.
+        gpus_told: Whether the user hears already what it costs that there is no GPU.
+    """
+    wished, workflow = known.plan, known.workflow
+    if wished is None or workflow is None:
         return ""
-    return f"The plan in force takes {lack}: this run goes by a plan of its own{_compared(wished, made)}. {STAYS}"
+    lack = waiting(wished, workflow, slo)
+    if not lack or (gpus_told and lack == NO_GPUS):
+        return ""
+    told = compared(predicted_now(known, wished), made)
+    return f"The plan in force takes {lack}: this run goes by a plan of its own{told and ', '}{told}. {STAYS}"
 
 
 def for_here(known: Knowledge, plan: Plan, pools: Pools) -> tuple[Plan, str]:
@@ -76,26 +88,23 @@ def for_here(known: Knowledge, plan: Plan, pools: Pools) -> tuple[Plan, str]:
         pools: The flow's pools beyond this machine's.
     """
     asked = {stage.pool for stage in plan.stages.values() if stage.size.gpu}
-    bare = {place for place, devices in gpus_now(asked, pools).items() if devices == ()}
+    lacking = {place for place, devices in gpus_now(asked, pools).items() if devices == ()}
     here = on_machine(Capacity())
     cut = {name: _cut(stage.size, here) for name, stage in plan.stages.items() if not _holds(here, stage)}
-    made = gpus.without(plan, bare, pools)
+    made = gpus.without(plan, lacking, pools)
     for name, size in cut.items():
         made = made.with_stage(name, size=replace(made[name].size, vcpus=size.vcpus, memory_mb=size.memory_mb))
     if made is plan:
         return plan, ""
     made = made.passing_as(plan)
-    try:
-        if known.model is not None:
-            plan, made = predicted(known.model, plan), predicted(known.model, made)
-    except SloError:  # nothing was measured there
-        made = replace(made, predicted=None)
-    told = [gpus.price(plan, made, bare)]
+    plan, made = predicted_now(known, plan), predicted_now(known, made)
+    told = [gpus.price(plan, made, lacking)]
     if cut:
         workers = "; ".join(f"{name!r}: {plan[name].size}" for name in cut)
+        costs = compared(plan, made)
         told.append(
             f"Its workers are larger than this machine ({workers}), which has {here.vcpus:g} vCPUs and "
-            f"{here.memory_mb:.0f} MB: they are cut down to that{_compared(plan, made)}."
+            f"{here.memory_mb:.0f} MB: they are cut down to that{costs and ', '}{costs}."
         )
     return made, " ".join(filter(None, told))
 
@@ -110,7 +119,7 @@ def _cut(size: Size, here: Capacity) -> Size:
     return replace(size, vcpus=min(size.vcpus, vcpus), memory_mb=min(size.memory_mb, int(memory_mb)))
 
 
-def _lack(plan: Plan, workflow: Workflow) -> str:
+def _lacks_room(plan: Plan, workflow: Workflow) -> str:
     from prefect_slo.planner.overlap import heaviest, waits
 
     capacity, order = workflow.capacity, waits(workflow)
@@ -121,10 +130,4 @@ def _lack(plan: Plan, workflow: Workflow) -> str:
         taken = heaviest([capacity.held(option, None, resource) for option in options], order)
         if limit is not None and taken > limit * (1 + 1e-9):
             told.append(f"{taken:,.6g} {unit} at once where there are {limit:,.6g}")
-    return " and ".join(told) or "GPUs that are not there"
-
-
-def _compared(wished: Plan, made: Plan) -> str:
-    if wished.predicted is None or made.predicted is None:
-        return ""
-    return f", {gpus.compared(wished.predicted, made.predicted)}"
+    return " and ".join(told)

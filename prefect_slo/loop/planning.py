@@ -91,7 +91,7 @@ def decide(
     if mode == "observe":
         return Decision(None, "observe")
     assert known.workflow is not None
-    plan, in_force, workflow, instead = known.plan, known.plan, known.workflow, ""
+    plan, in_force, workflow = known.plan, known.plan, known.workflow
     if features:
         assert known.model is not None
         known = replace(known, fitted=Fitted.of(known.model.given(rounded(features))), plan=None)
@@ -100,10 +100,11 @@ def decide(
         plan = known.made.get(key) or replan(known, slo, seed=seed)[0]
         assert plan is not None
         known.made[key] = plan
-        instead = hosts.in_place_of(known.plan, plan, workflow, slo) if known.plan is not None else ""
     assert plan is not None
     note = f"{slo} is kept by no plan for sure; it runs by its fastest." if plan.certificate is None else ""
-    without = f"{_doing_without(known, plan, slo, seed)} {instead}".strip()
+    price = _doing_without(known, plan, slo, seed)
+    instead = hosts.in_place_of(known, plan, slo, gpus_told=bool(price)) if plan is not known.plan else ""
+    without = f"{price} {instead}".strip()
     if mode == "advise":
         shown = note or "a plan is ready; it is shown and not followed (mode 'advise')."
         return Decision(plan, "advise", f"{shown} {without}".strip(), lacking=bool(without))
@@ -121,12 +122,12 @@ def decide(
 
 def _doing_without(known: Knowledge, plan: Plan, slo: Slo, seed: int) -> str:
     """What it costs that places have no GPU, where a plan would use one there; computed once for what is known."""
-    if known.workflow is None or not (bare := gpus.lacking(known.workflow.capacity)):
+    if known.workflow is None or not (places := gpus.lacking(known.workflow.capacity)):
         return ""
     key = slo, (("gpu", 1.0),)
     if key not in known.made:
         known.made[key] = gpus.wanted(known, slo, seed=seed) or plan
-    return gpus.price(known.made[key], plan, bare)
+    return gpus.price(known.made[key], plan, places)
 
 
 def told(known: Knowledge, plan: Plan, mode: str | None) -> Decision:

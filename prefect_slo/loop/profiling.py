@@ -20,8 +20,9 @@ from prefect_slo.decorators import director_of
 from prefect_slo.errors import InvalidValue
 from prefect_slo.loop import background, sweep
 from prefect_slo.loop.director import Following, LoopDirector, following
+from prefect_slo.loop.ended import unpickled_stages
 from prefect_slo.loop.knowledge import Knowledge, forget, knowledge
-from prefect_slo.loop.learning import learn, unpickled_stages
+from prefect_slo.loop.learning import learn
 from prefect_slo.loop.menus import moving_much, with_menus
 from prefect_slo.observation import StageRuns
 from prefect_slo.plan import Plan, StagePlan

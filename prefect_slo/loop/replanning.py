@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from prefect_slo.errors import InfeasibleSlo
+from prefect_slo.errors import InfeasibleSlo, SloError
 from prefect_slo.loop import policy
 from prefect_slo.loop.knowledge import Knowledge
 from prefect_slo.objective import Budget, Latency, Slo
@@ -34,8 +34,17 @@ ATTEMPTS = 4
 """A plan that real runs have shown to miss is not made again: so many times the bound is tightened, by 2 % at least."""
 
 
+CHANGED = "the objective, the stages or a menu have changed"
+
+
 def replan(
-    known: Knowledge, slo: Slo, *, seed: int, earlier: Iterable[Plan] = (), margin: float = policy.MARGIN
+    known: Knowledge,
+    slo: Slo,
+    *,
+    seed: int,
+    earlier: Iterable[Plan] = (),
+    margin: float = policy.MARGIN,
+    unfit: str = CHANGED,
 ) -> tuple[Plan | None, str]:
     """The plan that should be in force from now on, and why; ``None`` where nothing can be planned yet.
 
@@ -46,7 +55,7 @@ def replan(
       for a bound tightened by how far the runs went over (``policy.correction``);
     - it no longer keeps the bound under the model;
     - a candidate that real runs have not shown to miss is better by ``margin``;
-    - the objective, the stages or a menu have changed.
+    - it no longer fits: the objective, the stages or a menu have changed, or it has no room.
 
     Args:
         known: What is known of the flow.
@@ -54,6 +63,7 @@ def replan(
         seed: Of the planner's draws.
         earlier: Plans that were in force before, newest first; looked at only where one may come back.
         margin: Share by which a plan has to be better than the one in force.
+        unfit: Why the plan in force no longer fits, where it doesn't.
     """
     if known.missing() or known.model is None or known.workflow is None:
         return None, known.missing()
@@ -61,12 +71,12 @@ def replan(
     if current is None:
         return _made(known, slo, seed, "first plan")
     if not fits(current, known.workflow, slo):
-        return _made(known, slo, seed, "the objective, the stages or a menu have changed")
-    now = predicted(model, current)
-    expected, name = now.predicted, plan_digest(current)
+        return _made(known, slo, seed, unfit)
+    renewed = predicted(model, current)
+    expected, name = renewed.predicted, plan_digest(current)
     assert expected is not None
-    scores, at = _scores(known, now, slo)
-    now = _counted(now, slo, scores, at)
+    scores, at = _scores(known, renewed, slo)
+    renewed = _counted(renewed, slo, scores, at)
     if policy.distrusted(known.past, name, slo):
         missed = [not run.met(slo) for run in known.past if run.plan == name]
         why = f"{sum(missed)} of {len(missed)} runs missed the bound"
@@ -79,7 +89,7 @@ def replan(
     try:
         candidate = surest(model, slo, seed=seed, calibration=scores)
     except InfeasibleSlo:  # none is certain to; the one in force does under the model
-        return now, KEPT
+        return renewed, KEPT
     assert candidate.predicted is not None
     assert candidate.certificate is not None
     if plan_digest(candidate) == name:
@@ -88,11 +98,11 @@ def replan(
     assert candidate.predicted is not None
     assert candidate.certificate is not None
     if policy.distrusted(known.past, plan_digest(candidate), slo):
-        return now, KEPT
-    if now.certificate is not None and candidate.certificate.confidence > now.certificate.confidence:
+        return renewed, KEPT
+    if renewed.certificate is not None and candidate.certificate.confidence > renewed.certificate.confidence:
         return candidate, f"certain to {candidate.certificate.confidence:.0%} by now"
     if policy.keep(objective_value(expected, slo), objective_value(candidate.predicted, slo), margin):
-        return now, KEPT
+        return renewed, KEPT
     return candidate, f"better by {margin:.0%} or more"
 
 
@@ -165,6 +175,19 @@ def predicted(model: WorkflowModel, plan: Plan) -> Plan:
         found.latency_s, found.cost_usd, found.latency_at_percentile_s, found.cost_at_percentile_usd
     )
     return replace(plan, predicted=prediction)
+
+
+def predicted_now(known: Knowledge, plan: Plan) -> Plan:
+    """A plan with what the model predicts of it now, by which it is compared with others.
+
+    Not predicted where nothing was measured of what it takes; as it is where there is no model.
+    """
+    if known.model is None:
+        return plan
+    try:
+        return predicted(known.model, plan)
+    except SloError:
+        return replace(plan, predicted=None)
 
 
 def fastest(model: WorkflowModel, slo: Slo, seed: int) -> Plan:

@@ -112,7 +112,7 @@ class FlowReport:
         lines = [f"{self.flow_name}: {self.slo or 'no bound is known'}; {self.runs} completed runs are known."]
         if self.missing:
             lines.append(f"It can't be planned yet: {self.missing}.")
-        if self.plan is None or self.plan.predicted is None:
+        if self.plan is None:
             return (*lines, "No plan is in force.")
         certified = "certified" if self.plan.certificate is not None else "not certified"
         lines.append(f"In force: {self.reason} ({certified}).")
@@ -126,12 +126,12 @@ class FlowReport:
                 f"It takes {self.lacks} on the machine of the newest run, which went by a plan of its own. To put one "
                 f"in force for that machine: prefect-slo refit {name} --move."
             )
-        predicted = self.plan.predicted
-        lines.append(
-            f"Predicted: {seconds_text(predicted.latency_s.mean)} on average, "
-            f"{seconds_text(predicted.latency_at_percentile_s)} at the percentile, "
-            f"{dollars_text(predicted.cost_usd.mean)} a run."
-        )
+        if (predicted := self.plan.predicted) is not None:
+            lines.append(
+                f"Predicted: {seconds_text(predicted.latency_s.mean)} on average, "
+                f"{seconds_text(predicted.latency_at_percentile_s)} at the percentile, "
+                f"{dollars_text(predicted.cost_usd.mean)} a run."
+            )
         if self.attainment.runs:
             low, high = self.attainment.interval()
             took = "no run completed; "

@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from uuid import UUID
 
-from prefect.context import FlowRunContext
-from prefect.exceptions import MissingContextError
-from prefect.logging import get_logger, get_run_logger
+from prefect_slo.runner.notices import run_logger
 
 _said: set[tuple[str, str]] = set()
 _lock = threading.Lock()
-
-
-def flow_run() -> UUID | None:
-    """The flow run that this is a part of, where it is a part of one."""
-    context = FlowRunContext.get()
-    return context.flow_run.id if context is not None and context.flow_run is not None else None
 
 
 def say_once(flow_name: str, message: str, *, level: int = logging.INFO, about: str = "") -> None:
@@ -34,8 +25,4 @@ def say_once(flow_name: str, message: str, *, level: int = logging.INFO, about: 
         if name in _said:
             return
         _said.add(name)
-    try:
-        logger = get_run_logger()
-    except MissingContextError:
-        logger = get_logger("slo")
-    logger.log(level, "%s: %s", flow_name, message)
+    run_logger().log(level, "%s: %s", flow_name, message)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from prefect_slo.control import events as control
-from prefect_slo.runner.backends.protocol import Backend, Bundle, Capabilities, Lost, Sink
+from prefect_slo.runner.backends.protocol import Backend, Bundle, Capabilities, LendingBackend, Lost, Sink
 from prefect_slo.runner.measure import Measure
 
 
@@ -85,7 +85,11 @@ class Leases:
         self._measure.leased(
             asked.lease, asked.stage, asked.pool, asked.size, now, metered=can.metered, queues=can.queues
         )
-        self._backends[asked.pool].open(asked.lease, asked.size, self._sink)
+        backend = self._backends[asked.pool]
+        if isinstance(backend, LendingBackend):
+            backend.open_for(asked.stage, asked.lease, asked.size, self._sink)
+        else:
+            backend.open(asked.lease, asked.size, self._sink)
 
     def send(self, lease: int, bundle: Bundle, sent: Sent) -> None:
         """Hand a bundle to an idle lease."""

@@ -21,9 +21,10 @@ from prefect_slo.observation import Invocation, StageRun
 from prefect_slo.pricing import PriceList
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends import protocol
-from prefect_slo.runner.pools import LOCAL, bare
+from prefect_slo.runner.billing import Meter
+from prefect_slo.runner.pools import LOCAL, without_gpu
 from prefect_slo.runner.queueing import Queue
-from prefect_slo.runner.tallies import LeaseTally, Meter, Opening, StageTally, Wait
+from prefect_slo.runner.tallies import LeaseTally, Opening, StageTally, Wait
 
 
 class Measure:
@@ -97,9 +98,9 @@ class Measure:
         if lease.pool in LOCAL and not lease.metered:
             lease.billed_at = self._meter.begin(lease.size.vcpus, lease.up)
         seen = self._stages[lease.stage]
-        if report.bare:
-            lease.size = seen.size = bare(lease.size)
-            seen.bare = True
+        if report.no_gpu:
+            lease.size = seen.size = without_gpu(lease.size)
+            seen.no_gpu = True
         seen.kinds[lease.size.kind] = None
         if report.wait_s or report.start_s:
             admitted = lease.asked + report.wait_s

@@ -94,7 +94,7 @@ def sizes_on(hardware: str, sizes: object, where: str) -> tuple[Size, ...]:
     def named(size: Size) -> Size:
         if size.hardware != "cpu":
             return size
-        return replace(size, hardware=_bare(hardware) if mixed and not size.gpu else hardware)
+        return replace(size, hardware=_cpu_kind(hardware) if mixed and not size.gpu else hardware)
 
     return tuple(dict.fromkeys(map(named, found)))
 
@@ -111,15 +111,15 @@ def on_cpu(size: Size, pool: str, pools: Pools) -> Size:
         return size.without_gpu
     offered = (each for each in pools[pool].pool.sizes if not each.gpu)
     enough = [each for each in offered if each.vcpus >= size.vcpus and each.memory_mb >= size.memory_mb]
-    return min(enough) if enough else bare(size)
+    return min(enough) if enough else without_gpu(size)
 
 
-def bare(size: Size) -> Size:
+def without_gpu(size: Size) -> Size:
     """A size with a GPU on machines of its kind that have none."""
-    return replace(size.without_gpu, hardware=_bare(size.hardware))
+    return replace(size.without_gpu, hardware=_cpu_kind(size.hardware))
 
 
-def _bare(hardware: str) -> str:
+def _cpu_kind(hardware: str) -> str:
     """Name of machines of a kind without their GPUs: what is measured there is kept apart."""
     return f"{hardware}-cpu"
 

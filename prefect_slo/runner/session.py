@@ -197,8 +197,8 @@ class Session:
                 return (control.BundleDone(lease, busy_s),)
             case protocol.Opened(lease=lease):
                 self._measure.opened(message)
-                if message.bare:
-                    self._say_bare(self._measure.stage_of(lease), self._leases.pool_of(lease))
+                if message.no_gpu:
+                    self._say_no_gpu(self._measure.stage_of(lease), self._leases.pool_of(lease))
                 return (control.LeaseUp(lease),)
             case protocol.Lost(lease=lease, reason=reason) if self._loss is not None:
                 self._measure.lost(message)
@@ -301,7 +301,7 @@ class Session:
             return [control.Barred((item,))]
         return [] if self._lacks(call) else [control.Ready((item,))]
 
-    def _say_bare(self, stage: str, pool: str | None) -> None:
+    def _say_no_gpu(self, stage: str, pool: str | None) -> None:
         if pool is not None:
             self._notice(
                 f"Stage {stage!r} was to have a GPU, and the machine where pool {pool!r} has put its worker has none: "

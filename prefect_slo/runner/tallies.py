@@ -1,4 +1,4 @@
-"""What is added up of a flow run's leases and stages while it runs, and how time on this machine is billed."""
+"""What is added up of a flow run's leases and stages while it runs."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class StageTally:
         held_s: Seconds for which leases on other machines were held.
         untold: Invocations and jobs whose bills nobody has told.
         kinds: Hardware that its workers were on, as keys.
-        bare: Whether a worker was without the GPU that its size has.
+        no_gpu: Whether a worker was without the GPU that its size has.
     """
 
     submitted: int = 0
@@ -107,7 +107,7 @@ class StageTally:
     most_leased: int = 0
     size: Size = field(default_factory=lambda: Size(1, 1024))
     kinds: dict[str, None] = field(default_factory=dict)
-    bare: bool = False
+    no_gpu: bool = False
 
     @property
     def total_usd(self) -> float:
@@ -153,7 +153,7 @@ class StageTally:
             cold=start_s > 0,
             cost_usd=self.total_usd,
             peak_memory_mb=self.peak_mb or NAN,
-            hardware="+".join(self.kinds) if self.bare else self.size.kind,
+            hardware="+".join(self.kinds) if self.no_gpu else self.size.kind,
             started_at=started_at,
             queue_s=queue_s,
             requests=float(self.requests) if known else NAN,
@@ -170,30 +170,3 @@ class StageTally:
             return self.held_s if self.held_s and not self.requests else NAN
         time_usd = self.billed_usd - self.storage_usd - self.requests * Decimal(repr(price.request))
         return max(float(time_usd) / rate, 0.0)
-
-
-class Meter:
-    """Time as it is billed: slower while more is reserved than the machine has, as n threads on fewer cores do.
-
-    With ``r(t)`` vCPUs reserved of a machine of ``m``, a lease from ``a`` to ``b`` is billed ``∫ min(1, m / r(t)) dt``.
-    """
-
-    def __init__(self, vcpus: float) -> None:
-        self._vcpus, self._reserved, self._billed_s, self._at = vcpus, 0.0, 0.0, 0.0
-
-    def begin(self, vcpus: float, now: float) -> float:
-        """A lease of so many vCPUs begins; returns the billed time so far."""
-        billed_s = self._advance(now)
-        self._reserved += vcpus
-        return billed_s
-
-    def end(self, vcpus: float, now: float) -> float:
-        """It ends; returns the billed time so far."""
-        billed_s = self._advance(now)
-        self._reserved -= vcpus
-        return billed_s
-
-    def _advance(self, now: float) -> float:
-        passed_s, self._at = max(now - self._at, 0.0), max(now, self._at)
-        self._billed_s += passed_s * min(1.0, self._vcpus / max(self._reserved, self._vcpus))
-        return self._billed_s

@@ -13,11 +13,12 @@ import pytest
 from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from prefect_slo.blocks import SLOProfile
 from prefect_slo.cli.api_trouble import api_trouble
-from prefect_slo.loop import knowledge
+from prefect_slo.loop import knowledge, reporting
 
 SOURCE = """
 import time
@@ -206,11 +207,36 @@ def test_an_api_that_is_away_is_no_defect_and_is_told_with_what_to_do(run, argum
 
 def test_an_answer_of_the_api_is_told_with_what_to_do() -> None:
     request = httpx.Request("GET", "http://api/health")
-    for status, then in ((401, "PREFECT_API_KEY"), (500, "server's log")):
+    for status, then in ((401, "PREFECT_API_KEY"), (429, "Wait"), (500, "server's log")):
         refused = httpx.HTTPStatusError("", request=request, response=httpx.Response(status, request=request))
         assert f"answers {status}" in api_trouble(refused)
         assert then in api_trouble(refused)
     assert api_trouble(ZeroDivisionError()) == ""
+
+
+def test_a_request_that_the_api_finds_wrong_is_a_defect_and_is_told_with_what_is_wrong(
+    run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = httpx.Request("POST", "http://api/flows/filter")
+    answer = httpx.Response(422, json={"exception_detail": "limit: not above 200"}, request=request)
+    refused = PrefectHTTPStatusError.from_httpx_error(
+        httpx.HTTPStatusError("Client error '422'", request=request, response=answer)
+    )
+
+    def refusing(*_: object) -> None:
+        raise refused
+
+    monkeypatch.setattr(reporting, "report", refusing)
+    told = run("report", "letters").err
+    assert "limit: not above 200" in told
+    assert "a defect" in told
+    assert "server's log" not in told
+    monkeypatch.setenv("PREFECT_SLO_TRACEBACK", "1")
+    with pytest.raises(PrefectHTTPStatusError):
+        run("report", "letters")
+    refused = httpx.ConnectError("nobody listens")
+    with pytest.raises(httpx.ConnectError):
+        run("report", "letters")
 
 
 @pytest.mark.parametrize("command", ["approve", "rollback"])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from prefect import flow
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 
 from prefect_slo.blocks import PlanBlock
@@ -42,6 +43,18 @@ TEMPLATE = {
 
 @flow(name="told")
 def told() -> None: ...
+
+
+@pytest.fixture
+def connections(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often clients of the API were opened and closed."""
+    counted: Counter[str] = Counter()
+    opens, closes = SyncPrefectClient.__enter__, SyncPrefectClient.__exit__
+    monkeypatch.setattr(SyncPrefectClient, "__enter__", lambda self: (counted.update(["opened"]), opens(self))[1])
+    monkeypatch.setattr(
+        SyncPrefectClient, "__exit__", lambda self, *ended: (counted.update(["closed"]), closes(self, *ended))[1]
+    )
+    return counted
 
 
 @pytest.fixture
@@ -148,3 +161,8 @@ def test_the_command_line_pins(deployed: str, tmp_path: Any, capsys: pytest.Capt
     assert main(["unpin", deployed]) == 0
     assert main(["approve", "told"]) == 1
     assert "nothing is known of it" in capsys.readouterr().err
+
+
+def test_pinning_leaves_no_connection_open(deployed: str, connections: Counter[str]) -> None:
+    pin(deployed, PLAN, apply=False)
+    assert connections["opened"] == connections["closed"] > 0

@@ -131,6 +131,30 @@ def test_a_plan_in_force_that_needs_a_gpu_does_not_fit_a_machine_without():
     assert not fits(plan, workflow((replace(DEVICE, cores=0.25),)), slo)
 
 
+def decided_without(told: Knowledge, plan: Plan) -> Decision:
+    """How a run goes on a machine without a GPU while that plan is in force."""
+    asked = plan.objective
+    assert asked is not None
+    return decide(replace(told, plan=plan), asked, mode="enforce", seed=0, explore=0, rng=np.random.default_rng(0))
+
+
+def test_that_no_gpu_is_here_is_told_once_and_with_one_set_of_figures():
+    kinds, slo = {"cpu": 16.0, "gpu": 2.0}, Slo(Latency(4.0, 0.95, 0.9))
+    plan, _ = replan(known((DEVICE,), {"cpu": 16.0, "gpu": 3.0}), slo, seed=0)
+    note = decided_without(known((), kinds), plan).note
+    assert "GPU wanted for 'detect', and none is here" in note
+    assert note.count("in place of") == 1
+    assert "GPUs that are not there" not in note
+
+
+def test_a_run_without_the_gpu_of_the_plan_in_force_says_so_where_no_price_is_known():
+    plan, _ = replan(known((DEVICE,), {"cpu": 16.0, "gpu": 2.0}), Slo(Latency(4.0, 0.95, 0.9)), seed=0)
+    decision = decided_without(known((), {"cpu": 16.0}), plan)
+    assert "GPU wanted" not in decision.note
+    assert "The plan in force takes GPUs that are not there: this run goes by a plan of its own. The" in decision.note
+    assert decision.lacking
+
+
 def test_a_host_without_a_gpu_leaves_the_plan_in_force_to_those_that_have_one(
     prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,7 +264,7 @@ def decided(told: Knowledge) -> Decision:
 def test_a_docker_pool_whose_engine_has_a_gpu_is_planned_for(engine: DockerEngine, tmp_path: Path) -> None:
     pools = docker_pool(engine, tmp_path)
     told = known_on(pools, {"cpu": 16.0, DOCKER: 2.0})
-    assert hosts.now(told, pools) is told
+    assert hosts.seen_from_here(told, pools) is told
     decision = decided(told)
     assert decision.plan is not None
     assert (decision.plan["detect"].pool, decision.note, decision.lacking) == (DOCKER, "", False)
@@ -250,17 +274,19 @@ def test_one_whose_engine_has_none_is_not_and_the_price_of_that_is_said(engine: 
     pools = docker_pool(engine, tmp_path)
     told = known_on(pools, {"cpu": 16.0, DOCKER: 2.0})
     engine.gpus = ()
-    bare = hosts.now(told, pools)
-    assert hosts.now(told, pools) is bare, "plans made for it are kept"
-    assert hosts.now(replace(told, plan=decided(told).plan), pools).plan is not None, "but for another plan in force"
-    decision = decided(bare)
+    without = hosts.seen_from_here(told, pools)
+    assert hosts.seen_from_here(told, pools) is without, "plans made for it are kept"
+    assert hosts.seen_from_here(replace(told, plan=decided(told).plan), pools).plan is not None, (
+        "but for another plan in force"
+    )
+    decision = decided(without)
     assert decision.plan is not None
     assert decision.plan["detect"].pool == PROCESS
     assert "GPU wanted for 'detect', and pool 'containers' has none: it runs on the CPU, predicted" in decision.note
     assert decision.lacking, "it is a warning"
     assert re.search(r"\+[\d.]+ s, [+-]\$[\d.e-]+\)", decision.note)
     engine.gpus = ("GPU-a",)
-    assert hosts.now(told, pools) is told, "back when it is back"
+    assert hosts.seen_from_here(told, pools) is told, "back when it is back"
 
 
 def test_a_plan_that_a_run_is_pinned_to_runs_on_the_cpus_of_the_same_pool(engine: DockerEngine, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("PREFECT_INTEGRATIONS_SLO_HOME", str(tmp_path))
     monkeypatch.setattr(knowledge, "_REMEMBERED", knowledge._Remembered())
     yield
-    learning._WAITING.learned("films", 99)
+    learning.UNLEARNED.learned("films", 99)
 
 
 def on(monkeypatch: pytest.MonkeyPatch, vcpus: float, memory_mb: int = 0) -> None:
@@ -121,6 +121,38 @@ def test_a_smaller_machine_leaves_the_plan_in_force_to_those_that_hold_it(
     moved = SLOProfile.of_flow(name)
     assert moved is not None
     assert moved.plan_in_force()["cut"].workers * moved.plan_in_force()["cut"].size.vcpus <= 2  # type: ignore[index]
+
+
+def test_a_plan_that_moves_to_a_smaller_machine_says_what_it_took(
+    prefect_server: str, large: tuple[Plan, list[StageRun]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, table = large
+    loose, name = Slo(Latency(20.0, 0.95, 0.9)), "films-that-move"
+    on(monkeypatch, 2)
+    stored(name, seen(), table)
+    fold_in(name, objective={**ASKED, "latency_s": 20.0}, refit=True)
+    put_in_force(name, replace(plan, objective=loose), "by a machine of eight vCPUs")
+    told = replan_flow(name, move=True)
+    assert told.startswith("moved: it took ")
+    assert "vCPUs at once where there are 2" in told
+    profile = SLOProfile.of_flow(name)
+    assert profile is not None
+    assert profile.plan_history[-1]["reason"] == told
+
+
+def test_what_a_run_does_without_is_told_by_what_is_known_today(
+    large: tuple[Plan, list[StageRun]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, table = large
+    on(monkeypatch, 2)
+    told = known(seen(), table)
+    made, _ = replan(told, SLO, seed=0)
+    assert made is not None
+    assert plan.predicted is not None
+    stale = replace(plan, predicted=replace(plan.predicted, latency_s=replace(plan.predicted.latency_s, mean=1000.0)))
+    texts = {hosts.in_place_of(replace(told, plan=each), made, SLO, gpus_told=False) for each in (plan, stale)}
+    assert len(texts) == 1
+    assert "in place of" in texts.pop()
 
 
 def test_what_the_user_changes_is_planned_anew_wherever_it_ran(

@@ -28,7 +28,7 @@ from prefect_slo.artifacts.publishing import key
 from prefect_slo.blocks import SLOProfile, fold_in, folding, lease, plans, rebuild_profile
 from prefect_slo.blocks import profile as profiles
 from prefect_slo.errors import InvalidValue
-from prefect_slo.loop import background, knowledge, learning, saying
+from prefect_slo.loop import background, ended, knowledge, learning, saying
 from prefect_slo.loop import director as directors
 from prefect_slo.loop.director import LoopDirector
 from prefect_slo.loop.profiling import Measurement, SweepReport, profile
@@ -92,7 +92,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: str) -
     monkeypatch.setenv("PREFECT_INTEGRATIONS_SLO_HOME", str(tmp_path))
     monkeypatch.setattr(saying, "_said", set())
     monkeypatch.setattr(knowledge, "_REMEMBERED", knowledge._Remembered())
-    monkeypatch.setattr(learning, "_WAITING", learning._Waiting())
+    monkeypatch.setattr(learning, "UNLEARNED", learning._Unlearned())
     return tmp_path
 
 
@@ -233,7 +233,7 @@ def test_what_the_menus_cannot_say_costs_no_rows(
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise InvalidValue("menu.workers", 0, "a whole number of at least 1")
 
-    monkeypatch.setattr(learning, "with_menus", broken)
+    monkeypatch.setattr(ended, "with_menus", broken)
     assert letters("menuless")() == 6
     [stored] = read_runs("menuless")
     assert [(r.status, len(r.stages)) for r in stored.records] == [("completed", 2)]
@@ -713,7 +713,7 @@ def test_a_view_that_cannot_be_drawn_costs_a_notice(
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise KeyError("a defect in a view")
 
-    monkeypatch.setattr(learning, "stage_forecasts", broken)
+    monkeypatch.setattr(ended, "stage_forecasts", broken)
     assert profiled[0]() == 6
     assert said("its plan was not compared with the run") == 1
 

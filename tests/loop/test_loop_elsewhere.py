@@ -30,7 +30,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: str) -
     monkeypatch.setenv("PREFECT_INTEGRATIONS_SLO_HOME", str(tmp_path))
     monkeypatch.setattr(saying, "_said", set())
     monkeypatch.setattr(knowledge, "_REMEMBERED", knowledge._Remembered())
-    monkeypatch.setattr(learning, "_WAITING", learning._Waiting())
+    monkeypatch.setattr(learning, "UNLEARNED", learning._Unlearned())
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from prefect_slo.errors import InfeasibleSlo
 from prefect_slo.loop import policy
 from prefect_slo.loop.knowledge import Knowledge
 from prefect_slo.loop.policy import PastRun
-from prefect_slo.loop.replanning import KEPT, fits, plan_digest, predicted, replan, surest
+from prefect_slo.loop.replanning import CHANGED, KEPT, fits, plan_digest, predicted, replan, surest
 from prefect_slo.models import WorkflowModel
 from prefect_slo.objective import Budget, Latency, Slo
 from prefect_slo.observation import StageRuns
@@ -41,6 +41,12 @@ def test_a_plan_fits_its_objective_its_stages_and_their_menus(know: Know) -> Non
     assert not fits(plan, known.workflow, Slo(latency=Latency(4.0, 0.99)))
     assert not fits(replace(plan, stages={"train": plan["train"]}), known.workflow, SLO)
     assert not fits(plan.with_stage("train", workers=3), known.workflow, SLO)
+
+
+def test_why_a_plan_no_longer_fits_is_told_by_who_knows(know: Know) -> None:
+    other = replace(largest(know()), objective=Slo(latency=Latency(9.0)))
+    assert replan(know(plan=other), SLO, seed=0)[1] == CHANGED
+    assert replan(know(plan=other), SLO, seed=0, unfit="moved: it took more")[1] == "moved: it took more"
 
 
 def test_nothing_is_planned_before_enough_was_measured() -> None:

@@ -274,14 +274,14 @@ def test_a_bundle_that_is_lost_on_a_cluster_has_cost_what_it_held_or_may_have(cl
     assert seen.cost_usd == pytest.approx(billed_s * (1 + 1))
 
 
-@pytest.mark.parametrize(("bare", "hardware"), [((), "l4"), ((0, 1), "l4-cpu"), ((1,), "l4+l4-cpu")])
-def test_a_stage_counts_for_the_machines_that_its_workers_were_on(clock, bare, hardware):
+@pytest.mark.parametrize(("no_gpu", "hardware"), [((), "l4"), ((0, 1), "l4-cpu"), ((1,), "l4+l4-cpu")])
+def test_a_stage_counts_for_the_machines_that_its_workers_were_on(clock, no_gpu, hardware):
     """Not for a GPU that was not there; and for neither kind where they were on both."""
     seen, size = Measure(PriceList("test", 1.0, 1.0, gpu_second=100.0), machine=MACHINE), Size(1, 1024, 1, "l4")
     seen.submitted("train", 2, clock.now)
     for lease in (0, 1):
         seen.leased(lease, "train", "pool", size, clock.now)
-        seen.opened(Opened(lease, False, 0.0, 0.0, 1, bare=lease in bare))
+        seen.opened(Opened(lease, False, 0.0, 0.0, 1, no_gpu=lease in no_gpu))
     begun, clock.now = clock.now, clock.now + 2.0
     for lease in (0, 1):
         seen.dispatched(lease, lease, begun, begun)
@@ -289,4 +289,4 @@ def test_a_stage_counts_for_the_machines_that_its_workers_were_on(clock, bare, h
         seen.finished(Finished(lease, lease, begun, clock.now))
         seen.released(lease, clock.now)
     assert row(seen).hardware == hardware
-    assert seen.cost_usd == pytest.approx(2 * 2.0 * (1 + 1) + (2 - len(bare)) * 2.0 * 100.0)
+    assert seen.cost_usd == pytest.approx(2 * 2.0 * (1 + 1) + (2 - len(no_gpu)) * 2.0 * 100.0)

@@ -183,7 +183,7 @@ class Opened:
         wait_s: How long the lease waited for capacity of the machine.
         pid: The worker's process.
         held_s: How long its machine was paid for before, for nobody: while it started, and while it idled.
-        bare: Whether it has no GPU, though its size has: its machine has none.
+        no_gpu: Whether it has no GPU, though its size has: its machine has none.
     """
 
     lease: int
@@ -192,7 +192,7 @@ class Opened:
     wait_s: float
     pid: int
     held_s: float = 0.0
-    bare: bool = False
+    no_gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -385,6 +385,15 @@ class Backend(Protocol):
 
     def shutdown(self) -> None:
         """End every worker and wait for it. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class LendingBackend(Protocol):
+    """A backend whose workers go from lease to lease, of other stages and flow runs, too: it expects some back."""
+
+    def open_for(self, stage: str, lease: int, size: Size, sink: Sink) -> None:
+        """``open`` for a stage, which gives its leases back once it has nothing left to run."""
         ...
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.protocol import Bundle, Capabilities, Lost, Sink
 from prefect_slo.runner.notices import Notice
-from prefect_slo.runner.workpool.contact import Lease
+from prefect_slo.runner.workpool.contact import Lease, Owner
 from prefect_slo.runner.workpool.office import Office
 
 SETTLE_S = 10.0
@@ -52,7 +52,11 @@ class WorkPoolBackend:
 
     def open(self, lease: int, size: Size, sink: Sink) -> None:
         """Ask for a pilot: a warm one of that size, or a new job."""
-        asked = Lease(lease, size, sink, self._notice, time.monotonic())
+        self.open_for("", lease, size, sink)
+
+    def open_for(self, stage: str, lease: int, size: Size, sink: Sink) -> None:
+        """Ask for a pilot for a stage: it waits for none that the stage holds itself."""
+        asked = Lease(lease, Owner(self._owner, stage), size, sink, self._notice, self._office.clock())
         with self._lock:
             closed = self._closed
             if not closed:

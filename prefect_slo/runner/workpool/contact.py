@@ -8,7 +8,7 @@ import time
 import uuid
 from dataclasses import asdict, dataclass, replace
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 from prefect.logging import get_logger
@@ -33,25 +33,56 @@ if TYPE_CHECKING:
     from prefect_slo.runner.workpool.office import Office
 
 
+class Owner(NamedTuple):
+    """Whose a lease is.
+
+    Attributes:
+        backend: Number of the backend, and so of the flow run.
+        stage: The stage there.
+    """
+
+    backend: int
+    stage: str
+
+
 @dataclass
 class Lease:
     """What a backend asked for.
 
     Attributes:
         id: Its name for the one who asked.
+        owner: Whose it is.
         size: Of the worker.
         sink: Hears of it.
         notice: Tells the user something.
         asked: When.
-        starting: Whether a pilot was asked for to serve it.
+        starting_since: Since when a pilot starts for it, or could and is done without; ``None`` while neither holds:
+            what it waits then is waiting for what others hold.
+        started_s: How long either held before.
     """
 
     id: int
+    owner: Owner
     size: Size
     sink: Sink
     notice: Notice
     asked: float
-    starting: bool = False
+    starting_since: float | None = None
+    started_s: float = 0.0
+
+    def starts(self, now: float) -> None:
+        """What it waits from now on is a start, or in place of one."""
+        if self.starting_since is None:
+            self.starting_since = now
+
+    def stalls(self, since: float) -> None:
+        """What it waits since then is neither."""
+        self.started_s, self.starting_since = self.start_s(since), None
+
+    def start_s(self, now: float) -> float:
+        """How long it has waited for a start, or in place of one."""
+        since = self.starting_since
+        return self.started_s + (max(now - since, 0.0) if since is not None else 0.0)
 
 
 class Contact:
@@ -84,7 +115,7 @@ class Contact:
         self.bundle: Bundle | None = None
         self.ready, self.gone = False, threading.Event()
         self._pid = self._generation = 0
-        self._bare = False
+        self._no_gpu = False
         self.heard_of = False
         self._leaving = False
         self._job_ended: tuple[str, float] | None = None
@@ -131,14 +162,14 @@ class Contact:
             lease: The lease.
             blocked_s: How long its pool could not start the pilot that it has waited for in vain.
         """
-        self.held_since = self._office.clock()
-        idle_s = self.held_since - self.idle_since if self.ready else 0.0
+        self.held_since = now = self._office.clock()
         self.lease, self._cancelled, self._blocked_before_s = lease, None, self.blocked_s
-        if self.ready:
-            waited_s = self._office.clock() - lease.asked
-            start_s = max(waited_s - blocked_s, 0.0) if lease.starting else 0.0
-            self._unpaid_s += idle_s
-            self._opened(lease, start_s, waited_s - start_s, cold=start_s > 0)
+        if not self.ready:
+            lease.starts(now)
+            return
+        self._unpaid_s += now - self.idle_since
+        start_s = max(lease.start_s(now) - blocked_s, 0.0)
+        self._opened(lease, start_s, now - lease.asked - start_s, cold=start_s > 0)
 
     def submit(self, bundle: Bundle) -> None:
         """Send a bundle on its way."""
@@ -303,7 +334,7 @@ class Contact:
         office, pid = self._office, report.pid
         with office.lock:
             self._pid, self._generation, first = pid, report.lease, not self.begun
-            self._bare = report.bare
+            self._no_gpu = report.no_gpu
             self.ready, self.idle_since, self.held_since = True, now, now
             self.blocked_s += report.wait_s if first else 0.0  # for its machine, which others held: no start
             lease = self.lease
@@ -311,11 +342,11 @@ class Contact:
             office.started(max(now - self.born - self.blocked_s, 0.0))
         if lease is not None:
             blocked_s = self.blocked_s - self._blocked_before_s  # since the lease is its
-            begun = min(max(lease.asked, self.born) + blocked_s, now) if first else lease.asked
-            self._opened(lease, now - begun, begun - lease.asked, cold=True)
+            start_s = max(lease.start_s(now) - blocked_s, 0.0)
+            self._opened(lease, start_s, now - lease.asked - start_s, cold=True)
 
     def _opened(self, lease: Lease, start_s: float, wait_s: float, *, cold: bool) -> None:
-        lease.sink(Opened(lease.id, cold, start_s, wait_s, self._pid, self._paid_s(), self._bare))
+        lease.sink(Opened(lease.id, cold, start_s, wait_s, self._pid, self._paid_s(), self._no_gpu))
 
     def _worker_lost(self, report: Lost) -> None:
         office = self._office

@@ -22,6 +22,23 @@ TAG = "prefect-slo"
 _PAGE = 200
 
 
+def work_pool(client: SyncPrefectClient, name: str) -> WorkPool:
+    """A work pool as the server has it.
+
+    Args:
+        client: Asks it.
+        name: Of the pool.
+
+    Raises:
+        WorkPoolUnusable: There is none of that name.
+    """
+    try:
+        return client.read_work_pool(name)
+    except ObjectNotFound:
+        then = f"Create it (prefect work-pool create {name!r}) or name another one."
+        raise WorkPoolUnusable(name, "does not exist", then) from None
+
+
 class Jobs:
     """Jobs in one work pool.
 
@@ -44,11 +61,7 @@ class Jobs:
             WorkPoolUnusable: There is none of that name.
         """
         with self._api() as client:
-            try:
-                return client.read_work_pool(self._pool)
-            except ObjectNotFound:
-                then = f"Create it (prefect work-pool create {self._pool!r}) or name another one."
-                raise WorkPoolUnusable(self._pool, "does not exist", then) from None
+            return work_pool(client, self._pool)
 
     def prepare(self) -> None:
         """Make the deployment of pilots in the pool, or bring it up to date; changes nothing that is right."""

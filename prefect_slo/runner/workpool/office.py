@@ -101,7 +101,7 @@ class Office:
         self._owed_s: defaultdict[Size, float] = defaultdict(float)
         self._errands: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._over = threading.Event()
-        self._noticed = ""
+        self._noticed, self._blocked = "", False
         self._looked = self.clock()
         self._heart = threading.Thread(target=self._beat, name="prefect-slo-heart", daemon=True)
         self._watch = threading.Thread(
@@ -171,9 +171,9 @@ class Office:
     def release(self, pilot: Contact) -> None:
         """A pilot is free; one of a size that nobody waits for idles, or makes room for one that is waited for."""
         with self.lock:
-            pilot.lease, pilot.idle_since = None, self.clock()
-            if pilot.ready:
-                self._starts.held(pilot.idle_since - pilot.held_since)
+            lease, pilot.lease, pilot.idle_since = pilot.lease, None, self.clock()
+            if pilot.ready and lease is not None:
+                self._starts.held(lease.owner.stage, pilot.idle_since - pilot.held_since)
             self._admit()
             if pilot.lease is None:
                 self._relieve(pilot)
@@ -221,7 +221,10 @@ class Office:
                 self._admit()
 
     def _admit(self) -> None:
-        """Serve who waits, first come first; who is better off with a pilot that gets free soon waits for that one."""
+        """Serve who waits, first come first; who is better off with a pilot that gets free soon waits for that one.
+
+        What is waited so is in place of a start, as far as one is possible then; else for what others hold.
+        """
         patient: Counter[Size] = Counter()
         for lease in tuple(self._waiting):
             if self._over.is_set() or lease not in self._waiting:
@@ -231,24 +234,41 @@ class Office:
                 self._waiting.remove(lease)
                 max(free, key=lambda pilot: (pilot.ready, pilot.idle_since)).serve(lease)
                 continue
-            now = self.clock()
-            ages_s = [now - pilot.held_since for pilot in self._pilots if pilot.ready and pilot.usable(lease.size)]
-            if not self._starts.worth_it(now - lease.asked, ages_s, patient[lease.size]):
+            now, full = self.clock(), len(self._pilots) >= self.terms.concurrency
+            idle = [pilot for pilot in self._pilots if pilot.lease is None]
+            if full and not idle:
+                self._stall(now)
+                return
+            if not self._starts.worth_it(lease.start_s(now), self._held_by_others(lease, now), patient[lease.size]):
                 patient[lease.size] += 1
-                lease.starting = True  # what it waits is in place of a start, and no waiting for what others hold
+                if not self._blocked:
+                    lease.starts(now)
                 continue
-            if len(self._pilots) >= self.terms.concurrency:
-                idle = [pilot for pilot in self._pilots if pilot.lease is None]
-                if not idle:
-                    return
+            if full:
                 idle[0].leave()  # comes back here once it is out
                 return
             self._waiting.remove(lease)
-            lease.starting = True
             pilot = Contact(self, lease.size)
             self._pilots.append(pilot)
             pilot.serve(lease)
             self._errands.put(lambda pilot=pilot: self._start(pilot))  # type: ignore[misc]
+
+    def _held_by_others(self, lease: Lease, now: float) -> list[tuple[str, float]]:
+        """By which stage each pilot is held that a lease may expect back, and for how long so far.
+
+        Its own stage gives none back before it has nothing left to run, nor anything that the lease could.
+        """
+        return [
+            (other.owner.stage, now - pilot.held_since)
+            for pilot in self._pilots
+            if (other := pilot.lease) is not None and other.owner != lease.owner
+            if pilot.ready and pilot.usable(lease.size)
+        ]
+
+    def _stall(self, since: float) -> None:
+        """No pilot could be started since then for who waits."""
+        for lease in self._waiting:
+            lease.stalls(since)
 
     def _pilot_of(self, lease: Lease) -> Contact | None:
         with self.lock:
@@ -313,10 +333,6 @@ class Office:
         states = self._jobs.states([flow_run for flow_run in pilots if flow_run is not None])
         looked, self._looked = self._looked, self.clock()
         scheduled = [run for run, state in states.items() if state is not None and state.type == StateType.SCHEDULED]
-        if scheduled and self._jobs.blocked():
-            for flow_run in scheduled:
-                pilot = pilots[flow_run]
-                pilot.blocked_s += self._looked - max(looked, pilot.born)
         for flow_run, pilot in pilots.items():
             state = states.get(flow_run) if flow_run is not None else None
             if flow_run not in states:
@@ -327,6 +343,17 @@ class Office:
             elif state is not None and state.type == StateType.SCHEDULED:
                 self._call_off_spare(pilot)
         self._complain([pilot for pilot in pilots.values() if not pilot.ready and pilot.lease is not None])
+        self._look_at_pool([pilots[flow_run] for flow_run in scheduled], looked)
+
+    def _look_at_pool(self, scheduled: list[Contact], since: float) -> None:
+        """Whether it can start jobs; what was waited for one since the look before is no start where it can't."""
+        self._blocked = bool(scheduled or self._waiting) and self._jobs.blocked()
+        if not self._blocked:
+            return
+        for pilot in scheduled:
+            pilot.blocked_s += self._looked - max(since, pilot.born)
+        with self.lock:
+            self._stall(since)
 
     def _complain(self, starting: list[Contact]) -> None:
         now = self.clock()

@@ -108,7 +108,7 @@ class Pilot:
     def __init__(self, order: Order, zygote: Forker | None = None) -> None:
         self._order, self._store, self._zygote = order, referred(order.storage), zygote
         self._size, self._told = _here(Size(**order.size), places_gpus=order.places_gpus)
-        self._bare = order.places_gpus and order.size["gpu"] > 0 and not self._size.gpu
+        self._no_gpu = order.places_gpus and order.size["gpu"] > 0 and not self._size.gpu
         self._inbox = Incoming(self._store, order.box, TO_JOB)
         self._programs: dict[str, Any] = {}
         self._events: SimpleQueue[Report] = SimpleQueue()
@@ -205,7 +205,7 @@ class Pilot:
         except Empty:
             return
         while True:
-            self._sender.post(replace(report, bare=self._bare) if isinstance(report, Opened) else report)
+            self._sender.post(replace(report, no_gpu=self._no_gpu) if isinstance(report, Opened) else report)
             self._idle_since = time.monotonic()
             if isinstance(report, Opened):
                 self._up, self._failures = True, 0

@@ -13,10 +13,15 @@ from uuid import UUID, uuid4
 import pytest
 from prefect.client.schemas.objects import State, StateType
 
+from prefect_slo.control.events import OpenLease
+from prefect_slo.pricing import price_list
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.protocol import Bundle, Finished, Lost, Opened
+from prefect_slo.runner.backends.work_pool import WorkPoolBackend
+from prefect_slo.runner.leases import Leases
+from prefect_slo.runner.measure import Measure
 from prefect_slo.runner.workpool import office as offices
-from prefect_slo.runner.workpool.contact import Lease
+from prefect_slo.runner.workpool.contact import Lease, Owner
 from prefect_slo.runner.workpool.mailbox import FROM_JOB, TO_JOB, Incoming, Outgoing
 from prefect_slo.runner.workpool.office import Office, Terms
 from prefect_slo.runner.workpool.pilot import Letter, Order
@@ -29,9 +34,11 @@ PATIENCE_S = 20.0
 
 @dataclass
 class PlayedJobs:
-    """Jobs that the test starts by hand; ``full`` is a pool that can start none."""
+    """Jobs that the test starts by hand; ``full`` is a pool that can start none, ``paused`` one that did before."""
 
     full: bool = False
+    paused: bool = False
+    looks: int = 0
     asked: dict[UUID, Order] = field(default_factory=dict)
     cancelled: list[UUID] = field(default_factory=list)
 
@@ -44,7 +51,8 @@ class PlayedJobs:
         return {run: State(type=StateType.SCHEDULED if self.full else StateType.RUNNING) for run in flow_runs}
 
     def blocked(self) -> bool:
-        return self.full
+        self.looks += 1
+        return self.full or self.paused
 
     def trouble(self) -> str:
         return ""
@@ -67,8 +75,8 @@ class Played:
     def begins(self, age_s: float = 0.0) -> None:
         self._out.send(Letter(time.monotonic(), {}, (), age_s=age_s))
 
-    def up(self, age_s: float = 0.0, wait_s: float = 0.0, *, bare: bool = False) -> None:
-        opened = Opened(1, True, 0.1, wait_s, 4711, bare=bare)
+    def up(self, age_s: float = 0.0, wait_s: float = 0.0, *, no_gpu: bool = False) -> None:
+        opened = Opened(1, True, 0.1, wait_s, 4711, no_gpu=no_gpu)
         self._out.send(Letter(time.monotonic(), {}, (opened,), age_s=age_s))
 
     def done(self, bundle: int) -> None:
@@ -99,9 +107,11 @@ class Scene:
         self.heard: dict[int, list[Any]] = {}
         self.told: list[str] = []
 
-    def lease(self, number: int) -> Lease:
+    def lease(self, number: int, owner: Owner | None = None, size: Size = SIZE) -> Lease:
+        """One of a flow run of its own, of stage ``crop``, unless it says otherwise."""
         self.heard[number] = []
-        asked = Lease(number, SIZE, self.heard[number].append, self.told.append, self.clock())
+        whose = owner or Owner(number, "crop")
+        asked = Lease(number, whose, size, self.heard[number].append, self.told.append, self.clock())
         self.office.open(asked)
         return asked
 
@@ -139,11 +149,11 @@ def scene(tmp_path: Path) -> Iterator[Callable[..., Scene]]:
 def test_each_lease_of_a_pilot_hears_that_its_machine_has_no_gpu(scene: Any) -> None:
     at = scene()
     first = at.lease(1)
-    at.job(0).up(bare=True)
-    assert at.opened(1).bare
+    at.job(0).up(no_gpu=True)
+    assert at.opened(1).no_gpu
     at.office.close(first)
     at.lease(2)
-    assert at.opened(2).bare
+    assert at.opened(2).no_gpu
 
 
 def test_a_pilot_that_gets_free_serves_a_lease_whose_own_is_still_starting(scene: Any) -> None:
@@ -346,9 +356,13 @@ class Hands:
 
 @pytest.fixture
 def measured(scene: Any) -> tuple[Scene, Hands]:
+    return measured_at(scene)
+
+
+def measured_at(scene: Any, **terms: Any) -> tuple[Scene, Hands]:
     """An office whose pilots have taken 8 s to start, and are held for 5 s by every lease; one is up and free."""
     hands = Hands()
-    at = scene(hands, heartbeat_s=1e6, lifetime_s=1e6)
+    at = scene(hands, heartbeat_s=1e6, lifetime_s=1e6, **terms)
     first = at.lease(1)
     job = at.job(0)
     hands.now_s += 8.0
@@ -398,18 +412,109 @@ def test_a_pilot_that_gets_free_soon_is_expected_by_one_lease_alone(measured: tu
     assert len(at.office.pilots) == 2
 
 
+def test_waiting_for_a_pilot_where_no_other_may_be_started_is_no_start(scene: Any) -> None:
+    at, hands = measured_at(scene, concurrency=1)
+    busy = at.lease(4)
+    hands.now_s += 4.6
+    at.lease(5)
+    hands.now_s += 500.0
+    at.office.close(busy)
+    report = at.opened(5)
+    assert (report.cold, report.start_s, report.wait_s) == (False, 0.0, pytest.approx(500.0))
+
+
+def test_what_was_waited_until_no_other_could_be_started_is_in_place_of_a_start(scene: Any) -> None:
+    at, hands = measured_at(scene, concurrency=2)
+    busy = at.lease(4)
+    hands.now_s += 4.6
+    at.lease(5)
+    hands.now_s += 0.1
+    at.lease(6, size=Size(1, 1024))  # the last that may be started
+    at.office.reconsider()
+    hands.now_s += 500.0
+    at.office.close(busy)
+    report = at.opened(5)
+    assert (report.start_s, report.wait_s) == (pytest.approx(0.1), pytest.approx(500.0))
+
+
+def test_a_lease_that_had_to_wait_for_its_turn_has_only_then_begun_to_start(scene: Any) -> None:
+    at, hands = measured_at(scene, concurrency=1)
+    busy = at.lease(4)
+    at.lease(5, size=Size(1, 1024))
+    hands.now_s += 500.0
+    at.office.close(busy)  # idle, and of another size: it makes room
+    job = at.job(1)
+    hands.now_s += 6.0
+    job.up()
+    report = at.opened(5)
+    assert (report.start_s, report.wait_s) == (pytest.approx(6.0), pytest.approx(500.0))
+
+
+def test_waiting_for_a_pilot_of_a_paused_pool_is_no_start(scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offices, "LOOK_S", 0.02)
+    at, hands = measured_at(scene)
+    busy = at.lease(4)
+    hands.now_s += 4.6
+    at.jobs.paused = True
+    at.lease(5)
+    until(lambda: at.jobs.looks > 1)
+    hands.now_s += 0.3
+    at.office.close(busy)
+    report = at.opened(5)
+    assert (report.cold, report.start_s, report.wait_s) == (False, 0.0, pytest.approx(0.3))
+
+
+def test_a_pool_that_is_asked_in_vain_hides_no_job_that_has_ended(scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offices, "LOOK_S", 0.02)
+    at, hands = measured_at(scene)
+    at.lease(4)
+    hands.now_s += 4.6
+    at.lease(5)
+    [pilot] = at.office.pilots
+    monkeypatch.setattr(at.jobs, "blocked", lambda: 1 / 0)
+    monkeypatch.setattr(at.jobs, "states", lambda runs: {})  # the pool was deleted
+    until(lambda: not pilot.usable(SIZE))
+
+
+def test_a_stage_waits_for_no_pilot_that_it_holds_itself(measured: tuple[Scene, Hands]) -> None:
+    at, hands = measured
+    whose = Owner(7, "crop")
+    at.lease(4, whose)
+    hands.now_s += 4.6
+    at.lease(5, whose)  # it is given the other one back only once nothing is left to run
+    assert len(at.office.pilots) == 2
+
+
+def test_leases_on_work_pools_say_whose_they_are(measured: tuple[Scene, Hands]) -> None:
+    at, hands = measured
+    runs = []
+    for _ in range(2):
+        backend = WorkPoolBackend(at.office, hardware=("cpu",), memory_mb=512, notice=at.told.append)
+        measure = Measure(price_list("local"), machine=Size(1, 512))
+        for stage in ("crop", "join"):
+            measure.submitted(stage, 1, None)
+        runs.append(Leases({"pool": backend}, measure, lambda report: None))
+    runs[0].open(OpenLease(4, "crop", "pool", SIZE))
+    hands.now_s += 4.6
+    runs[1].open(OpenLease(4, "crop", "pool", SIZE))
+    assert len(at.office.pilots) == 1, "of another run"
+    runs[0].open(OpenLease(5, "crop", "pool", SIZE))
+    assert len(at.office.pilots) == 2, "of the same stage"
+
+
 def test_nobody_waits_longer_for_a_pilot_that_runs_than_a_start_takes() -> None:
     starts = Starts()
-    assert starts.worth_it(0.0, [1.0]), "nothing was measured"
+    assert starts.worth_it(0.0, [("crop", 1.0)]), "nothing was measured"
     starts.started(8.0)
-    assert starts.worth_it(0.0, [1.0]), "nobody knows when it is back"
+    assert starts.worth_it(0.0, [("crop", 1.0)]), "nobody knows when it is back"
     for hold_s in (5.0, 100.0):
-        starts.held(hold_s)
-    assert not starts.worth_it(0.0, [99.0])
-    assert starts.worth_it(8.0, [99.0])
-    assert starts.worth_it(0.0, [6.0]), "in 94 s"
+        starts.held("crop", hold_s)
+    assert not starts.worth_it(0.0, [("crop", 99.0)])
+    assert starts.worth_it(8.0, [("crop", 99.0)])
+    assert starts.worth_it(0.0, [("crop", 6.0)]), "in 94 s"
+    assert starts.worth_it(0.0, [("join", 99.0)]), "another stage holds them as long as it does"
     assert starts.worth_it(0.0, []), "none runs"
-    assert starts.left_s(1.0) == pytest.approx((4.0 + 99.0) / 2)
+    assert starts.left_s("crop", 1.0) == pytest.approx((4.0 + 99.0) / 2)
 
 
 def spare(at: Scene) -> UUID:

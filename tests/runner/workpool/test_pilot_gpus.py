@@ -100,7 +100,7 @@ def test_jobs_on_one_machine_have_one_account_of_its_gpus(job: Callable[..., Job
     first, second = job(), job()
     for one in (first, second):
         assert one.environment("CUDA_VISIBLE_DEVICES", "PREFECT_SLO_GPU_MEMORY_FRACTION") == ["GPU-x", "0.5000"]
-        assert not one.wait_for(Opened).bare
+        assert not one.wait_for(Opened).no_gpu
     assert GpuLedger((DEVICE,)).used() == {"GPU-x": (1, 16_384)}
     third = job()
     first.close()
@@ -138,9 +138,9 @@ def test_a_job_on_a_machine_without_one_runs_on_the_cpu_and_says_so(
     job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("PREFECT_INTEGRATIONS_SLO_GPU_DEVICES", "none")
-    bare = job()
-    assert bare.environment("PREFECT_SLO_GPU_SHARE") == [None]
-    assert bare.wait_for(Opened).bare
+    without = job()
+    assert without.environment("PREFECT_SLO_GPU_SHARE") == [None]
+    assert without.wait_for(Opened).no_gpu
     assert "there is no GPU here: it runs on the CPU" in caplog.text
 
 

@@ -17,3 +17,15 @@ def warner() -> Notice:
         with suppress(Exception):
             return get_run_logger(context).warning
     return get_logger("slo").warning
+
+
+def once(notice: Notice) -> Notice:
+    """Tells the same once, however often it is said."""
+    said = set[str]()
+
+    def tell(words: str) -> None:
+        if words not in said:
+            said.add(words)
+            notice(words)
+
+    return tell

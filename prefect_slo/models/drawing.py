@@ -96,7 +96,7 @@ class Requests:
     """What an option is billed for beside time, where its rows have shown it.
 
     Attributes:
-        count: Invocations of a run, a number or of shape ``(n_samples,)``.
+        count: Invocations, jobs or bundles of a run, a number or of shape ``(n_samples,)``.
         storage_usd: Of reading and writing objects, for each.
     """
 
@@ -110,9 +110,9 @@ def cost_of(
 ) -> Samples32:  # fmt: skip
     """US dollars of all workers of each option, from wall and busy time ``(n_sums, n_options, n_samples)``.
 
-    A price list that bills calls takes busy time and the requests; one that bills leases, workers for as long as they
-    are held. Rows that say what was billed hold time as it was billed, rounding included: it is not rounded again.
-    Where they don't say, each worker is taken to have made one request.
+    Where rows say how many invocations, jobs or bundles were paid for, busy time is what was paid, rounding included:
+    it is not rounded again, and a price list that bills calls adds what it asks for each. Elsewhere such a list takes
+    busy time and one request of each worker; one that bills leases, workers for as long as they are held.
 
     Args:
         menu: The stage's, for its prices.
@@ -127,10 +127,11 @@ def cost_of(
     for k, option in enumerate(options):
         price, size, workers = prices[option.pool], option.size, option.workers
         rate = price.rate(size.vcpus, size.memory_mb, size.gpu, size.hardware)
-        seen = requests[k] if requests and price.bills == "calls" else None
+        seen = requests[k] if requests else None
         if seen is not None:
-            billed = np.maximum(busy[:, k] * np.float32(workers), seen.count * np.float32(price.minimum_s))
-            cost[:, k] = billed * np.float32(rate) + seen.count * np.float32(price.request + seen.storage_usd)
+            least_s, each_usd = (price.minimum_s, price.request) if price.bills == "calls" else (0.0, 0.0)
+            billed = np.maximum(busy[:, k] * np.float32(workers), seen.count * np.float32(least_s))
+            cost[:, k] = billed * np.float32(rate) + seen.count * np.float32(each_usd + seen.storage_usd)
             continue
         billed = busy[:, k] if price.bills == "calls" else wall[:, k]
         if beyond and price.bills != "calls":

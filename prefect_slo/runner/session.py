@@ -398,7 +398,8 @@ class Session:
             for call in calls:
                 call.origin = self._remaking.origin(call, (call.kind or rule).loss_retries)
         self._records.update(dict.fromkeys(action.items, packed.record))
-        self._measure.dispatched(action.lease, action.bundle, begun, min(call.ready for call in calls))
+        ready = min(call.ready for call in calls)
+        self._measure.dispatched(action.lease, action.bundle, begun, ready, packed.bundle.weight)
         sent = Sent(action.bundle, tuple(call.item for call in calls), packed.batches)
         self._leases.send(action.lease, packed.bundle, sent)
 

@@ -171,6 +171,12 @@ class Bundle:
     parts: tuple[Any, ...] = ()
     keep: int | None = None
 
+    @property
+    def weight(self) -> int:
+        """Bytes that its worker needs for it: payloads, and parts wherever they lie."""
+        payloads = sum(len(payload) for _, payload in self.items if isinstance(payload, bytes))
+        return payloads + sum(len(part) if isinstance(part, bytes) else part.size for part in self.parts)
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -279,6 +285,7 @@ class Finished:
         billed_ms: Milliseconds that it is billed for.
         held: From when to when the bundle had what its size takes (monotonic), where the lease itself holds nothing
             (``Capabilities.queues``).
+        on_new: Whether a machine that was not there when it was submitted had it then.
         untold: Invocations and jobs for it that may be billed beside, by bills that nobody has told.
     """
 
@@ -301,6 +308,7 @@ class Finished:
     write_s: float = 0.0
     billed_ms: int = 0
     held: tuple[float, float] | None = None
+    on_new: bool = False
     untold: int = 0
 
 

@@ -220,7 +220,8 @@ class Lost:
         storage_usd: Of it, what reading and writing objects cost.
         on_batch: Whether the worker was a job on AWS Batch.
         untold: Invocations and jobs for it that may be billed beside, by bills that nobody has told.
-        inputs_gone: Whether the bundle was dropped because kept parts that it takes are lost; nothing ran.
+        inputs_gone: Whether the bundle was dropped because parts that it takes are lost, and are made or stored again;
+            nothing ran.
         held: As in ``Finished``; ``None`` where that isn't known, and for a lease without a bundle.
     """
 

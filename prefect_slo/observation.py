@@ -94,9 +94,11 @@ class StageRun:
         started_at: Unix time of its first item, or ``nan``.
         queue_s: Mean over the workers of the time spent waiting for capacity that other runs held; no part of
             ``wall_s``. ``nan`` where unknown.
-        requests: Invocations or jobs that were billed, where the stage ran on a service that bills each; else ``nan``.
-        billed_s: Seconds that were billed over all of them, starts and rounding included; of workers that are leased
-            elsewhere the seconds that they were held, with their start and what they idled before. Else ``nan``.
+        requests: Invocations or jobs that were billed, where the stage ran on a service that bills each, or bundles
+            that a cluster's scheduler gave room; else ``nan``.
+        billed_s: Seconds that were billed over all of them, starts and rounding included, or for which bundles held
+            their room; of workers that are leased elsewhere the seconds that they were held, with their start and what
+            they idled before. Else ``nan``.
         storage_usd: Of ``cost_usd``, what reading and writing objects cost; else ``nan``.
         start_s: Mean over the workers of the time that it waited for them to start, 0 for those that were up; part of
             ``wall_s``. ``nan`` where unknown.

@@ -84,6 +84,8 @@ class Pool:
         workers: Worker counts that it offers; empty means the menu's.
         handing_on: What becomes of large results there; ``None`` for what the pools of this machine do by themselves,
             and ``calls`` elsewhere.
+        storage: Where they lie that pass over storage: pools that name the same hand them on past the flow's process.
+            ``None`` for a place that no other pool has.
 
     Raises:
         InvalidValue: A size without a GPU on a price list that prices GPUs alone.
@@ -94,12 +96,15 @@ class Pool:
     prices: str | None = None
     workers: tuple[int, ...] = ()
     handing_on: HandingOn | None = None
+    storage: str | None = None
 
     def __post_init__(self) -> None:
         if self.handing_on not in (None, *get_args(HandingOn)):
             expected = f"one of {', '.join(get_args(HandingOn))}"
             raise InvalidValue(f"pool.{self.name}.handing_on", self.handing_on, expected)
         text(self.name, "pool.name")
+        if self.storage is not None:
+            text(self.storage, f"pool.{self.name}.storage")
         object.__setattr__(self, "sizes", instances(Size, self.sizes, f"pool.{self.name}.sizes"))
         counts = items(self.workers, f"pool.{self.name}.workers")
         object.__setattr__(self, "workers", tuple(whole(count, f"pool.{self.name}.workers") for count in counts))

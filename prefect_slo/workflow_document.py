@@ -25,7 +25,7 @@ _WORKFLOW = ("name", "menu", "stages", "constraints", "capacity", "schema")
 _STAGE = ("name", "after", "after_items", "menu", "fanout", "items", "probability", "sequential", "opaque")
 _SIZING = ("memory_mb", "vcpus", "sizes")
 _MENU = ("prices", "workers", *_SIZING, "pools", "batch", "knobs", "hardware", "by_machine")
-_POOL = ("name", "prices", "workers", *_SIZING, "hardware", "handing_on")
+_POOL = ("name", "prices", "workers", *_SIZING, "hardware", "handing_on", "storage")
 _SIZE = ("vcpus", "memory_mb", "gpu", "hardware", "gpu_memory_mb")
 _LIMITS = (*RESOURCES, "gpu_devices", "gpu_slowdown")
 _CAPACITY = (*_LIMITS, "pools")
@@ -172,7 +172,7 @@ def _pool(entry: object, prices: str, folder: Path | None) -> Pool:
     sized = any(key in pool for key in _SIZING)
     hardware = text(pool.get("hardware", name), "menu.pools.hardware")
     sizes = _sizes(pool, own or prices, hardware) if sized else ()
-    return Pool(name, sizes, own, pool.get("workers", ()), pool.get("handing_on"))
+    return Pool(name, sizes, own, pool.get("workers", ()), pool.get("handing_on"), pool.get("storage"))
 
 
 def _sizes(document: Mapping[str, Any], prices: str, hardware: str) -> tuple[Size, ...]:
@@ -241,6 +241,8 @@ def _pool_document(pool: Pool) -> str | dict[str, Any]:
         document["workers"] = list(pool.workers)
     if pool.handing_on is not None:
         document["handing_on"] = pool.handing_on
+    if pool.storage is not None:
+        document["storage"] = pool.storage
     return document
 
 

@@ -17,7 +17,7 @@ from decimal import Decimal
 
 import cloudpickle
 
-from prefect_slo.aws.exchange import Exchange, Item, Order, Returned
+from prefect_slo.aws.exchange import Exchange, Item, Order, PartsGone, Returned
 from prefect_slo.aws.invoke import NEVER_RAN, Failed
 from prefect_slo.aws.s3 import S3Prefix
 from prefect_slo.control.delegation import By, Limits, Mode, Needs, Seen, Terms, delegates, predicted_first
@@ -157,13 +157,13 @@ def _both(before: Failed, error: Exception) -> Failed:
     """
     then = error if isinstance(error, Failed) else Failed("died", f"{type(error).__name__}: {error}")
     last = before if then.why in NEVER_RAN and before.why not in NEVER_RAN else then
-    both = Failed(
-        last.why,
-        f"on Lambda: {before.detail}; then on Batch: {then.detail}",
-        used_mb=last.used_mb,
-        memory_mb=last.memory_mb,
-        billed=before.billed + then.billed,
-    )
+    words, billed = f"on Lambda: {before.detail}; then on Batch: {then.detail}", before.billed + then.billed
+    both: Failed
+    if isinstance(then, PartsGone) and before.why in NEVER_RAN:
+        both = PartsGone(then.keys, words, billed)
+        both.again = then.again
+    else:
+        both = Failed(last.why, words, used_mb=last.used_mb, memory_mb=last.memory_mb, billed=billed)
     both.storage_usd, both.on_batch = before.storage_usd + then.storage_usd, last.on_batch
     both.lost = before.lost + then.lost
     return both

@@ -19,6 +19,7 @@ from prefect_slo.aws.report import Billed
 from prefect_slo.aws.s3 import S3Prefix
 from prefect_slo.aws.spending import Caller, SpendLimit
 from prefect_slo.aws.storage import Requests, of_answer, writing
+from prefect_slo.aws.worker import PROTOCOL
 
 INLINE_BYTES = 4_500_000
 """Function and arguments that fit into a request of 6 MB once they are written as base64."""
@@ -87,6 +88,7 @@ class Order:
         cancelled: Set when nobody waits any more.
         parts: What arguments refer to by number: results that lie on S3, and values that other calls may take, too.
         keep: Of results that fit into no reply, values of at least so many bytes may stay on S3; ``None`` for none.
+        sent: Set once it is with AWS: from then on it may be billed.
     """
 
     kind: Kind
@@ -97,6 +99,7 @@ class Order:
     cancelled: threading.Event = field(default_factory=threading.Event)
     parts: Sequence[KeptObject | Value] = ()
     keep: int | None = None
+    sent: threading.Event = field(default_factory=threading.Event)
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -113,11 +116,12 @@ class PartsGone(Failed):
 
     Attributes:
         keys: The objects.
+        again: Whether it is worth sending again: they are made or stored anew, and no worker is to blame.
     """
 
     def __init__(self, keys: Sequence[str], detail: str, billed: Billed) -> None:
         super().__init__("died", detail, billed=billed)
-        self.keys = tuple(keys)
+        self.keys, self.again = tuple(keys), False
 
 
 class TooLarge(Exception):
@@ -160,7 +164,9 @@ class Exchange:
         except (ClientError, BotoCoreError) as error:  # boto3 has tried several times; nothing has run
             raise Failed("start", f"what it takes cannot be stored ({error})") from None
         self.paid(used.usd)
+        sent = self.shared.clock()
         answer: Answer | None = None
+        order.sent.set()
         try:
             answer = self.invoker.call(function, event, again=self.once, cancelled=order.cancelled)
             used += of_answer(answer)
@@ -169,7 +175,7 @@ class Exchange:
             failed.storage_usd = used.usd
             failed.lost = answer.lost if answer is not None else failed.lost
             if isinstance(failed, PartsGone):
-                self._lose(order, failed.keys)
+                failed.again = self._lose(order, failed.keys, sent)
             raise
         result = answer.reply.get("result", {})
         left = self.once or "key" in event["args"] or "key" in result or "left" in result or answer.stored
@@ -180,14 +186,21 @@ class Exchange:
         if self.limit is not None:
             self.limit.add(usd)
 
-    def _lose(self, order: Order, keys: Sequence[str]) -> None:
-        """Some of what an order refers to is gone: results are made again, or said to be lost; values stored again."""
+    def _lose(self, order: Order, keys: Sequence[str], sent: float) -> bool:
+        """Some of what an order refers to is gone: results are made again, or said to be lost; values stored again.
+
+        Returns:
+            Whether sending it again may help.
+        """
+        helps = []
         for part in order.parts:
             if isinstance(part, KeptObject):
                 if part.key in keys:
                     part.place.lose(part.key)
-            elif self._key_of(order, part) in keys:
-                self.shared.forget(part)
+                    helps.append(True)
+            elif self.store is not None and self._key_of(order, part) in keys:
+                helps.append(self.shared.lose(part, sent))
+        return bool(helps) and all(helps)
 
     def _key_of(self, order: Order, value: Value) -> str:
         """Under which a value lies that calls of its flow run take."""
@@ -204,8 +217,8 @@ class Exchange:
         carried, more = self._place(arguments, order.key, inline=len(arguments) <= left, part="/args")
         parts, beside = self._parts(order, left - len(arguments) if "b64" in carried else left)
         event: dict[str, Any] = {
-            "v": 1,
-            "py": list(sys.version_info[:2]),
+            "v": PROTOCOL,
+            "python": list(sys.version_info[:2]),  # "py" of protocol 1: its workers, which look at no "v", stop there
             "kind": order.kind,
             "fn": {"sha": sha, **function},
             "args": carried,
@@ -250,6 +263,13 @@ class Exchange:
         from botocore.exceptions import BotoCoreError, ClientError
 
         reply = answer.reply
+        if reply.get("v") != PROTOCOL:
+            raise Failed(
+                "start",
+                f"its worker is of another release of prefect-slo: it speaks protocol {reply.get('v', 1)}, and this "
+                f"process {PROTOCOL}; build its image with the release that the flow's process has",
+                billed=answer.billed,
+            )
         error = reply.get("error") or {}
         kind = error.get("kind", "")
         telemetry = reply.get("telemetry", {})

@@ -23,6 +23,9 @@ DEFAULTS = {"memory": 512, "timeout": 300, "execution_mode": "lambda", "ephemera
 BATCH_DEFAULTS = {"vcpus": 1, "memory": 1024, "enable_gpu": False}
 """What SCAR takes where a file says nothing."""
 
+_BUCKET = "the workflow's bucket"
+"""Functions and jobs of a file hand on over the same one."""
+
 
 @dataclass(frozen=True)
 class FdlFunction:
@@ -56,11 +59,11 @@ class FdlFunction:
     def pools(self) -> tuple[Pool, ...]:
         """Pools that its mode allows, the one that is tried first before."""
         size = Size(limits.vcpus(self.memory_mb), self.memory_mb, hardware="lambda")
-        on_lambda = Pool("lambda", (size,), "aws-lambda-x86", handing_on="storage")
+        on_lambda = Pool("lambda", (size,), "aws-lambda-x86", handing_on="storage", storage=_BUCKET)
         if self.batch is None:
             return (on_lambda,)
         prices = "aws-ec2-gpu" if self.batch.gpu else "aws-fargate-x86"
-        on_batch = Pool("batch", (self.batch,), prices, handing_on="storage")
+        on_batch = Pool("batch", (self.batch,), prices, handing_on="storage", storage=_BUCKET)
         return (on_batch,) if self.mode == "batch" else (on_lambda, on_batch)
 
 

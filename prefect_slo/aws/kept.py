@@ -8,17 +8,22 @@ fetch it themselves. What comes from the flow's process and is taken by several 
 from __future__ import annotations
 
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from prefect_slo.aws.s3 import S3Prefix
+from prefect_slo.aws.s3 import KNOWN_S, S3Prefix
 from prefect_slo.aws.storage import Requests, reading, writing
 
 KEEP_BYTES = 2**20
 """Of a result that fits into no reply, values of at least this size stay; arguments of that size are stored once. To
 fetch one takes a worker 10 to 30 ms."""
+
+EXCUSED = 1
+"""How often a stored value may be found to be gone before that tells against the workers that look for it."""
 
 _NOT_THERE = (404, 416)
 
@@ -44,15 +49,21 @@ class Place:
         return f"{where} is not there any more" if key in self._gone else ""
 
 
-_PLACES: dict[tuple[str | None, ...], Place] = {}
+_PLACES: dict[str, Place] = {}
 _LOCK = threading.Lock()
 
 
 def place_of(store: S3Prefix) -> Place:
     """The place of a bucket and folder: one for all pools that were given the same, under the same encryption."""
-    name = (store.bucket, store.prefix.strip("/"), store.endpoint, store.kms_key, store.sse)
     with _LOCK:
-        return _PLACES.setdefault(name, Place(store))
+        return _PLACES.setdefault(place_name(store), Place(store))
+
+
+def place_name(store: S3Prefix) -> str:
+    """What the place of a bucket and folder is called: the same for all that share it, and for no others."""
+    details = {"endpoint": store.endpoint, "kms_key": store.kms_key, "sse": store.sse}
+    said = [f"{name}={value}" for name, value in details.items() if value]
+    return " ".join([f"s3://{store.bucket}/{store.prefix.strip('/')}", *said])
 
 
 class KeptObject:
@@ -115,12 +126,18 @@ class Value(NamedTuple):
 class Shared:
     """Values of this process that calls of one flow run take: each is stored once, however many take it.
 
-    What one call alone has taken so far, and fits into its request, goes in there.
+    What one call alone has taken so far, and fits into its request, goes in there. A value that was stored long ago is
+    stored again when it is next taken, before a rule of the bucket deletes it.
+
+    Args:
+        clock: Seconds that pass.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
         self._seen: set[str] = set()
-        self._stored: dict[str, Future[None]] = {}
+        self._stored: dict[str, _Write] = {}
+        self._losses: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def travels(self, value: Value, room: int) -> bool:
@@ -130,11 +147,18 @@ class Shared:
             self._seen.add(value.sha)
         return first and len(value.content) <= room
 
-    def forget(self, value: Value) -> None:
-        """Store a value again when it is next taken, unless that is under way."""
+    def lose(self, value: Value, sent: float) -> bool:
+        """A call that was sent then did not find a value: it is stored again when it is next taken.
+
+        Returns:
+            Whether that may help. Where it happens again, to what was stored anew, the workers can't see it there.
+        """
         with self._lock:
-            if (stored := self._stored.get(value.sha)) is not None and stored.done():
+            write = self._stored.get(value.sha)
+            if write is not None and write.begun <= sent:
                 del self._stored[value.sha]
+                self._losses[value.sha] += 1
+            return self._losses[value.sha] <= EXCUSED
 
     def store(self, value: Value, store: S3Prefix, key: str) -> Requests:
         """Have a value lie under a key, and what that took: another call may have stored it, or be about to.
@@ -143,18 +167,28 @@ class Shared:
             ClientError: S3 refuses it.
         """
         with self._lock:
-            under_way = self._stored.get(value.sha)
-            if under_way is None:
-                mine = self._stored[value.sha] = Future()
-        if under_way is not None:
-            under_way.result()
+            now, write = self.clock(), self._stored.get(value.sha)
+            mine = write is None or (write.done.done() and now - write.begun >= KNOWN_S)
+            if mine:
+                write = self._stored[value.sha] = _Write(now, Future())
+        assert write is not None
+        if not mine:
+            write.done.result()
             return Requests()
         try:
             store.put(key, value.content)
         except BaseException as error:
             with self._lock:
-                del self._stored[value.sha]
-            mine.set_exception(error)
+                if self._stored.get(value.sha) is write:
+                    del self._stored[value.sha]
+            write.done.set_exception(error)
             raise
-        mine.set_result(None)
+        write.done.set_result(None)
         return writing(len(value.content))
+
+
+class _Write(NamedTuple):
+    """When a value was last being stored, and whether it is."""
+
+    begun: float
+    done: Future[None]

@@ -25,6 +25,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
+PROTOCOL = 2
+"""Of events and replies. Both sides say theirs, and neither takes the other's where it is another: what an image was
+built with may be older, or newer, than the flow's process."""
+
 LOADED = time.time()
 SANDBOX = uuid.uuid4().hex[:12]
 INLINE_RESULT = 4_400_000
@@ -88,14 +92,17 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
     telemetry["cpu_s"] = time.process_time() - cpu
     telemetry["peak_mb"] = peak_mb()
     telemetry["handler_s"] = time.time() - begun
-    return {**reply, "telemetry": telemetry}
+    return {**reply, "v": PROTOCOL, "telemetry": telemetry}
 
 
 def _handled(event: dict[str, Any], context: Any, telemetry: dict[str, Any], begun: float) -> dict[str, Any]:
     if event.get("warm"):
         return {"ok": True}
-    if list(event["py"]) != list(sys.version_info[:2]):
-        wanted, have = (".".join(map(str, version)) for version in (event["py"], sys.version_info[:2]))
+    if event.get("v") != PROTOCOL:
+        message = f"an event of protocol {event.get('v')}, where workers are of {PROTOCOL}"
+        return {"ok": False, "error": {"kind": "protocol", "message": message}}
+    if list(event["python"]) != list(sys.version_info[:2]):
+        wanted, have = (".".join(map(str, version)) for version in (event["python"], sys.version_info[:2]))
         return {"ok": False, "error": {"kind": "python", "message": f"pickled by Python {wanted}, this is {have}"}}
     if event.get("once"):
         earlier = _claimed(event, context)

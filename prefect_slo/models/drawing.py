@@ -32,28 +32,18 @@ class Shared:
         chill: How warm the run finds things, in [0, 1): stages start cold in it whose share of cold runs is above that.
         cold: Share of cold runs that is asked for.
         ran: Whether each stage runs, by name.
-        habits: Of each block of runs under one truth, where the share of cold runs lies in what is left open of it, in
-            (0, 1), shape ``(n_blocks,)``; ``None``: it is what rows show.
+        blocks: Number of consecutive blocks of runs that share their truth; ``None``: each run has its own.
     """
 
     ranks: Floats
     chill: Floats
     cold: float
     ran: Mapping[str, Bools]
-    habits: Floats | None = None
-
-    @property
-    def blocks(self) -> int | None:
-        """Number of blocks of runs that share their truth; ``None``: each run has its own."""
-        return len(self.habits) if self.habits is not None else None
+    blocks: int | None = None
 
     def starts(self, startup: Startup, option: Option) -> Bools:
         """Runs in which the workers of an option have to start: as asked for, or as rows show where that is more."""
-        setting = float(option.workers), option.vcpus
-        if self.habits is None:
-            return self.chill < max(self.cold, startup.share(*setting))
-        shares = np.maximum(startup.shares(*setting, self.habits), self.cold)
-        return self.chill < np.repeat(shares, len(self.chill) // len(shares))
+        return self.chill < max(self.cold, startup.share(float(option.workers), option.vcpus))
 
 
 class Drawn(NamedTuple):
@@ -106,7 +96,7 @@ class Requests:
     """What an option is billed for beside time, where its rows have shown it.
 
     Attributes:
-        count: Invocations of a run, a number or of shape ``(n_samples,)``.
+        count: Invocations, jobs or bundles of a run, a number or of shape ``(n_samples,)``.
         storage_usd: Of reading and writing objects, for each.
     """
 
@@ -120,9 +110,9 @@ def cost_of(
 ) -> Samples32:  # fmt: skip
     """US dollars of all workers of each option, from wall and busy time ``(n_sums, n_options, n_samples)``.
 
-    A price list that bills calls takes busy time and the requests; one that bills leases, workers for as long as they
-    are held. Rows that say what was billed hold time as it was billed, rounding included: it is not rounded again.
-    Where they don't say, each worker is taken to have made one request.
+    Where rows say how many invocations, jobs or bundles were paid for, busy time is what was paid, rounding included:
+    it is not rounded again, and a price list that bills calls adds what it asks for each. Elsewhere such a list takes
+    busy time and one request of each worker; one that bills leases, workers for as long as they are held.
 
     Args:
         menu: The stage's, for its prices.
@@ -137,10 +127,11 @@ def cost_of(
     for k, option in enumerate(options):
         price, size, workers = prices[option.pool], option.size, option.workers
         rate = price.rate(size.vcpus, size.memory_mb, size.gpu, size.hardware)
-        seen = requests[k] if requests and price.bills == "calls" else None
+        seen = requests[k] if requests else None
         if seen is not None:
-            billed = np.maximum(busy[:, k] * np.float32(workers), seen.count * np.float32(price.minimum_s))
-            cost[:, k] = billed * np.float32(rate) + seen.count * np.float32(price.request + seen.storage_usd)
+            least_s, each_usd = (price.minimum_s, price.request) if price.bills == "calls" else (0.0, 0.0)
+            billed = np.maximum(busy[:, k] * np.float32(workers), seen.count * np.float32(least_s))
+            cost[:, k] = billed * np.float32(rate) + seen.count * np.float32(each_usd + seen.storage_usd)
             continue
         billed = busy[:, k] if price.bills == "calls" else wall[:, k]
         if beyond and price.bills != "calls":

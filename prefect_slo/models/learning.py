@@ -43,8 +43,8 @@ class Billing:
     """What a service has billed a stage for beside time, where its rows say so.
 
     Attributes:
-        per_call: Invocations for each call, retries included; ``nan`` where calls have travelled together, so that
-            invocations are counted as the planner bundles calls.
+        per_call: Invocations, jobs or bundles for each call, retries included; ``nan`` where calls have travelled
+            together, so that they are counted as the planner bundles calls.
         storage_usd: US dollars of reading and writing objects, for each invocation.
     """
 
@@ -204,7 +204,7 @@ def _warmed(cold: StageData, wall_s: Floats, busy_s: Floats) -> StageData:
 
 
 def stage_data(stage: Stage, rows: History, *, features: Sequence[str], weights: Floats) -> StageData:
-    """Rows as a stage model fits them. Where a service bills its workers' time, that is their busy time."""
+    """Rows as a stage model fits them. Where what ran is paid for by its own time, that is their busy time."""
     points = Points.of(
         rows["workers"], rows["vcpus"], upstream=rows["upstream"], items=_items(rows), batch=rows["batch"],
         features=_features(rows, features), knobs=rows.knobs,

@@ -114,8 +114,7 @@ class RunSampler:
         ranks, chill = rng.random(n_samples), rng.random(n_samples)
         certain = np.zeros(n_samples)
         uniforms = {name: rng.random(n_samples) if self.chances[name] < 1 else certain for name in self.workflow.order}
-        habits = rng.permutation((np.arange(blocks) + 0.5) / blocks) if blocks is not None else None
-        return Shared(ranks, chill, float(cold), stages_run(self.workflow, self.chances, uniforms), habits)
+        return Shared(ranks, chill, float(cold), stages_run(self.workflow, self.chances, uniforms), blocks)
 
     def streams(self, rng: np.random.Generator) -> tuple[np.random.Generator, dict[str, np.random.Generator]]:
         """A stream for what stages share, and one for each stage: by position, so that names don't matter."""

@@ -3,9 +3,8 @@
 Where workers start elsewhere, starts are part of ordinary runs: a work pool's job is asked for, waits for the pool's
 next poll and boots, an environment of a function starts, unless one is still warm from the run before. Whether it is
 depends on how far apart runs come, which no plan decides, so the share of runs that start cold is taken as the rows
-show it. Starts are few where runs are: under a promise with a confidence, both how often and how long workers start are
-drawn from what as many rows leave open, by a beta distribution and a Bayesian bootstrap (Rubin, Annals of Statistics,
-1981).
+show it. Starts are few where runs are: under a promise with a confidence, how long workers start is drawn from what as
+many rows leave open, by a Bayesian bootstrap (Rubin, Annals of Statistics, 1981).
 
 What is paid for a lease there is not its stage's wall time either: it includes the job's boot and what it idled before,
 not the time until the pool's poll. Rows say how long was paid for.
@@ -18,7 +17,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
 import numpy as np
-from scipy.special import betaincinv
 
 from prefect_slo.models.design import Bools, Floats, Ints
 
@@ -91,25 +89,12 @@ class Startup:
 
     def share(self, workers: float, vcpus: float) -> float:
         """Share of ordinary runs in which a stage of this setting waits for workers to start."""
-        cold, warm = self._pseudo_runs(workers, vcpus)
-        return cold / (cold + warm) if cold else 0.0
-
-    def shares(self, workers: float, vcpus: float, ranks: Floats) -> Floats:
-        """The same at so many quantiles of what the rows leave open, ``ranks`` in (0, 1)."""
-        cold, warm = self._pseudo_runs(workers, vcpus)
-        if not cold or not warm:
-            return np.full(len(ranks), 1.0 if cold else 0.0)
-        found: Floats = betaincinv(cold, warm, ranks)
-        return found
-
-    def _pseudo_runs(self, workers: float, vcpus: float) -> tuple[float, float]:
-        """Cold and warm runs of a setting, with those that other settings' runs stand for."""
         runs = sum(seen.runs for seen in self.seen.values())
         if not runs:
-            return 0.0, 0.0
+            return 0.0
         everywhere = sum(seen.cold for seen in self.seen.values()) / runs
         own = self.seen.get((workers, vcpus), Seen())
-        return own.cold + _PRIOR_RUNS * everywhere, own.runs - own.cold + _PRIOR_RUNS * (1.0 - everywhere)
+        return (own.cold + _PRIOR_RUNS * everywhere) / (own.runs + _PRIOR_RUNS)
 
     def beyond_wall_s(self, cold: Bools) -> Floats:
         """Seconds that each worker is paid for beyond its stage's wall time, in runs that start cold or don't."""

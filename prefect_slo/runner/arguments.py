@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from datetime import date, time, timedelta, tzinfo
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
+from pathlib import PurePath
+from types import (
+    BuiltinFunctionType,
+    CellType,
+    CodeType,
+    FunctionType,
+    GenericAlias,
+    MappingProxyType,
+    ModuleType,
+    UnionType,
+)
 from typing import Any
+from uuid import UUID
 
 import cloudpickle
+import numpy as np
 from prefect.futures import PrefectFutureList
 
 from prefect_slo.runner.backends.protocol import Kept, NotSent
@@ -16,6 +33,17 @@ from prefect_slo.runner.elsewhere import Elsewhere
 from prefect_slo.runner.payloads import by_value
 
 _PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
+
+_ALIKE = (
+    *(bool, int, float, complex, str, bytes, tuple, frozenset, range, slice, Decimal, Fraction, UUID),
+    *(date, time, timedelta, tzinfo, PurePath, Enum, np.dtype, np.number, np.bool_, np.datetime64),
+    *(type, FunctionType, BuiltinFunctionType, CodeType, ModuleType, property, staticmethod, classmethod),
+    *(GenericAlias, UnionType, MappingProxyType),
+)
+"""What two copies are as good as one of: what changes never, and what is defined once."""
+
+_DEFINING = ("dataclasses", "typing")
+"""Modules whose objects say what a class is like."""
 
 APART_BYTES = 2**20
 """A value of at least this size among arguments goes beside them, so that it need travel once for several calls."""
@@ -34,15 +62,28 @@ class Parts:
 
     def number(self, part: bytes | Kept) -> int:
         """Of a part; equal bytes are one."""
-        name = part if isinstance(part, bytes) else id(part)
+        name = _name(part)
         if name not in self._numbers:
             self._numbers[name] = len(self.all)
             self.all.append(part)
         return self._numbers[name]
 
+    def cut(self, count: int) -> None:
+        """Drop all but so many parts: nothing refers to the others after all."""
+        for part in self.all[count:]:
+            del self._numbers[_name(part)]
+        del self.all[count:]
+
+
+def _name(part: bytes | Kept) -> bytes | int:
+    return part if isinstance(part, bytes) else id(part)
+
 
 def dump_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], parts: Parts) -> bytes:
     """Arguments, pickled; what lies elsewhere, and values that are large, are references to ``parts``.
+
+    Values that have something in common that may change are pickled together, however large they are: it is one thing
+    on the worker, too.
 
     Raises:
         NotSent: They can't be pickled.
@@ -51,33 +92,94 @@ def dump_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], parts: Parts) 
     try:
         with nullcontext() if _PLAIN.issuperset(map(type, values)) else by_value():
             whole = _by_itself((args, kwargs))
-            if whole is not None and len(whole) < APART_BYTES:
-                return whole
-            apart = _large(values)
-            shared = whole is not None and sum(map(len, apart.values())) - len(whole) >= APART_BYTES
-            if whole is not None and (shared or not apart):
-                return whole
-            buffer = io.BytesIO()
-            _Referring(buffer, parts, apart).dump((args, kwargs))
-            return buffer.getvalue()
+            if whole is not None and len(whole.content) < APART_BYTES:
+                return whole.content
+            apart, before = _large(values), len(parts.all)
+            again = sum(len(one.content) for one in apart.values()) - len(whole.content) if whole is not None else 0
+            if apart and again < APART_BYTES:
+                referring = _referring(args, kwargs, parts, apart)
+                if not _have_in_common(referring, list(apart.values()), kwargs):
+                    return referring.content
+                parts.cut(before)
+            return whole.content if whole is not None else _referring(args, kwargs, parts, {}).content
     except Exception as error:
         raise NotSent(f"{type(error).__name__}: {error}") from error
 
 
-def _large(values: Sequence[Any]) -> dict[int, bytes]:
+@dataclass(frozen=True)
+class _Pickled:
+    """A pickle, and what has made it: that keeps alive what the pickle holds."""
+
+    content: bytes
+    pickler: _Pickler
+
+    @property
+    def changeable(self) -> set[int]:
+        """Objects that the pickle holds and that may change, by ``id``."""
+        held = [one for _, one in self.pickler.memo.copy().values()]
+        defined = {id(part) for one in held for part in _definition(one)}
+        changes = (one for one in held if not issubclass(type(one), _ALIKE) and type(one).__module__ not in _DEFINING)
+        return {id(one) for one in changes} - defined
+
+
+def _definition(found: Any) -> Iterator[Any]:
+    """What a function or class is made of that nobody changes; it is pickled along where that travels by value."""
+    if isinstance(found, type):
+        for value in (value for name, value in vars(found).items() if name.startswith("__")):
+            yield value
+            cells = (value.__closure__ or ()) if isinstance(value, FunctionType) else ()
+            yield from cells  # of what the standard library has generated, mostly
+            yield from (content for cell in cells if (content := _content(cell)) is not None)
+    elif isinstance(found, FunctionType):
+        yield from (found.__annotations__, found.__kwdefaults__)
+        if not vars(found):
+            yield vars(found)
+        yield from (cell for cell in found.__closure__ or () if isinstance(_content(cell), type | FunctionType))
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # it is empty
+        return None
+
+
+def _have_in_common(beside: _Pickled, apart: Sequence[_Pickled], kwargs: dict[str, Any]) -> bool:
+    """Whether pickles hold one object, of which a worker would have a copy from each."""
+    seen = beside.changeable - {id(kwargs)}
+    if not seen and len(apart) == 1:
+        return False
+    for one in apart:
+        held = one.changeable
+        if not seen.isdisjoint(held):
+            return True
+        seen |= held
+    return False
+
+
+def _large(values: Sequence[Any]) -> dict[int, _Pickled]:
     """Values that are large by themselves, by ``id``, pickled; one that holds what lies elsewhere is none."""
     pickled = ((value, _by_itself(value)) for value in {id(value): value for value in values}.values())
-    return {id(value): dumped for value, dumped in pickled if dumped is not None and len(dumped) >= APART_BYTES}
+    return {id(value): one for value, one in pickled if one is not None and len(one.content) >= APART_BYTES}
 
 
-def _by_itself(value: Any) -> bytes | None:
+def _by_itself(value: Any) -> _Pickled | None:
     """A value, pickled; ``None`` where it holds what lies elsewhere."""
     buffer = io.BytesIO()
+    pickler = _Pickler(buffer)
     try:
-        _Pickler(buffer).dump(value)
+        pickler.dump(value)
     except _HoldsElsewhere:
         return None
-    return buffer.getvalue()
+    return _Pickled(buffer.getvalue(), pickler)
+
+
+def _referring(args: tuple[Any, ...], kwargs: dict[str, Any], parts: Parts, apart: Mapping[int, _Pickled]) -> _Pickled:
+    """Arguments, pickled with references to ``parts`` for what lies elsewhere and, by ``id``, values ``apart``."""
+    buffer = io.BytesIO()
+    pickler = _Referring(buffer, parts, {name: one.content for name, one in apart.items()})
+    pickler.dump((args, kwargs))
+    return _Pickled(buffer.getvalue(), pickler)
 
 
 class _HoldsElsewhere(Exception):

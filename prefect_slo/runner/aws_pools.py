@@ -23,7 +23,7 @@ from prefect_slo.aws.exchange import Exchange
 from prefect_slo.aws.functions import Architecture, FunctionStatus, WorkerFunctions
 from prefect_slo.aws.invoke import Invoker
 from prefect_slo.aws.jobs import BatchInvoker
-from prefect_slo.aws.kept import place_of
+from prefect_slo.aws.kept import place_name, place_of
 from prefect_slo.aws.ownership import Owner
 from prefect_slo.aws.permissions import documents, policy, storage
 from prefect_slo.aws.report import bill
@@ -32,7 +32,7 @@ from prefect_slo.aws.spending import Caller, CappedCaller, SpendLimit
 from prefect_slo.control.delegation import By, Limits, Needs, Terms
 from prefect_slo.errors import InvalidValue
 from prefect_slo.pricing import price_list
-from prefect_slo.resources import Capacity, HandingOn, Pool, Size
+from prefect_slo.resources import Capacity, Pool, Size
 from prefect_slo.runner.backends.aws_lambda import LambdaBackend
 from prefect_slo.runner.ids import uuid7
 from prefect_slo.runner.pools import worker_counts
@@ -141,8 +141,9 @@ class LambdaPool:
         """Its sizes, worker counts and prices."""
         hardware = HARDWARE[self.architecture]
         sizes = tuple(Size(limits.vcpus(memory), memory, hardware=hardware) for memory in self.memory_mb)
-        handing_on: HandingOn = "storage" if self.bucket is not None else "requests"
-        return Pool(self.name, sizes, self._prices, self.workers, handing_on)
+        if self.bucket is None:
+            return Pool(self.name, sizes, self._prices, self.workers, "requests")
+        return Pool(self.name, sizes, self._prices, self.workers, "storage", place_name(self.bucket))
 
     @property
     def capacity(self) -> Capacity:
@@ -314,7 +315,7 @@ class BatchPool:
         """Its size, worker counts and prices."""
         jobs = self.jobs
         size = Size(jobs.vcpus, jobs.memory_mb, float(jobs.gpu), self.hardware)
-        return Pool(self.name, (size,), jobs.prices, self.workers, "storage")
+        return Pool(self.name, (size,), jobs.prices, self.workers, "storage", place_name(self.bucket))
 
     @property
     def capacity(self) -> Capacity:

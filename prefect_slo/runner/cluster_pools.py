@@ -22,7 +22,7 @@ from prefect_slo.runner.backends.local import worker_environment
 from prefect_slo.runner.backends.protocol import Backend
 from prefect_slo.runner.ids import uuid7
 from prefect_slo.runner.local.limits import machine_memory_mb, machine_vcpus
-from prefect_slo.runner.notices import warner
+from prefect_slo.runner.notices import Notice, warner
 from prefect_slo.runner.pools import sizes_on, worker_counts
 from prefect_slo.units import finite
 
@@ -101,14 +101,15 @@ class _ClusterPool(ABC):
         run = context.flow_run if context is not None else None
         key = str(run.id if run is not None else uuid7())
         keep = int(self.keep_mb * 2**20) if self.keep_mb is not None else None
+        notice = warner()
         return ClusterBackend(
-            self._cluster(),
+            self._cluster(notice),
             worker_environment(client),
             key,
             capped=self.capped,
             keep=keep,
             grows=self._grows,
-            notice=warner(),
+            notice=notice,
         )
 
     @property
@@ -117,7 +118,7 @@ class _ClusterPool(ABC):
         return False
 
     @abstractmethod
-    def _cluster(self) -> Cluster:
+    def _cluster(self, notice: Notice) -> Cluster:
         """The cluster, as a backend uses it."""
 
     @property
@@ -181,10 +182,10 @@ class DaskPool(_ClusterPool):
             capped=False,
         )
 
-    def _cluster(self) -> Cluster:
+    def _cluster(self, notice: Notice) -> Cluster:
         from prefect_slo.runner.backends.dask_cluster import DaskCluster
 
-        return DaskCluster(self._connect, self.resources)
+        return DaskCluster(self._connect, self.resources, own=self.address is None)
 
     @property
     def _grows(self) -> bool:
@@ -267,20 +268,26 @@ class RayPool(_ClusterPool):
         """The pool that stands for a ``RayTaskRunner`` of prefect-ray."""
         return cls(address=runner.address, concurrency=MANY, options=dict(runner.init_kwargs or {}), capped=False)
 
-    def _cluster(self) -> Cluster:
+    def _cluster(self, notice: Notice) -> Cluster:
         from prefect_slo.runner.backends.ray_cluster import RayCluster
 
-        return RayCluster(self._connect, self.resources, memory=self.capped)
+        own = self.address in (None, "local") and not _connected_to_ray()
+        return RayCluster(self._connect, self.resources, memory=self.capped, own=own, notice=notice)
 
     @property
     def _grows(self) -> bool:
         """Whether it is asked for nodes: a cluster that is started here has no autoscaler."""
-        ray = sys.modules.get("ray")
-        return self.ahead and (self.address not in (None, "local") or (ray is not None and ray.is_initialized()))
+        return self.ahead and (self.address not in (None, "local") or _connected_to_ray())
 
     def _connect(self) -> Callable[[], None]:
         here = {"include_dashboard": False, "resources": self._here or None} if self.address is None else {}
         return _RAY.join(self.address or "local", {"log_to_driver": False, **here, **self.options})
+
+
+def _connected_to_ray() -> bool:
+    """Whether this process is, by the user or for another flow run."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 class _Ray:

@@ -27,7 +27,8 @@ from prefect_slo.errors import ResultLost, Unpicklable
 from prefect_slo.runner.backends.protocol import Kept
 from prefect_slo.runner.origins import Origin
 
-Arrived = Callable[[Any], None]
+Arrived = Callable[[Any, Decimal], None]
+"""Takes a value that has come, and what bringing it here has cost, in US dollars."""
 
 
 class Deposit:
@@ -43,7 +44,7 @@ class Deposit:
         self.remade: Future[bool] | None = None
         self._kept: Kept | None = kept
         self._size = kept.size
-        self._arrived: Arrived = lambda value: None
+        self._arrived: Arrived = lambda value, usd: None
         self._again: Callable[[Deposit], bool] = lambda deposit: False
         self._fetching = threading.Lock()
         self._value: Any = None
@@ -55,7 +56,7 @@ class Deposit:
 
         Args:
             stage: Stage that made it.
-            arrived: Called with the value when it comes, in whichever thread asks for it.
+            arrived: Called when the value comes, in whichever thread asks for it.
             origin: How it can be made again, where it may be.
             again: Has that done, and waits for it; whether it stands for a value again.
         """
@@ -80,11 +81,6 @@ class Deposit:
         """Whether it can go to a place as it is: its value is here, or it lies there."""
         kept = self._kept
         return self._here or (kept is not None and kept.place is place and not kept.gone())
-
-    @property
-    def fetch_usd(self) -> Decimal:
-        """What bringing it here costs."""
-        return self._kept.fetch_usd if self._kept is not None else Decimal()
 
     def lost(self) -> ResultLost | None:
         """Why it can't be had any more, as far as that is known."""
@@ -114,7 +110,7 @@ class Deposit:
                     value = pickle.loads(fetched)
                 except (Exception, SystemExit) as error:
                     raise Unpicklable(self.stage, "result", f"{type(error).__name__}: {error}") from error
-                self._arrive(value)
+                self._arrive(value, kept.fetch_usd)
             return self._value
 
     def value(self) -> Any:
@@ -141,7 +137,7 @@ class Deposit:
             self._kept, self._size, self._why = record.deposit._kept, record.deposit._size, ""
             return self._kept is not None
         if isinstance(record, ResultRecord):
-            self._arrive(record.result)
+            self._arrive(record.result, Decimal())
             self._kept = None
             return True
         ended = state.name if state is not None else "Cancelled"
@@ -168,9 +164,9 @@ class Deposit:
                 raise
             return kept.fetch()
 
-    def _arrive(self, value: Any) -> None:
+    def _arrive(self, value: Any, usd: Decimal) -> None:
         self._value, self._here = value, True
-        self._arrived(value)
+        self._arrived(value, usd)
 
 
 class KeptRecord(ResultRecord[Any]):
@@ -268,7 +264,7 @@ class Deposits:
         return bool(self._all)
 
     def add(self, deposit: Deposit, stage: str, arrived: Arrived, origin: Origin | None = None) -> None:
-        """Take in a value of a stage; ``arrived`` is called with it when it comes, in whichever thread asks for it."""
+        """Take in a value of a stage; ``arrived`` is called when it comes, in whichever thread asks for it."""
         deposit.tell(stage, arrived, origin, self._again)
         with self._gate:
             self._all.add(deposit)
@@ -280,12 +276,12 @@ class Deposits:
             with suppress(BaseException):  # whoever asks for it is told
                 deposit.value()
 
-    def close(self, *, at_once: bool = False) -> None:
-        """Bring what somebody may still ask for, before the places close; ``at_once``, nothing."""
+    def close(self, *, bring: bool = True, why: str = "its flow run was cut short") -> None:
+        """Bring what somebody may still ask for, before the places close; or nothing, and ``why``."""
         if self._all:
             gc.collect()
         for deposit in self._held():
-            deposit.leave("its flow run was cut short", bring=not at_once)
+            deposit.leave(why, bring=bring)
         self._all.clear()
 
     def _held(self) -> list[Deposit]:

@@ -8,6 +8,7 @@ from concurrent.futures import InvalidStateError
 from contextvars import Context
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 from prefect.client.schemas.objects import State
@@ -88,9 +89,9 @@ class Endings:
         if not isinstance(state.data, KeptRecord):
             return False
         hollow = state.model_copy(update={"data": None})  # a state that is let go of lets go of its value
-        stage, usd = call.stage, state.data.deposit.fetch_usd  # the call has the state, and would hold on to itself
+        stage = call.stage  # the call has the state, and would hold on to itself
 
-        def arrived(value: Any) -> None:  # in any thread
+        def arrived(value: Any, usd: Decimal) -> None:  # in any thread
             self._measure.fetched(stage, usd)
             self._context.copy().run(link_state_to_task_run_result, hollow, value)
 

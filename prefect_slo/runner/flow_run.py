@@ -172,9 +172,10 @@ class Run:
         """While inside, calls of this thread are handed over together."""
         return _Gathering(self)
 
-    def close(self, *, at_once: bool) -> None:
+    def close(self, *, at_once: bool, failed: bool = False) -> None:
+        """End it; see ``Session.close``."""
         try:
-            self.session.close(at_once=at_once)
+            self.session.close(at_once=at_once, failed=failed)
         finally:
             self.backends.close()
 

@@ -4,7 +4,8 @@ Waiting for capacity that other runs hold is no property of a stage. Of ``d`` wo
 it, a stage of wall time ``t`` would have taken about ``t − w / d``: that is its wall time here, and ``w / d`` is told
 apart. Waiting for workers to start is part of the stage, and told as well. Either is waiting only while there is
 something to do: when that began is known for certain once items have ended. Where each bundle queues in a scheduler
-that is another's (``Capabilities.queues``), a lease costs what its bundles held, and waits as they did (``queueing``).
+that is another's (``Capabilities.queues``), a lease costs what its bundles held, and waits as they did (``queueing``):
+for others' work, or for a worker to start.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from prefect_slo.resources import Size
 from prefect_slo.runner.backends import protocol
 from prefect_slo.runner.billing import Meter
 from prefect_slo.runner.pools import LOCAL, without_gpu
-from prefect_slo.runner.queueing import Queue
+from prefect_slo.runner.queueing import Queue, way_s
 from prefect_slo.runner.tallies import LeaseTally, Opening, StageTally, Wait
 
 
@@ -84,6 +85,7 @@ class Measure:
         self._leases[lease] = LeaseTally(stage, pool, size, now, metered, queues, beside)
         seen = self._stages[stage]
         seen.size, seen.pool, seen.metered = size, pool, seen.metered and metered
+        seen.queues = seen.queues and queues
 
     def stage_of(self, lease: int) -> str:
         """The stage that a lease works for; empty where it is over."""
@@ -109,9 +111,10 @@ class Measure:
         seen.now_leased += 1
         seen.most_leased = max(seen.most_leased, seen.now_leased)
 
-    def dispatched(self, lease: int, bundle: int, now: float, first_ready: float) -> None:
+    def dispatched(self, lease: int, bundle: int, now: float, first_ready: float, weight: int = 0) -> None:
+        """A bundle is on its way to a worker, with so many bytes that it takes."""
         held = self._leases[lease]
-        held.dispatched, held.first_ready = now, first_ready
+        held.dispatched, held.first_ready, held.weight = now, first_ready, weight
         held.items = held.failed = 0
         held.read_s = held.compute_s = held.write_s = 0.0
 
@@ -280,7 +283,9 @@ class Measure:
             return 0.0
         began, ended = report.held or (lease.dispatched, time.monotonic())
         lease.held_s += max(ended - began, 0.0)
-        seen.waits.append(Wait(lease.pool, lease.dispatched, began))
+        seen.turns += ended > began
+        starts = isinstance(report, protocol.Finished) and report.on_new
+        seen.waits.append(Wait(lease.pool, lease.dispatched, began, way_s(lease.weight), starts))
         self._queues[lease.pool].ran(began, ended)
         return max(began - lease.dispatched, 0.0)
 
@@ -296,7 +301,9 @@ class Measure:
     def _row(self, run_id: str, name: str, seen: StageTally, planned: int | None) -> StageRun:
         assert seen.first_ready is not None
         first, last = seen.first_ready, seen.last_end
-        queued_s = sum(self._queues[pool].waited_s(max(a, first), min(b, last)) for pool, a, b in seen.waits)
+        queued_s = {False: 0.0, True: 0.0}
+        for pool, since, until, on_way_s, starts in seen.waits:
+            queued_s[starts] += self._queues[pool].waited_s(max(since, first), min(until, last), on_way_s)
         unix, monotonic = self._started_at
         workers, prices = planned or max(seen.most_leased, 1), self._prices_of.get(seen.pool, self._prices)
-        return seen.row(run_id, name, workers, unix + first - monotonic, queued_s, prices)
+        return seen.row(run_id, name, workers, unix + first - monotonic, (queued_s[False], queued_s[True]), prices)

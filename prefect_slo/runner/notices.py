@@ -29,3 +29,15 @@ def run_logger() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
 def warner() -> Notice:
     """Warns in the log of the run that is under way, from any thread and later, too."""
     return run_logger().warning
+
+
+def once(notice: Notice) -> Notice:
+    """Tells the same once, however often it is said."""
+    said = set[str]()
+
+    def tell(words: str) -> None:
+        if words not in said:
+            said.add(words)
+            notice(words)
+
+    return tell

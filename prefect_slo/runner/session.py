@@ -107,7 +107,7 @@ class Session:
         self.callbacks = Callbacks(idle=lambda: self._inbox.put(None))
         self._drained = threading.Event()
         self._closing: control.Closed | None = None
-        self._over = False
+        self._over = self._failed = False
         self._thread = threading.Thread(target=self._run, name="prefect-slo-session", daemon=True)
         self._thread.start()
 
@@ -122,8 +122,14 @@ class Session:
         for call in calls:
             self._endings.broken(call, self._broken)
 
-    def close(self, *, at_once: bool) -> None:
-        """Wait for everything that was submitted, or with ``at_once`` end it. Idempotent."""
+    def close(self, *, at_once: bool, failed: bool = False) -> None:
+        """Wait for everything that was submitted, or with ``at_once`` end it. Idempotent.
+
+        Args:
+            at_once: Whether to wait for nothing.
+            failed: Whether the flow has raised: nobody reads its results any more, and none is brought here.
+        """
+        self._failed = self._failed or failed
         try:
             if self._thread.is_alive():
                 self._inbox.put(control.Closed(now=at_once))
@@ -136,7 +142,10 @@ class Session:
             try:
                 self._thread.join(timeout=5)
                 self._supplies.close()
-                self._deposits.close(at_once=at_once)
+                if at_once:
+                    self._deposits.close(bring=False)
+                else:
+                    self._deposits.close(bring=not self._failed, why="its flow run failed")
             finally:
                 self._parcels.close()
                 self._writer.close()
@@ -169,7 +178,7 @@ class Session:
         """Whether nothing is left to do; from then on nothing is taken either."""
         if self._closing is None or self._scheduler.unsettled or self._scheduler.leased:
             return False
-        if not self._closing.now and (self.callbacks.outstanding or not self._supplies.all_here()):
+        if not self._closing.now and (self.callbacks.outstanding or not (self._failed or self._supplies.all_here())):
             return False
         with self._gate:
             self._over = self._inbox.empty()
@@ -398,7 +407,8 @@ class Session:
             for call in calls:
                 call.origin = self._remaking.origin(call, (call.kind or rule).loss_retries)
         self._records.update(dict.fromkeys(action.items, packed.record))
-        self._measure.dispatched(action.lease, action.bundle, begun, min(call.ready for call in calls))
+        ready = min(call.ready for call in calls)
+        self._measure.dispatched(action.lease, action.bundle, begun, ready, packed.bundle.weight)
         sent = Sent(action.bundle, tuple(call.item for call in calls), packed.batches)
         self._leases.send(action.lease, packed.bundle, sent)
 

@@ -19,6 +19,7 @@ class LeaseTally:
     """A lease.
 
     Attributes:
+        weight: Bytes of its bundle and of what that takes.
         beside: Whether it may wait for other stages of its own run, as they hold workers of its pool. For vCPUs of this
             machine none does: the scheduler asks for no more than there are.
     """
@@ -36,6 +37,7 @@ class LeaseTally:
     held_s: float = 0.0
     bundles: int = 0
     dispatched: float = 0.0
+    weight: int = 0
     first_ready: float = 0.0
     items: int = 0
     failed: int = 0
@@ -45,11 +47,18 @@ class LeaseTally:
 
 
 class Wait(NamedTuple):
-    """A bundle's time in the queue of a pool."""
+    """A bundle's time in the queue of a pool.
+
+    Attributes:
+        way_s: Of it, how long the way to its worker may have taken.
+        starts: Whether that worker was started meanwhile.
+    """
 
     pool: str
     since: float
     until: float
+    way_s: float
+    starts: bool
 
 
 class Opening(NamedTuple):
@@ -70,9 +79,11 @@ class StageTally:
     """A stage, over all its leases.
 
     Attributes:
+        turns: Bundles that have held their size in a scheduler's queue.
         inits_s: Starts of its workers that bundles have told.
         held_s: Seconds for which leases on other machines were held.
         untold: Invocations and jobs whose bills nobody has told.
+        metered, queues: Whether all its leases are of pools that are billed so, or queue each bundle.
         kinds: Hardware that its workers were on, as keys.
         no_gpu: Whether a worker was without the GPU that its size has.
     """
@@ -91,6 +102,7 @@ class StageTally:
     write_s: float = 0.0
     openings: list[Opening] = field(default_factory=list)
     waits: list[Wait] = field(default_factory=list)
+    turns: int = 0
     inits_s: float = 0.0
     held_s: float = 0.0
     cost_usd: float = 0.0
@@ -103,6 +115,7 @@ class StageTally:
     untold: int = 0
     pool: str = ""
     metered: bool = True
+    queues: bool = True
     now_leased: int = 0
     most_leased: int = 0
     size: Size = field(default_factory=lambda: Size(1, 1024))
@@ -115,7 +128,13 @@ class StageTally:
         return float(self.billed_usd) + self.cost_usd
 
     def row(
-        self, run_id: str, name: str, workers: int, started_at: float, queued_s: float, price: PriceList
+        self,
+        run_id: str,
+        name: str,
+        workers: int,
+        started_at: float,
+        queued_s: tuple[float, float],
+        price: PriceList,
     ) -> StageRun:
         """It as a stage run.
 
@@ -124,17 +143,18 @@ class StageTally:
             name: Of the stage.
             workers: Of the stage.
             started_at: When it had something to do first, in seconds since the epoch.
-            queued_s: Seconds that its bundles have waited in a scheduler for others' work.
+            queued_s: Seconds of its bundles in a scheduler's queue: for others' work, and for workers that started.
             price: What its pool asks.
         """
         assert self.first_ready is not None
         waits = [each.waited_s(self.first_ready, self.last_end) for each in self.openings]
-        queue_s = (sum(wait for wait, _ in waits) + queued_s) / workers
-        start_s = (sum(start for _, start in waits) + self.inits_s) / workers
+        queue_s = (sum(wait for wait, _ in waits) + queued_s[0]) / workers
+        start_s = (sum(start for _, start in waits) + queued_s[1] + self.inits_s) / workers
         took_s, busy_s = self.last_end - self.first_ready, self.busy_s / workers
         wall_s = max(took_s - queue_s, min(took_s, busy_s), 1e-6)
         billed_s = self._billed_s(price)
-        known = self.requests > 0 and not math.isnan(billed_s)
+        paid = self.requests or self.turns
+        known = paid > 0 and not math.isnan(billed_s)
         return StageRun(
             run_id=run_id,
             stage=name,
@@ -153,20 +173,21 @@ class StageTally:
             cold=start_s > 0,
             cost_usd=self.total_usd,
             peak_memory_mb=self.peak_mb or NAN,
-            hardware="+".join(self.kinds) if self.no_gpu else self.size.kind,
+            hardware="+".join(sorted(self.kinds)) if self.no_gpu else self.size.kind,
             started_at=started_at,
             queue_s=queue_s,
-            requests=float(self.requests) if known else NAN,
+            requests=float(paid) if known else NAN,
             billed_s=billed_s,
             storage_usd=float(self.storage_usd) if known else NAN,
             start_s=start_s,
         )
 
     def _billed_s(self, price: PriceList) -> float:
-        """Seconds that were billed at its size; ``nan`` unless all of it was metered and told, or leased."""
+        """Seconds that were billed at its size; ``nan`` unless all of it was metered and told, or queued, or leased."""
         size = self.size
         rate = price.rate(size.vcpus, size.memory_mb, size.gpu, size.hardware)
         if not (self.metered and self.requests and rate > 0 and not self.untold):
-            return self.held_s if self.held_s and not self.requests else NAN
+            alike = self.queues or not self.turns
+            return self.held_s if self.held_s and not self.requests and alike else NAN
         time_usd = self.billed_usd - self.storage_usd - self.requests * Decimal(repr(price.request))
         return max(float(time_usd) / rate, 0.0)

@@ -160,12 +160,12 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
 
     def _end(self, run: Run, exc_type: type[BaseException] | None) -> None:
         interrupted = exc_type is not None and not issubclass(exc_type, Exception)
-        cut_short = True
+        failed, cut_short = exc_type is not None or self.clock.raised, True
         try:
-            run.close(at_once=interrupted)
+            run.close(at_once=interrupted, failed=failed)
             cut_short = interrupted
         finally:
-            run.report(self.clock, failed=exc_type is not None or self.clock.raised, cut_short=cut_short)
+            run.report(self.clock, failed=failed, cut_short=cut_short)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, SLOTaskRunner):

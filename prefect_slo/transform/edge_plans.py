@@ -8,10 +8,13 @@ themselves (``Pool.handing_on``):
     objects     as it is (``machine``)
     storage     in the request and the reply (``inline``) while they fit, over storage (``remote``) beyond: stored once,
                 and read by each call that takes it; through the flow's process as well where the other pool does not
-                pass over storage, or where the flow takes a result apart
+                pass over the same storage (``Pool.storage``), or where the flow takes a result apart
     requests    in the request and the reply (``inline``): what does not fit runs in the flow's process
     workers     from worker to worker of one pool (``direct``), or with the call and its result (``inline``)
     calls       with the call and its result (``inline``), whichever way the pool's bundles go
+
+What a task asks of Prefect's engine is not known here: a result that is persisted or cached, one of a task with hooks,
+and what batched tasks take come to the flow's process all the same, which takes longer than is said of their edges.
 
 Until the size of what a stage hands on can be told from the size of a run's input, an edge goes the way that bears any
 size: over storage, from worker to worker, or through the flow's process.
@@ -68,6 +71,7 @@ class _Pools:
     """What pools do with large results, and how fast data passes on this machine, on a cluster, and over storage."""
 
     declared: Mapping[str, HandingOn]
+    storage: Mapping[str, str]
     here: Links = HERE
     cluster: Links = CLUSTER
     elsewhere: Links = ELSEWHERE
@@ -75,6 +79,10 @@ class _Pools:
     def of(self, stage: StagePlan) -> HandingOn:
         """What the pool of a stage does."""
         return self.declared.get(stage.pool) or _LOCAL.get(stage.pool, "calls")
+
+    def share_storage(self, one: str, other: str) -> bool:
+        """Whether what lies on the storage of a pool can be read by workers of another."""
+        return one == other or (one in self.storage and self.storage[one] == self.storage.get(other))
 
 
 @dataclass(frozen=True)
@@ -190,7 +198,8 @@ def _between(source: StagePlan, sink: StagePlan, pools: _Pools) -> _Between:
     if "requests" in ends:
         return _Between(anything, ("inline",), "inline", request_mb=pools.elsewhere.inline_limit_mb)
     if "storage" in ends:
-        past = replace(pools.elsewhere, relay_mb_s=inf) if ends == ("storage", "storage") else pools.elsewhere
+        shared = ends == ("storage", "storage") and pools.share_storage(source.pool, sink.pool)
+        past = replace(pools.elsewhere, relay_mb_s=inf) if shared else pools.elsewhere
         return _Between(past, ("inline", "remote"), "remote", relayed=pools.elsewhere)
     if source.pool == sink.pool and ends[0] == "workers":
         return _Between(pools.cluster, ("direct", "inline"), "direct")
@@ -245,8 +254,11 @@ def _features(rows: StageRuns) -> Floats:
 
 def _pools(workflow: Workflow) -> _Pools:
     """What the pools on its menus declare."""
-    every = (pool for stage in workflow.stages for pool in stage.menu.pools)
-    return _Pools({pool.name: pool.handing_on for pool in every if pool.handing_on is not None})
+    every = [pool for stage in workflow.stages for pool in stage.menu.pools]
+    return _Pools(
+        {pool.name: pool.handing_on for pool in every if pool.handing_on is not None},
+        {pool.name: pool.storage for pool in every if pool.storage is not None},
+    )
 
 
 def _learned(pools: _Pools, plan: Plan, workflow: Workflow, runs: StageRuns) -> _Pools:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from prefect_slo.aws.delegating import Delegating
-from prefect_slo.aws.exchange import Item, Order, Returned, TooLarge
+from prefect_slo.aws.exchange import Item, Order, PartsGone, Returned, TooLarge
 from prefect_slo.aws.invoke import NEVER_RAN, Answer, Failed, Why
 from prefect_slo.aws.report import Billed
 from prefect_slo.control.delegation import LEAST_SEEN, Limits, Needs, Terms
@@ -143,6 +143,22 @@ def test_what_ran_on_lambda_has_run_whatever_keeps_batch_from_it(why: Why, then:
     with pytest.raises(Failed) as error:
         run(both)
     assert error.value.why == then, "it has run nowhere"
+
+
+def test_what_batch_does_not_find_any_more_is_told_as_that_where_lambda_ran_nothing() -> None:
+    both, lambdas, batch = delegating()
+    gone = PartsGone(("shared/1/args",), "not on S3 any more", BILLED)
+    gone.storage_usd, gone.lost, gone.again = STORAGE_USD, 1, True
+    lambdas.end, batch.end = failed("throttled"), gone
+    with pytest.raises(PartsGone) as told:
+        run(both)
+    assert (told.value.keys, told.value.again, told.value.why) == (gone.keys, True, "died")
+    assert (told.value.billed, told.value.storage_usd) == (BILLED + BILLED, 2 * STORAGE_USD)
+    assert told.value.lost == 2
+    lambdas.end = failed("timeout")
+    with pytest.raises(Failed) as ran:
+        run(both)
+    assert not isinstance(ran.value, PartsGone), "on Lambda it has run"
 
 
 def test_one_in_a_hundred_that_overruns_stays_one_in_a_hundred() -> None:

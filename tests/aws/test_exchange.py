@@ -78,6 +78,46 @@ def test_a_result_that_fits_into_no_reply_has_run_and_is_billed(monkeypatch: pyt
     assert returned.answer.billed == BILLED
 
 
+def of_release(protocol: int, ran: list[int]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """The handler of an image that holds another release: the first protocol has no version, and looks at none."""
+
+    def handled(event: dict[str, Any]) -> dict[str, Any]:
+        try:
+            if protocol == 1:
+                assert event["py"], "it looks at this first"
+            elif event["v"] != protocol:
+                return {"v": protocol, "ok": False, "error": {"kind": "protocol", "message": "another"}}
+        except KeyError as error:
+            return {"ok": False, "error": {"kind": "handler", "message": repr(error)}, "telemetry": {}}
+        ran.append(protocol)
+        return {"ok": True, "result": {"b64": base64.b64encode(pickle.dumps(([], []))).decode()}, "telemetry": {}}
+
+    return handled
+
+
+@pytest.mark.parametrize("protocol", [1, worker.PROTOCOL + 1])
+def test_a_worker_of_another_release_runs_nothing_and_is_said_to_be_one(protocol: int) -> None:
+    ran: list[int] = []
+    with pytest.raises(Failed, match="build its image with the release") as caught:
+        Exchange(Here(of_release(protocol, ran))).run("f", Order("function", b"", [(1, CALL)], ("k",)))
+    assert (caught.value.why, caught.value.billed, ran) == ("start", BILLED, [])
+
+
+def test_a_worker_takes_no_event_of_another_release() -> None:
+    reply = worker.handler({"v": worker.PROTOCOL - 1, "py": [3, 11], "kind": "function"}, SimpleNamespace())
+    assert (reply["ok"], reply["error"]["kind"], reply["v"]) == (False, "protocol", worker.PROTOCOL)
+
+
+def test_a_reply_without_a_version_is_not_believed() -> None:
+    """What ran there would otherwise be taken for its result, whatever it is wrapped in."""
+
+    def unwrapped(event: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in worker.handler(event, SimpleNamespace()).items() if name != "v"}
+
+    with pytest.raises(Failed, match="another release"):
+        Exchange(Here(unwrapped)).run("f", Order("function", cloudpickle.dumps(int), [(1, CALL)], ("k",)))
+
+
 def test_what_cannot_be_stored_has_not_run(account: LocalAws, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchanges, "INLINE_BYTES", 10)
     caller = Here()
@@ -89,7 +129,7 @@ def test_what_cannot_be_stored_has_not_run(account: LocalAws, monkeypatch: pytes
 def test_a_reply_of_other_items_is_refused() -> None:
     def other(event: dict[str, Any]) -> dict[str, Any]:
         result = pickle.dumps(([(99, b"", False, "", 0.0, 0.0, 0.0, 0.0)], []))
-        return {"ok": True, "result": {"b64": base64.b64encode(result).decode()}}
+        return {"v": worker.PROTOCOL, "ok": True, "result": {"b64": base64.b64encode(result).decode()}}
 
     heard, lambdas = Heard(), backend(Here(other))
     lambdas.open(1, Size(1, 128), heard)
@@ -108,11 +148,6 @@ def test_a_cancelled_lease_begins_no_further_invocation() -> None:
         assert go.wait(60)
         return worker.handler(event, SimpleNamespace())
 
-    class OneByOne:
-        def host(self, items: Any, carry: Carry, report: Any) -> None:
-            for item, code in items:
-                carry(code, [(item, CALL)])
-
     code, caller, heard = cloudpickle.dumps(lambda: 1), Here(slow), Heard()
     lambdas = backend(caller)
     lambdas.open(1, Size(1, 128), heard)
@@ -126,6 +161,90 @@ def test_a_cancelled_lease_begins_no_further_invocation() -> None:
     assert not thread.is_alive()
     assert caller.calls == 1
     assert heard.lost().untold == 1, "it is billed to its end, and nobody hears of it"
+    lambdas.shutdown()
+
+
+class Taking:
+    """Sends one item out with a large value beside it."""
+
+    def host(self, items: Any, carry: Carry, report: Any) -> None:
+        carry(b"", list(items), parts=[bytes(exchanges.INLINE_BYTES + 1)])
+
+
+def test_a_stored_value_that_is_gone_tells_against_no_worker_but_once(account: LocalAws) -> None:
+    """All calls in flight find it gone together. Where it is gone again they can't see where it lies."""
+    together, sent = threading.Barrier(3), list[int]()
+
+    def gone(event: dict[str, Any]) -> dict[str, Any]:
+        together.wait(60)
+        key = event["parts"][0]["key"]
+        return {"v": worker.PROTOCOL, "ok": False, "error": {"kind": "gone", "message": "gone", "keys": [key]}}
+
+    lambdas = LambdaBackend(
+        Exchange(Here(gone), S3Prefix.of(account.bucket)), lambda mb: "f", concurrency=3, memory_mb=128, run_key="run"
+    )
+    for excused in (True, False):
+        heard = [Heard() for _ in range(3)]
+        for one in heard:
+            sent.append(len(sent) + 1)
+            lambdas.open(sent[-1], Size(1, 128), one)
+            lambdas.submit(sent[-1], Bundle(sent[-1], "p", Taking(), ((1, CALL),)))
+        assert [one.lost().inputs_gone for one in heard] == [excused] * 3
+    lambdas.shutdown()
+
+
+class OneByOne:
+    """Sends items out one after another."""
+
+    def host(self, items: Any, carry: Carry, report: Any) -> None:
+        for item, code in items:
+            carry(code, [(item, CALL)])
+
+
+def test_what_a_bundle_was_billed_before_it_was_cancelled_is_told() -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def slow(event: dict[str, Any]) -> dict[str, Any]:
+        if caller.calls == 2:
+            begun.set()
+            assert go.wait(60)
+        return worker.handler(event, SimpleNamespace())
+
+    code, caller, heard = cloudpickle.dumps(lambda: 1), Here(slow), Heard()
+    lambdas = backend(caller)
+    lambdas.open(1, Size(1, 128), heard)
+    thread = lambdas._leases[1]._thread
+    lambdas.submit(1, Bundle(1, "p", OneByOne(), ((1, code), (2, code))))
+    assert begun.wait(60)
+    lambdas.cancel(1)
+    go.set()
+    thread.join(60)
+    lost = heard.lost()
+    assert (lost.billed_usd, lost.requests, lost.untold) == (BILLED.usd, 1, 1)
+    assert (lost.running, lost.untouched) == (1, ())
+    lambdas.shutdown()
+
+
+def test_a_call_that_is_cancelled_while_what_it_takes_is_stored_is_not_billed(
+    account: LocalAws, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go, caller, heard = threading.Event(), threading.Event(), Here(), Heard()
+
+    def put(self: S3Prefix, key: str, body: bytes) -> None:
+        begun.set()
+        assert go.wait(60)
+
+    monkeypatch.setattr(S3Prefix, "put", put)
+    monkeypatch.setattr(exchanges, "INLINE_BYTES", 10)
+    lambdas = backend(caller, S3Prefix.of(account.bucket))
+    lambdas.open(1, Size(1, 128), heard)
+    thread = lambdas._leases[1]._thread
+    lambdas.submit(1, Bundle(1, "p", b"", ((1, bytes(100)),)))
+    assert begun.wait(60)
+    lambdas.cancel(1)
+    assert heard.lost().untold == 0
+    go.set()
+    thread.join(60)
     lambdas.shutdown()
 
 

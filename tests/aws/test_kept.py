@@ -18,7 +18,7 @@ from prefect.futures import wait
 
 from prefect_slo import BatchJobs, BatchPool, LambdaPool, SLOTaskRunner, slo_task
 from prefect_slo.aws.kept import Shared, Value, place_of
-from prefect_slo.aws.s3 import S3Prefix
+from prefect_slo.aws.s3 import KNOWN_S, S3Prefix
 from prefect_slo.aws.storage import Requests
 from prefect_slo.errors import ResultLost
 from prefect_slo.runner.recipe import ObservedRun, Recipe
@@ -50,6 +50,12 @@ def change(data: bytes) -> bytes:
 @task
 def take(x: int, data: bytes) -> tuple[int, int, int]:
     return x, data[-1], len(data)
+
+
+@slo_task(pool="lambda")
+@task
+def where(x: int, data: bytes) -> tuple[int, bool]:
+    return x, "AWS_LAMBDA_FUNCTION_NAME" in os.environ
 
 
 @slo_task(pool="lambda")
@@ -310,9 +316,9 @@ def test_a_value_that_many_take_is_stored_again_where_it_is_gone(
         for found in client.list_objects_v2(Bucket=S3Prefix.of(account.bucket).bucket).get("Contents", ()):
             if "/shared/" in found["Key"]:
                 client.delete_object(Bucket=S3Prefix.of(account.bucket).bucket, Key=found["Key"])
-        return first, take.submit(2, data).result()
+        return first, where.map(range(8), unmapped(data)).result()
 
-    assert run(body) == ((1, 0, LARGE), (2, 0, LARGE))
+    assert run(body) == ((1, 0, LARGE), [(x, True) for x in range(8)]), "however many found it gone at once"
     assert traffic.large("PutObject") == 2
 
 
@@ -401,3 +407,36 @@ def test_a_value_whose_write_was_refused_is_written_when_it_is_next_taken() -> N
     assert shared.store(value, store, "key") == Requests(puts=1)  # type: ignore[arg-type]
     assert shared.store(value, store, "key") == Requests()  # type: ignore[arg-type]
     assert store.puts == 2
+
+
+class Kept:
+    """A store that counts what is written."""
+
+    def __init__(self) -> None:
+        self.puts = 0
+
+    def put(self, key: str, body: bytes) -> None:
+        self.puts += 1
+
+
+def test_a_value_is_stored_again_before_the_bucket_deletes_it() -> None:
+    now, store, value = [0.0], Kept(), Value("sha", b"content")
+    shared = Shared(lambda: now[0])
+    for passed, puts in ((0.0, 1), (KNOWN_S - 1, 1), (KNOWN_S, 2), (KNOWN_S + 1, 2)):
+        now[0] = passed
+        shared.store(value, store, "key")  # type: ignore[arg-type]
+        assert store.puts == puts
+
+
+def test_one_loss_of_a_value_is_one_however_many_calls_tell_of_it() -> None:
+    now, store, value = [0.0], Kept(), Value("sha", b"content")
+    shared = Shared(lambda: now[0])
+    shared.store(value, store, "key")  # type: ignore[arg-type]
+    now[0] = 1.0
+    assert shared.lose(value, sent=0.5)
+    shared.store(value, store, "key")  # type: ignore[arg-type]
+    assert shared.lose(value, sent=0.7), "sent before it was stored again"
+    shared.store(value, store, "key")  # type: ignore[arg-type]
+    assert store.puts == 2
+    assert not shared.lose(value, sent=1.5)
+    assert not shared.lose(value, sent=1.6)

@@ -125,3 +125,25 @@ def test_a_least_time_is_billed_for_each_job(tmp_path: Any) -> None:
     rate = price_list("aws-fargate-x86").rate(1, 2048)
     predicted = WorkflowModel(flow).fit(StageRuns.of(rows)).predict({"a": Option(1, Size(1, 2048))})
     assert predicted.cost_usd.mean == pytest.approx(60 * rate, rel=1e-4)
+
+
+def on_a_cluster(number: int, workers: int, rng: np.random.Generator, *, items: int = 100, slots: int = 8) -> StageRun:
+    """Items of a second on a cluster with room for eight at once, whose bundles cost what they hold of it."""
+    took = np.exp(0.03 * rng.standard_normal() + 0.02 * rng.standard_normal(items))
+    at_once = min(workers, slots)
+    wall = max(took[slot::at_once].sum() for slot in range(at_once))
+    return StageRun(
+        f"r{number:04d}", "a", workers, 1024, 1, wall, overhead_s=wall - took.sum() / workers, items=items,
+        hardware="dask", started_at=1.7e9 + number, requests=items, billed_s=took.sum(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("workers", [1, 8, 64])
+def test_a_cluster_costs_what_bundles_hold_and_nothing_for_those_that_find_no_room(workers: int) -> None:
+    counts, rng = (1, 4, 8, 64), np.random.default_rng(6)
+    menu = Menu("local", counts, (Size(1, 1024, hardware="dask"),))
+    flow = Workflow("one", (Stage("a", menu=menu, items=100),))
+    rows = [on_a_cluster(k, count, rng) for k, count in enumerate(count for count in counts for _ in range(6))]
+    predicted = WorkflowModel(flow).fit(StageRuns.of(rows)).predict({"a": Option(workers, menu.sizes[0])})
+    rate = price_list("local").rate(1, 1024, 0, "dask")
+    assert predicted.cost_usd.mean == pytest.approx(100 * rate, rel=0.04)

@@ -10,7 +10,7 @@ import pytest
 
 from prefect_slo.errors import InfeasibleSlo
 from prefect_slo.models import WorkflowModel
-from prefect_slo.models.startup import Seen, Startup, mean_beyond, seen_by_setting
+from prefect_slo.models.startup import Startup, mean_beyond, seen_by_setting
 from prefect_slo.objective import Latency
 from prefect_slo.observation import StageRun, StageRuns
 from prefect_slo.planner import make_plan
@@ -169,14 +169,3 @@ def test_one_start_says_little_of_the_next_under_a_promise() -> None:
     wall, _ = Startup(np.array([4.0]), np.array([4.0])).sample(10_000, np.random.default_rng(0), blocks=100)
     assert wall.min() == 4.0
     assert np.quantile(wall, 0.95) > 4.5
-
-
-def test_how_often_runs_start_is_as_uncertain_as_their_number_leaves_it() -> None:
-    few, many = (Startup(np.ones(1), np.ones(1), {(1.0, 1.0): Seen(n // 5, n)}) for n in (10, 1000))
-    ranks = (np.arange(999) + 0.5) / 999
-    for startup, low, high in ((few, 0.05, 0.4), (many, 0.18, 0.22)):
-        shares = startup.shares(1.0, 1.0, ranks)
-        assert np.mean(shares) == pytest.approx(startup.share(1.0, 1.0), abs=0.002)
-        np.testing.assert_allclose(np.quantile(shares, (0.05, 0.95)), (low, high), atol=0.03)
-    never = Startup(np.ones(1), np.ones(1), {(1.0, 1.0): Seen(0, 20)})
-    assert not never.shares(1.0, 1.0, ranks).any()

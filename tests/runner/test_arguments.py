@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import random
 import weakref
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import pytest
 
 from prefect_slo.aws import worker
@@ -73,6 +76,70 @@ def test_what_large_values_have_in_common_stays_common(monkeypatch: pytest.Monke
     parts, table = Parts(), bytearray(LARGE)
     one, both = arrived(sent(parts, table, [table, 5]), parts, monkeypatch)
     assert both[0] is one
+
+
+class Model:
+    """Two layers, the last of which is small."""
+
+    def __init__(self) -> None:
+        self.body, self.head = bytearray(LARGE), [1.0]
+
+    @property
+    def bias(self) -> float:
+        return self.head[0]
+
+
+@dataclass
+class Row:
+    """Travels by value, with all that the standard library has made for it."""
+
+    table: bytearray
+    tags: list[str] = field(default_factory=list)
+    weight: float = 1.0
+
+
+def test_a_small_value_that_is_part_of_a_large_one_stays_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts, head = Parts(), [1.0]
+    table, tiny = arrived(sent(parts, [bytearray(LARGE), head], head), parts, monkeypatch)
+    assert table[1] is tiny
+    model = Model()
+    model, layers = arrived(sent(parts, model, layers={"head": model.head}), parts, monkeypatch)
+    assert layers["head"] is model.head
+    assert parts.all == [], "what goes beside them would be sent for nothing"
+
+
+def test_values_that_draw_from_one_generator_go_on_doing_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for rng in (random.Random(1), np.random.default_rng(1)):
+        parts = Parts()
+        world, agents, seed = arrived(
+            sent(parts, (bytearray(LARGE), rng), (bytearray(b"x" * LARGE), rng), 7), parts, monkeypatch
+        )
+        assert world[1] is agents[1]
+        assert seed == 7
+
+
+def test_what_small_values_share_with_a_large_one_they_share_beside_what_lies_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parts, head, kept = Parts(), [1.0], Elsewhere(Lying())
+    table, tiny, lying = arrived(sent(parts, [bytearray(LARGE), head], head, kept), parts, monkeypatch)
+    assert table[1] is tiny
+    assert (lying, len(parts.all)) == ([1], 1)
+
+
+def test_what_never_changes_may_be_in_several_values() -> None:
+    """Types, and what arrays and tables are described by: two copies of these are as good as one."""
+    for one, other in (
+        (np.zeros(LARGE // 8), np.ones(3)),
+        (np.zeros(LARGE // 8), [np.float64(1), np.ones(LARGE // 8)]),
+        ([Model(), "name", ("a", 1)], {"model": Model, "name": "name"}),
+        ([bytearray(LARGE), arrived], arrived),
+        (Row(bytearray(LARGE)), [Row(bytearray(1))]),
+        ([bytearray(LARGE), Decimal(1)], Decimal(1)),
+    ):
+        parts = Parts()
+        assert len(sent(parts, one, other=other)) < APART_BYTES
+        assert parts.all
 
 
 def test_what_stands_for_a_value_can_be_seen_to_be_gone() -> None:

@@ -97,7 +97,7 @@ def test_bundles_that_wait_for_a_cluster_without_workers_are_said_to_once_and_ru
     said: SimpleQueue[str] = SimpleQueue()
     with cluster(n_workers=0) as here:
         pool = DaskPool(here.scheduler_address)
-        backend = ClusterBackend(pool._cluster(), {}, "run", notice=said.put, patience_s=0.1)
+        backend = ClusterBackend(pool._cluster(said.put), {}, "run", notice=said.put, patience_s=0.1)
         reports: SimpleQueue[Any] = SimpleQueue()
         backend.open(1, Size(1, 512), reports.put)
         until(reports, Opened)
@@ -105,9 +105,15 @@ def test_bundles_that_wait_for_a_cluster_without_workers_are_said_to_once_and_ru
         words = said.get(timeout=PATIENCE_S)
         time.sleep(0.5)
         here.scale(1)
-        until(reports, Finished)
+        assert until(reports, Finished).on_new, "it has waited for a worker to start"
         backend.shutdown()
         address = here.scheduler_address
+    starting = DaskPool(cluster_options={"n_workers": 0})._cluster(pytest.fail)
+    starting.connect()
+    own = starting.vacant()
+    starting.close("run")
+    assert own.startswith("The Dask cluster at ")
+    assert own.endswith(" is still starting workers: none has come yet")
     missing = f"The Dask cluster at {address} has no workers. Start one: dask worker {address}."
     assert words == f"{missing} Bundles that wait: 1."
     assert said.empty()
@@ -133,6 +139,7 @@ def test_on_ray_shares_of_a_gpu_are_fractions_of_one_and_the_device_is_rays_and_
         assert not isinstance(report, Lost), report
         if isinstance(report, Opened):
             backend.submit(report.lease, bundle(report.lease, look, 0))
+        assert not getattr(report, "on_new", False), "the node was there"
         seen += [cloudpickle.loads(item.outcome.payload) for item in getattr(report, "items", ())]
         ended += isinstance(report, Finished)
     refused = {}
@@ -329,7 +336,15 @@ def test_the_last_of_the_flow_runs_that_use_ray_disconnects(monkeypatch):
 
 def test_a_cluster_that_cannot_be_asked_loses_the_lease_all_the_same():
     class Deaf:
+        own = False
+
         def connect(self) -> None: ...
+
+        def vacant(self) -> str:
+            return ""
+
+        def workers(self) -> frozenset[str]:
+            return frozenset()
 
         def lack(self, size: Size) -> str:
             return ""
@@ -339,6 +354,8 @@ def test_a_cluster_that_cannot_be_asked_loses_the_lease_all_the_same():
 
         def end(self, handle: Any) -> Any:
             raise OSError("the scheduler is gone")
+
+        def turns(self, token: str) -> None: ...
 
         def close(self, run_key: str) -> None: ...
 
@@ -520,6 +537,46 @@ def test_rays_autoscaler_is_told_what_the_next_stage_will_need_and_others_reques
         assert requested() == [{"CPU": 7}]
     finally:
         ray_here.autoscaler.sdk.request_resources(bundles=[])
+
+
+def test_on_ray_a_bundle_costs_from_its_turn_whatever_becomes_of_it(tmp_path, ray_here):
+    """Two take all of the cluster: one runs, and one queues. Their marks go with the run."""
+
+    def linger(path: Path) -> None:
+        path.touch()
+        time.sleep(PATIENCE_S)
+
+    backend = RayPool().backend(None)
+    reports: SimpleQueue[Any] = SimpleQueue()
+    for lease in (1, 2):
+        backend.open(lease, Size(2, 512), reports.put)
+        until(reports, Opened)
+        backend.submit(lease, bundle(lease, linger, tmp_path / str(lease)))
+        await_((tmp_path / "1").exists)
+    ran = time.monotonic()
+    kv = ray_here.experimental.internal_kv
+    await_(lambda: kv._internal_kv_list("prefect-slo-", namespace="prefect_slo"))
+    held = {}
+    for lease in (2, 1):
+        backend.cancel(lease)
+        held[lease] = until(reports, Lost).held
+    backend.shutdown()
+    assert held[2][0] == held[2][1], "it was in the queue"
+    assert held[1][0] <= ran < held[1][1]
+    assert not kv._internal_kv_list("prefect-slo-", namespace="prefect_slo")
+
+
+def test_a_ray_head_that_runs_nothing_is_no_worker(monkeypatch):
+    ray = pytest.importorskip("ray")
+    head = {"NodeID": "head", "Alive": True, "Resources": {"memory": 8e9, "node:__internal_head__": 1.0}}
+    worker = {"NodeID": "worker", "Alive": True, "Resources": {"CPU": 4.0, "memory": 8e9}}
+    here = RayPool("auto")._cluster(pytest.fail)
+    monkeypatch.setattr(ray, "nodes", lambda: [head])
+    assert here.lack(Size(2, 512)) == "", "its autoscaler may bring one"
+    assert "no node with a CPU or a GPU yet" in here.vacant()
+    monkeypatch.setattr(ray, "nodes", lambda: [head, worker])
+    assert (here.vacant(), here.workers()) == ("", {"worker"})
+    assert "CPU=8 (the most: 4)" in here.lack(Size(8, 512))
 
 
 ASKS = """

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextvars import copy_context
 from dataclasses import dataclass, field
+from decimal import Decimal
 from queue import SimpleQueue
 from typing import Any
 from uuid import uuid4
@@ -15,10 +16,11 @@ from uuid import uuid4
 import pytest
 from prefect import task
 from prefect.results import ResultRecordMetadata
+from prefect.states import Completed
 
 from prefect_slo.errors import ResultLost, Unpicklable
 from prefect_slo.runner.calls import Call
-from prefect_slo.runner.deposits import Deposit, Deposits, KeptRecord
+from prefect_slo.runner.deposits import Deposit, Deposits, KeptRecord, plain_record
 from prefect_slo.runner.supplies import Supplies
 from prefect_slo.runner.variants import Variants
 
@@ -34,6 +36,7 @@ class Lying:
     lost: str = ""
     place: object = None
     asked: int = 0
+    fetch_usd: Decimal = Decimal()
 
     @property
     def size(self) -> int:
@@ -58,7 +61,7 @@ class Quits:
 
 def deposit(part: Lying, deposits: Deposits | None = None) -> Deposit:
     made = Deposit(part)
-    (Deposits() if deposits is None else deposits).add(made, "make", lambda value: None)
+    (Deposits() if deposits is None else deposits).add(made, "make", lambda value, usd: None)
     return made
 
 
@@ -143,6 +146,32 @@ def test_a_run_ends_whatever_bringing_home_raises(supplied):
     assert supplied.supplies.all_here()
     assert [part.asked for part in parts] == [1, 1, 1]
     assert held[2].value() == 5
+
+
+def test_nothing_is_brought_home_where_the_flow_has_failed():
+    deposits, part = Deposits(), Lying(pickle.dumps(5))
+    held = deposit(part, deposits)
+    deposits.close(bring=False, why="its flow run failed")
+    with pytest.raises(ResultLost, match="its flow run failed"):
+        held.value()
+    assert part.asked == 0
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_fetch_is_paid_for_as_the_one_that_was_made(stays: bool):
+    """A result that is made again may be of another size, or come with its call."""
+    usd, another = Decimal("0.01"), Decimal("0.02")
+    paid: list[Decimal] = []
+    part = Lying(pickle.dumps(5), [LookupError("gone")], fetch_usd=usd)
+    lost = Deposit(part)
+    Deposits().add(lost, "make", lambda value, cost: paid.append(cost))
+    with pytest.raises(ResultLost):
+        lost.value()
+    metadata = ResultRecordMetadata()
+    anew = KeptRecord.of(deposit(Lying(pickle.dumps(6), fetch_usd=another)), metadata, persisted=False)
+    assert lost.renew(Completed(data=anew if stays else plain_record(6, metadata, persisted=False)))
+    assert lost.value() == 6
+    assert paid == [another if stays else Decimal()]
 
 
 @pytest.fixture

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 
 from prefect_slo.pricing import PriceList
 from prefect_slo.resources import Size
 from prefect_slo.runner import measure as measuring
-from prefect_slo.runner.backends.protocol import Finished, ItemReport, Lost, Opened, Outcome
+from prefect_slo.runner.backends.protocol import Bundle, Finished, ItemReport, Lost, Opened, Outcome
 from prefect_slo.runner.measure import Measure
 from prefect_slo.runner.pools import PROCESS
 
@@ -222,18 +224,20 @@ def test_a_lease_elsewhere_costs_what_it_was_held_and_not_what_was_waited_for_it
     assert seen.cost_usd == pytest.approx((2.5 + 2.0) * (1 + 1))
 
 
-def on_a_cluster(clock: Clock, *bundles: tuple[float, float], until: float) -> Measure:
+def on_a_cluster(
+    clock: Clock, *bundles: tuple[float, float], until: float, on_new: bool = False, weight: int = 0
+) -> Measure:
     """Bundles are dispatched at 0, each on a lease of its own; each has its turn from one instant to another."""
     seen, begun = Measure(PRICES, machine=MACHINE), clock.now
     seen.submitted("train", len(bundles), begun)
     for lease in range(len(bundles)):
         seen.leased(lease, "train", "cluster", SMALL, begun, queues=True)
         seen.opened(Opened(lease, False, 0.0, 0.0, 0))
-        seen.dispatched(lease, lease, begun, begun)
+        seen.dispatched(lease, lease, begun, begun, weight)
     for lease, (began, ended) in sorted(enumerate(bundles), key=lambda pair: pair[1][1]):
         held = began, clock.now = begun + began, begun + ended
         seen.item(lease, ItemReport(lease, Outcome(b""), began, clock.now), ready=begun)
-        seen.finished(Finished(lease, lease, began, clock.now, held=held))
+        seen.finished(Finished(lease, lease, began, clock.now, held=held, on_new=on_new))
     clock.now = begun + until
     for lease in range(len(bundles)):
         seen.released(lease, clock.now)
@@ -244,6 +248,33 @@ def test_on_a_cluster_that_others_fill_a_stage_costs_what_it_held_and_the_queue_
     seen = on_a_cluster(clock, (5.0, 7.0), (5.0, 8.0), until=20.0)
     assert (row(seen).queue_s, row(seen).wall_s, row(seen).billed_s) == pytest.approx((5.0, 3.0, 2.0 + 3.0))
     assert seen.cost_usd == pytest.approx(5.0 * (1 + 1))
+    assert row(seen).requests == 2, "what is paid for is what bundles held, not the wall time of workers"
+
+
+def test_a_stage_that_was_on_a_cluster_in_part_does_not_say_what_was_paid(clock):
+    seen = on_a_cluster(clock, (0.0, 2.0), until=2.0)
+    seen.leased(1, "train", PROCESS, SMALL, clock.now)
+    seen.opened(Opened(1, False, 0.0, 0.0, 0))
+    seen.released(1, clock.now)
+    assert math.isnan(row(seen).requests)
+    assert math.isnan(row(seen).billed_s)
+
+
+def test_what_waits_on_a_cluster_for_a_worker_that_starts_is_a_cold_start(clock):
+    found = row(on_a_cluster(clock, (5.0, 7.0), (5.0, 8.0), until=8.0, on_new=True))
+    assert (found.queue_s, found.start_s, found.wall_s) == pytest.approx((0.0, 5.0, 8.0))
+    assert found.cold
+
+
+@pytest.mark.parametrize(("weight", "queue_s"), [(0, 3.0), (3 * 10**9, 0.0)])
+def test_the_way_of_large_arguments_to_a_worker_is_no_queue(clock, weight, queue_s):
+    found = row(on_a_cluster(clock, (3.0, 4.0), until=4.0, weight=weight))
+    assert (found.queue_s, found.wall_s) == pytest.approx((queue_s, 4.0 - queue_s))
+
+
+def test_a_bundle_weighs_what_it_brings_and_what_it_takes_from_elsewhere():
+    parts = (b"12", SimpleNamespace(size=100))
+    assert Bundle(1, "key", b"", ((1, b"123"), (2, b"4567")), parts=parts).weight == 3 + 4 + 2 + 100
 
 
 def test_what_waits_on_a_cluster_behind_its_own_run_is_the_stages_own_time(clock):
@@ -274,7 +305,9 @@ def test_a_bundle_that_is_lost_on_a_cluster_has_cost_what_it_held_or_may_have(cl
     assert seen.cost_usd == pytest.approx(billed_s * (1 + 1))
 
 
-@pytest.mark.parametrize(("no_gpu", "hardware"), [((), "l4"), ((0, 1), "l4-cpu"), ((1,), "l4+l4-cpu")])
+@pytest.mark.parametrize(
+    ("no_gpu", "hardware"), [((), "l4"), ((0, 1), "l4-cpu"), ((1,), "l4+l4-cpu"), ((0,), "l4+l4-cpu")]
+)
 def test_a_stage_counts_for_the_machines_that_its_workers_were_on(clock, no_gpu, hardware):
     """Not for a GPU that was not there; and for neither kind where they were on both."""
     seen, size = Measure(PriceList("test", 1.0, 1.0, gpu_second=100.0), machine=MACHINE), Size(1, 1024, 1, "l4")

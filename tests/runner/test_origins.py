@@ -69,6 +69,38 @@ def test_arguments_that_cannot_be_held_as_they_are_sent_make_nothing_again():
     assert Origins().of(call({"x": (one for one in ())})) is None
 
 
+class Counted:
+    """Counts how often it is pickled, with 1000 bytes each time."""
+
+    times = 0
+
+    def __reduce__(self) -> Any:
+        type(self).times += 1
+        return bytes, (b"x" * 1000,)
+
+
+@pytest.mark.parametrize(("room", "fit"), [(2500, 2), (999, 0)])
+def test_an_argument_that_many_calls_take_is_not_pickled_again_where_there_is_no_room_for_it(
+    monkeypatch: pytest.MonkeyPatch, room: int, fit: int
+):
+    monkeypatch.setattr(origins, "ROOM_BYTES", room)
+    monkeypatch.setattr(origins, "NOTED_BYTES", 100)
+    monkeypatch.setattr(Counted, "times", 0)
+    kept, table = Origins(), {"rows": [Counted()]}
+    held = [kept.of(call({"x": n, "more": table})) for n in range(20)]
+    assert sum(origin is not None for origin in held) == fit
+    assert Counted.times == max(fit, 1)
+    assert [origin.again(7).parameters["more"] for origin in held if origin] == [{"rows": [b"x" * 1000]}] * fit
+    del held
+    assert (kept.of(call({"x": 0, "more": table})) is not None) == bool(fit), "there is room again"
+
+
+def test_what_arguments_have_in_common_they_have_in_common_again():
+    shared = [1]
+    again = Origins().of(call({"x": {"a": shared}, "more": (shared,)})).again(7)
+    assert again.parameters["more"][0] is again.parameters["x"]["a"]
+
+
 def test_no_more_arguments_are_held_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(origins, "ROOM_BYTES", 2500)
     kept = Origins()

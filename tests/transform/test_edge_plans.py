@@ -333,6 +333,17 @@ def test_what_a_pool_declares_counts_and_not_what_it_or_its_machines_are_called(
         }  # fmt: skip
 
 
+@pytest.mark.parametrize("storage", ["s3://x/z", None])
+def test_only_pools_of_one_folder_hand_on_past_the_flow(storage: str | None) -> None:
+    def seconds(other: str | None, name: str = "b") -> float:
+        ends = (Pool("a", handing_on="storage", storage="s3://x/y"), Pool(name, handing_on="storage", storage=other))
+        return between(ends).chosen.seconds
+
+    own, same, through = seconds("s3://x/y", "a"), seconds("s3://x/y"), seconds(storage)
+    assert same == own
+    assert through - same == pytest.approx(2 * 50 / ELSEWHERE.relay_mb_s)
+
+
 @pytest.mark.parametrize("other", ["storage", "calls", "machine", "requests"])
 def test_without_a_bucket_what_fits_into_no_request_is_said_to_run_elsewhere(other: HandingOn) -> None:
     for ends in (("requests", other), (other, "requests")):
@@ -358,6 +369,8 @@ def test_pools_say_what_becomes_of_large_results() -> None:
     assert {what: pool.handing_on for what, pool in declared.items()} == {
         "bucket": "storage", "no bucket": "requests", "jobs": "storage",
     }  # fmt: skip
+    assert declared["bucket"].storage == declared["jobs"].storage == "s3://bucket/prefix"
+    assert declared["no bucket"].storage is None
 
 
 def test_a_workflow_file_may_say_it(tmp_path: Path) -> None:
@@ -367,12 +380,13 @@ def test_a_workflow_file_may_say_it(tmp_path: Path) -> None:
         [[stages]]
         name = "a"
         menu.prices = "aws-lambda-x86"
-        menu.pools = [{ name = "default", handing_on = "storage" }, "process"]
+        menu.pools = [{ name = "default", handing_on = "storage", storage = "s3://x/y" }, "process"]
         """
     )
     read = Workflow.load(file)
     assert [pool.handing_on for pool in read["a"].menu.pools] == ["storage", None]
+    assert [pool.storage for pool in read["a"].menu.pools] == ["s3://x/y", None]
     assert Workflow.from_document(read.to_document()) == read
-    file.write_text(file.read_text().replace('"storage"', '"pigeons"'))
+    file.write_text(file.read_text().replace('"storage",', '"pigeons",'))
     with pytest.raises(InvalidValue, match="objects, machine, workers, storage, requests, calls"):
         Workflow.load(file)

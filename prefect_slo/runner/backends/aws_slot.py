@@ -65,7 +65,9 @@ class Slot:
         self._cancelled = threading.Event()
         self._bundle: Bundle | None = None
         self._untouched: tuple[int, ...] = ()
-        self._under_way = False
+        self._order: Order | None = None
+        self._totals = _Totals()
+        self._telling = threading.Lock()  # what is told of a bundle is told once: at its end, or when it is cancelled
         self._thread = Thread(target=self._run, name=f"prefect-slo-lambda-{next(self._names)}", daemon=True)
         self._thread.start()
 
@@ -79,15 +81,30 @@ class Slot:
 
     def abandon(self) -> None:
         """Report the lease as lost, and hear nothing more of it."""
-        sink, self._sink = self._sink, _unheard
         self._cancelled.set()
         self.inbox.put(None)
-        bundle = self._bundle
+        with self._telling:
+            sink, self._sink = self._sink, _unheard
+            lost = self._cancelled_now()
+        sink(lost)
+
+    def _cancelled_now(self) -> Lost:
+        """The report of a lease that is cancelled; what has been sent goes on, unheard."""
+        bundle, totals = self._bundle, self._totals
         ids = [item for item, _ in bundle.items] if bundle is not None else []
-        running = next((item for item in ids if item not in self._untouched), None)
-        name = bundle.id if bundle is not None else None
-        untold = int(self._under_way)  # it goes on, unheard
-        sink(Lost(self._lease, "cancelled", "cancelled", running, self._untouched, bundle=name, untold=untold))
+        goes_on = self._order is not None and self._order.sent.is_set()
+        return Lost(
+            self._lease,
+            "cancelled",
+            "cancelled",
+            next((item for item in ids if item not in self._untouched), None),
+            self._untouched,
+            bundle=bundle.id if bundle is not None else None,
+            billed_usd=totals.usd,
+            requests=totals.billed.requests,
+            storage_usd=totals.storage_usd,
+            untold=totals.untold + goes_on,
+        )
 
     def end(self) -> None:
         self._sink = _unheard
@@ -97,7 +114,7 @@ class Slot:
     def _run(self) -> None:
         while (bundle := self.inbox.get()) is not None and not self._cancelled.is_set():
             self._bundle, self._untouched = bundle, tuple(item for item, _ in bundle.items)
-            totals = _Totals()
+            totals = self._totals = _Totals()
             received = time.monotonic()
             try:
                 if isinstance(bundle.program, HostedProgram):
@@ -111,15 +128,19 @@ class Slot:
                 detail = f"{type(error).__name__}: {error}"
                 self._lose(_Gone(Failed("died", detail), self._untouched), bundle, totals)
                 continue
-            self._bundle = None
-            self._sink(totals.finished(self._lease, bundle.id, received))
+            self._ended()(totals.finished(self._lease, bundle.id, received))
 
     def _lose(self, gone: _Gone, bundle: Bundle, totals: _Totals) -> None:
         """Report the lease as lost. Before that it is given back: this slot may serve another at once."""
-        self._bundle = None
-        sink, lost = self._sink, gone.lost(self._lease, bundle, totals, self._size)
+        sink, lost = self._ended(), gone.lost(self._lease, bundle, totals, self._size)
         self._freed(self._lease)
         sink(lost)
+
+    def _ended(self) -> Sink:
+        """A bundle is over; returns who hears of it."""
+        with self._telling:
+            self._bundle, self._totals = None, _Totals()
+            return self._sink
 
     def _host(self, bundle: Bundle, program: HostedProgram, totals: _Totals) -> None:
         """The engine's calls, each an invocation; or all of the bundle's in one, without it."""
@@ -136,7 +157,7 @@ class Slot:
             self._untouched = tuple(item for item in before if item not in sent)
             try:
                 order = replace(
-                    self._order(bundle, "function", function, arguments, next(numbers), limit_s),
+                    self._ordered(bundle, "function", function, arguments, next(numbers), limit_s),
                     parts=tuple(map(_part, parts)),
                     keep=bundle.keep,
                 )
@@ -165,7 +186,7 @@ class Slot:
         """A pickled program and its items, in one invocation."""
         self._untouched = ()
         try:
-            order = self._order(bundle, "program", bundle.program, bundle.items, 1, bundle.timeout_s)
+            order = self._ordered(bundle, "program", bundle.program, bundle.items, 1, bundle.timeout_s)
             returned = self._invoke(order, totals)
         except TooLarge as error:
             stuck = tuple(ItemReport(i, Outcome(b"", True, str(error)), 0.0, 0.0) for i, _ in bundle.items)
@@ -186,7 +207,7 @@ class Slot:
             after = tuple(ids[ids.index(returned.overran) + 1 :])
             raise _Gone(Failed("timeout", f"an item ran longer than {bundle.timeout_s:g} s"), after, returned.overran)
 
-    def _order(
+    def _ordered(
         self, bundle: Bundle, kind: Kind, code: bytes, items: Sequence[tuple[int, bytes]], n: int, limit_s: float | None
     ) -> Order:
         """The n-th call of a bundle."""
@@ -199,21 +220,25 @@ class Slot:
             raise _Gone(Failed("cancelled", "cancelled before it was sent"), (*ids, *self._untouched))
         values = {order.shared(part) for part in order.parts if isinstance(part, Value)}
         self._stored |= names | values  # before anything is: whatever becomes of the call, it is deleted
-        self._under_way = True
+        self._order = order
         try:
             returned = self._exchange.run(self._function, order)
             _checked(returned, ids)
         except Failed as failed:
-            totals.bill(failed.billed, failed.storage_usd, failed.lost)
+            with self._telling:
+                totals.bill(failed.billed, failed.storage_usd, failed.lost)
+                self._order = None
             if isinstance(failed, PartsGone):  # nothing of it has run
-                lost = any(isinstance(part, KeptObject) and part.gone() for part in order.parts)
-                raise _Gone(failed, (*ids, *self._untouched), inputs_gone=lost) from None
+                raise _Gone(failed, (*ids, *self._untouched), inputs_gone=failed.again) from None
             if REASONS.get(failed.why) == "start":  # nor has it here
                 raise _Gone(failed, (*ids, *self._untouched)) from None
             raise _Gone(failed, self._untouched, ids[0] if len(ids) == 1 else None) from None
+        else:
+            with self._telling:
+                totals.add(returned)
+                self._order = None
         finally:
-            self._under_way = False
-        totals.add(returned)
+            self._order = None
         if not returned.stored:
             self._stored -= names
         return returned

@@ -20,7 +20,8 @@ from typing import Any, Literal, Protocol
 
 from prefect_slo.control.need import Need
 from prefect_slo.resources import Size
-from prefect_slo.runner.backends.protocol import Bundle, Capabilities, Lost, Opened, Report, Sink
+from prefect_slo.runner.backends.cluster_watch import PATIENCE_S, Watch
+from prefect_slo.runner.backends.protocol import Bundle, Capabilities, Finished, Lost, Opened, Report, Sink
 from prefect_slo.runner.backends.remote import Clocks, Reply, Work, each_part, told
 from prefect_slo.runner.notices import Notice
 
@@ -32,9 +33,6 @@ GRACE_S = 10.0
 KEEP_BYTES = 2**20
 """Results of at least this size stay on the cluster, unless told otherwise: to fetch one later takes a round trip."""
 
-PATIENCE_S, LOOK_S = 60.0, 10.0
-"""How long bundles wait on a cluster without workers before the user hears of it, and between two looks at that."""
-
 _SHUT_DOWN = "the backend was shut down"
 
 Fetch = Callable[[], Reply | str]
@@ -42,7 +40,13 @@ Fetch = Callable[[], Reply | str]
 
 
 class Cluster(Protocol):
-    """What is asked of a cluster's client."""
+    """What is asked of a cluster's client.
+
+    Attributes:
+        own: Whether ``connect`` starts it, for this run.
+    """
+
+    own: bool
 
     def connect(self) -> None:
         """Reach the cluster, or start one."""
@@ -54,6 +58,10 @@ class Cluster(Protocol):
 
     def vacant(self) -> str:
         """In words that it has no worker at all, and what to do; empty where it has one."""
+        ...
+
+    def workers(self) -> frozenset[str]:
+        """Names of the workers that it has: ``Reply.worker`` of what runs there."""
         ...
 
     def expect(self, need: Need) -> None:
@@ -77,6 +85,13 @@ class Cluster(Protocol):
 
     def never_ran(self, handle: Any, error: Exception | None) -> bool:
         """Whether a bundle that ended without a reply, by an error of the cluster's, has certainly not begun."""
+        ...
+
+    def turns(self, token: str) -> list[float] | None:
+        """When a bundle that was lost had its turn, in seconds since the epoch; empty where it had none.
+
+        ``None`` where the cluster keeps no account of that.
+        """
         ...
 
     def end(self, handle: Any) -> Literal["told", "begun", "unbegun"]:
@@ -114,14 +129,13 @@ class ClusterBackend:
         notice: Notice = logger.warning,
         patience_s: float = PATIENCE_S,
     ) -> None:
-        self._notice, self._patience_s = notice, patience_s
-        self._vacant_since: float | None = None
+        self._watch = Watch(cluster.vacant, cluster.workers, notice, patience_s=patience_s)
         self._capped, self._keep, self._grows = capped, keep, grows
         self._cluster, self._env = cluster, tuple(sorted(env.items()))
         self._run_key = f"{run_key}-{os.urandom(4).hex()}"
         self._leases: dict[int, _Lease] = {}
         self._clocks = Clocks()
-        self._connected = False
+        self._connected, self._started_at = False, float("-inf")
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._gate = threading.Lock()
         self._closed = False
@@ -180,14 +194,7 @@ class ClusterBackend:
     # ---- the thread -------------------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
-        while True:
-            try:
-                call = self._calls.get(timeout=min(LOOK_S, self._patience_s))
-            except Empty:
-                self._carefully(self._look)
-                continue
-            if call is None:
-                break
+        while (call := self._next_call()) is not None:
             self._carefully(call)
         for lease in list(self._leases):
             self._cancel(lease, _SHUT_DOWN)
@@ -201,25 +208,19 @@ class ClusterBackend:
             with suppress(Exception):
                 self._cluster.close(self._run_key)
 
+    def _next_call(self) -> Callable[[], None] | None:
+        """What is asked next; a look at the cluster whenever one is due, however much is asked."""
+        due_s = self._watch.due_s()
+        if due_s > 0:
+            with suppress(Empty):
+                return self._calls.get(timeout=due_s)
+        return lambda: self._watch.look(sum(lease.bundle is not None for lease in self._leases.values()))
+
     def _carefully(self, call: Callable[[], None]) -> None:
         try:
             call()
         except Exception:
             logger.exception("A request to a cluster failed.")
-
-    def _look(self) -> None:
-        """Say so, once for each time, where bundles wait for a cluster that has no worker."""
-        waiting = sum(lease.bundle is not None for lease in self._leases.values())
-        lack = self._cluster.vacant() if waiting else ""
-        if not lack:
-            self._vacant_since = None
-            return
-        now = time.monotonic()
-        if self._vacant_since is None:
-            self._vacant_since = now
-        elif now - self._vacant_since >= self._patience_s:
-            self._vacant_since = float("inf")
-            self._notice(f"{lack}. Bundles that wait: {waiting}.")
 
     def _open(self, lease: _Lease, asked: float) -> None:
         if self._closed:
@@ -234,7 +235,8 @@ class ClusterBackend:
             lease.sink(Lost(lease.id, "start", lack))
             return
         self._leases[lease.id] = lease
-        lease.sink(Opened(lease.id, cold=False, start_s=0.0, wait_s=time.monotonic() - asked, pid=0))
+        waited_s, start_s = time.monotonic() - asked, max(self._started_at - asked, 0.0)
+        lease.sink(Opened(lease.id, cold=start_s > 0, start_s=start_s, wait_s=waited_s - start_s, pid=0))
 
     def _expect(self, need: Need) -> None:
         if self._closed:
@@ -249,19 +251,23 @@ class ClusterBackend:
         if not self._connected:
             self._cluster.connect()
             self._connected = True
+            if self._cluster.own:
+                self._started_at = time.monotonic()
 
     def _submit(self, id: int, bundle: Bundle) -> None:
         lease = self._leases.get(id)
         if lease is None:  # its loss was told without this bundle
             return
         known = replace(bundle, program_key=f"{self._run_key}/{bundle.program_key}", parts=())
-        work = Work(f"prefect-slo-{self._run_key}-{bundle.id}", known, lease.size, self._env, self._capped)
+        lease.token = f"prefect-slo-{self._run_key}-{bundle.id}"
+        work = Work(lease.token, known, lease.size, self._env, self._capped)
 
         def done(fetch: Fetch) -> None:
             self._calls.put(lambda: self._ended(lease, bundle, fetch))
 
         try:
             parts = [part.handle for part in bundle.parts]
+            lease.since, lease.there = time.monotonic(), self._watch.there()
             lease.bundle, lease.handle = bundle, self._cluster.start(work, parts, done)
         except Exception as error:
             self._lose(lease, Lost(id, "start", f"not taken by the cluster: {error}", None, _ids(bundle)))
@@ -286,6 +292,8 @@ class ClusterBackend:
         for report in told(reply, lease.id, self._clocks.seen(reply, received)):
             if isinstance(report, Lost):
                 self._leases.pop(lease.id, None)
+            if isinstance(report, Finished):
+                report = replace(report, on_new=lease.saw_come(reply.worker))
             lease.sink(self._with_parts(report))
 
     def _with_parts(self, report: Report) -> Report:
@@ -319,8 +327,18 @@ class ClusterBackend:
         if bundle is not None:
             now = time.monotonic()
             unrun = lost.untouched == _ids(bundle)
-            lost = replace(lost, bundle=bundle.id, held=(now, now) if unrun else None)
+            lost = replace(lost, bundle=bundle.id, held=(now, now) if unrun else self._held(lease, now))
         lease.sink(lost)
+
+    def _held(self, lease: _Lease, now: float) -> tuple[float, float] | None:
+        """From when to when a bundle of which nothing more is heard had its room; ``None`` where that isn't known."""
+        turns = None
+        with suppress(Exception):
+            turns = self._cluster.turns(lease.token)
+        if turns is None:
+            return None
+        since = now - (time.time() - turns[0]) if turns else now
+        return min(max(since, lease.since), now), now  # clocks of machines may differ
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -355,13 +373,26 @@ class KeptPart:
 
 @dataclass
 class _Lease:
-    """A lease, and what it runs."""
+    """A lease, and what it runs.
+
+    Attributes:
+        token: Names what it runs on the cluster.
+        since: When that was submitted.
+        there: Workers that the cluster had then; ``None`` where it could not be asked.
+    """
 
     id: int
     size: Size
     sink: Sink
     bundle: Bundle | None = None
     handle: Any = None
+    token: str = ""
+    since: float = 0.0
+    there: frozenset[str] | None = None
+
+    def saw_come(self, worker: str) -> bool:
+        """Whether a worker has come since; one without a name may have been there."""
+        return bool(worker) and self.there is not None and worker not in self.there
 
 
 def _ids(bundle: Bundle) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from math import ceil
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -43,10 +44,11 @@ class DaskCluster:
             at least (``None`` where it doesn't grow).
         resources: By quantity of a size (``vcpus``, ``memory_mb``, ``gpu``), the resource of the cluster's workers that
             it takes of. Without any, a bundle takes one thread of a worker.
+        own: Whether ``make`` starts the cluster.
     """
 
-    def __init__(self, make: Callable[[], Made], resources: Mapping[str, str]) -> None:
-        self._make, self._resources = make, resources
+    def __init__(self, make: Callable[[], Made], resources: Mapping[str, str], *, own: bool = False) -> None:
+        self._make, self._resources, self.own = make, resources, own
         self._client: Any = None
         self._disconnect: Callable[[], None] = lambda: None
         self._at_least: Callable[[int], None] | None = None
@@ -71,7 +73,13 @@ class DaskCluster:
         info = self._client.scheduler_info(n_workers=-1)
         if info["workers"]:
             return ""
+        if self.own:
+            return f"The Dask cluster at {info['address']} is still starting workers: none has come yet"
         return f"The Dask cluster at {info['address']} has no workers. Start one: dask worker {info['address']}"
+
+    def workers(self) -> frozenset[str]:
+        """Addresses of the workers that are connected to the scheduler."""
+        return frozenset(self._client.scheduler_info(n_workers=-1)["workers"])
 
     def expect(self, need: Need) -> None:
         """Have the cluster's adaptive scaling hold so many workers at least, where it is ours."""
@@ -134,6 +142,9 @@ class DaskCluster:
         """Whether it has left no mark: Dask drops what waits for a part that is lost."""
         return not self._client.sync(self._client.scheduler.event_is_set, name=handle.key)
 
+    def turns(self, token: str) -> None:
+        """Its marks don't say since when."""
+
     def end(self, handle: Future) -> Literal["told", "begun", "unbegun"]:
         """End its worker process where it runs; else take the task back."""
         if handle.done() or self._ended_there(handle.key):
@@ -179,7 +190,7 @@ def run_once(work: Work, client: str = "", *parts: bytes) -> Reply | str:
     reply = run_here(work, parts, begun_before)
     if isinstance(reply, str):
         return reply
-    reply, left = leave(reply, work.bundle.keep)
+    reply, left = leave(replace(reply, worker=worker.address), work.bundle.keep)
     if left:
         data = {_part(work.token, number): part for number, part in enumerate(left)}
         sync(worker.loop, _keep, worker, work.token, data, client)

@@ -171,6 +171,12 @@ class Bundle:
     parts: tuple[Any, ...] = ()
     keep: int | None = None
 
+    @property
+    def weight(self) -> int:
+        """Bytes that its worker needs for it: payloads, and parts wherever they lie."""
+        payloads = sum(len(payload) for _, payload in self.items if isinstance(payload, bytes))
+        return payloads + sum(len(part) if isinstance(part, bytes) else part.size for part in self.parts)
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -214,7 +220,8 @@ class Lost:
         storage_usd: Of it, what reading and writing objects cost.
         on_batch: Whether the worker was a job on AWS Batch.
         untold: Invocations and jobs for it that may be billed beside, by bills that nobody has told.
-        inputs_gone: Whether the bundle was dropped because kept parts that it takes are lost; nothing ran.
+        inputs_gone: Whether the bundle was dropped because parts that it takes are lost, and are made or stored again;
+            nothing ran.
         held: As in ``Finished``; ``None`` where that isn't known, and for a lease without a bundle.
     """
 
@@ -279,6 +286,7 @@ class Finished:
         billed_ms: Milliseconds that it is billed for.
         held: From when to when the bundle had what its size takes (monotonic), where the lease itself holds nothing
             (``Capabilities.queues``).
+        on_new: Whether a machine that was not there when it was submitted had it then.
         untold: Invocations and jobs for it that may be billed beside, by bills that nobody has told.
     """
 
@@ -301,6 +309,7 @@ class Finished:
     write_s: float = 0.0
     billed_ms: int = 0
     held: tuple[float, float] | None = None
+    on_new: bool = False
     untold: int = 0
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Literal
 
 from prefect_slo.control.need import Need
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.cluster import Fetch
+from prefect_slo.runner.backends.ray_marks import forget, marked, turns
 from prefect_slo.runner.backends.ray_request import REQUEST
 from prefect_slo.runner.backends.remote import Reply, Work, leave, needed, placed, run_here
+from prefect_slo.runner.notices import Notice, once
+
+logger = logging.getLogger(__name__)
 
 MOST_KEPT = 64
 """Parts of one bundle's outcomes that can stay on the cluster: Ray wants to know beforehand how many there may be."""
@@ -26,12 +32,21 @@ class RayCluster:
         make: Connects this process, and says how to disconnect it.
         resources: By quantity of a size (``vcpus``, ``memory_mb``, ``gpu``), a custom resource that it takes of too.
         memory: Whether a bundle takes of Ray's ``memory``.
+        own: Whether ``make`` starts the cluster.
+        notice: Tells the user something.
     """
 
     def __init__(
-        self, make: Callable[[], Callable[[], None]], resources: Mapping[str, str], *, memory: bool = True
+        self,
+        make: Callable[[], Callable[[], None]],
+        resources: Mapping[str, str],
+        *,
+        memory: bool = True,
+        own: bool = False,
+        notice: Notice = logger.warning,
     ) -> None:
         self._make, self._resources, self._memory = make, resources, memory
+        self.own, self._notice = own, once(notice)
         self._disconnect: Callable[[], None] = lambda: None
         self._run: Any = None
         self._run_on_gpu: Any = None
@@ -48,20 +63,25 @@ class RayCluster:
 
     def lack(self, size: Size) -> str:
         """What no node has of the resources that a size takes."""
-        import ray
-
         needs = self._takes(size)
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = _workers().values()
         if not nodes or any(all(node.get(n, 0) >= v for n, v in needs.items()) for node in nodes):
             return ""
         most = {name: max(node.get(name, 0) for node in nodes) for name in needs}
         return f"no Ray node has {', '.join(f'{n}={v:g} (the most: {most[n]:g})' for n, v in needs.items())}"
 
     def vacant(self) -> str:
-        """Whether no node is alive."""
-        import ray
+        """Whether no node is alive, but for a head that runs nothing."""
+        if _workers():
+            return ""
+        return (
+            "The Ray cluster has no node with a CPU or a GPU yet. `ray status` says whether its autoscaler is starting "
+            "one; else start one: ray start --address=<that of its head>"
+        )
 
-        return "" if any(node["Alive"] for node in ray.nodes()) else "The Ray cluster has no node that is alive"
+    def workers(self) -> frozenset[str]:
+        """Ids of its nodes."""
+        return frozenset(_workers())
 
     def expect(self, need: Need) -> None:
         """Ask Ray's autoscaler for nodes that hold these workers, unless somebody else has asked it for something."""
@@ -71,7 +91,7 @@ class RayCluster:
         now = Counter[Size]()
         for size, workers in need.now:
             now[size] += workers
-        REQUEST.make(self, [self._takes(size) for size in (now | most).elements()])
+        REQUEST.make(self, [self._takes(size) for size in (now | most).elements()], self._notice)
 
     def start(self, work: Work, parts: Sequence[Any], done: Callable[[Fetch], None]) -> Any:
         """Call the remote function, with its parts as arguments: Ray places it where they lie, if it can."""
@@ -125,6 +145,10 @@ class RayCluster:
         self._lost.add(error.object_ref_hex)
         return True
 
+    def turns(self, token: str) -> list[float]:
+        """By its mark."""
+        return turns(token)
+
     def end(self, handle: Any) -> Literal["told", "begun", "unbegun"]:
         """End its Ray worker, and with that the process that runs the bundle."""
         import ray
@@ -136,7 +160,9 @@ class RayCluster:
     def close(self, run_key: str) -> None:
         """Take back what the autoscaler was asked for, and disconnect, where this run has connected."""
         try:
-            REQUEST.make(self, [])
+            REQUEST.make(self, [], self._notice)
+            with suppress(Exception):
+                forget(run_key)
         finally:
             self._disconnect()
 
@@ -148,8 +174,20 @@ class RayCluster:
 
 def run_apart(work: Work, most: int, *parts: bytes) -> list[Any]:
     """On a worker of the cluster: run a bundle; its reply, and each part that is left as an object of the caller's."""
-    reply = run_here(work, parts)
+    import ray
+
+    with marked(work.token):
+        reply = run_here(work, parts)
     left: list[bytes] = []
     if isinstance(reply, Reply):
+        reply = replace(reply, worker=ray.get_runtime_context().get_node_id())
         reply, left = leave(reply, work.bundle.keep, most)
     return [reply, *left, *[None] * (max(most, 1) - len(left))]
+
+
+def _workers() -> dict[str, dict[str, float]]:
+    """Resources of the nodes that are alive, by id. One without a CPU or a GPU, as heads often are, runs nothing."""
+    import ray
+
+    nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    return {id: has for id, has in nodes.items() if has.get("CPU") or has.get("GPU")}

@@ -73,12 +73,14 @@ class Reply:
         machine: Names the machine, and its start.
         begun: When the bundle got its turn, by that clock.
         sent: When the reply was sent, by that clock.
+        worker: Names the worker of the cluster that ran it.
     """
 
     reports: tuple[Report, ...]
     machine: str
     begun: float
     sent: float
+    worker: str = ""
 
 
 @dataclass(frozen=True)

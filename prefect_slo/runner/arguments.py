@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import date, time, timedelta, tzinfo
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
+from math import inf
 from pathlib import PurePath
 from types import (
     BuiltinFunctionType,
@@ -23,12 +26,13 @@ from types import (
 )
 from typing import Any
 from uuid import UUID
+from weakref import WeakValueDictionary
 
 import cloudpickle
 import numpy as np
 from prefect.futures import PrefectFutureList
 
-from prefect_slo.runner.backends.protocol import Kept, NotSent
+from prefect_slo.runner.backends.protocol import Apart, Kept, NotSent
 from prefect_slo.runner.elsewhere import Elsewhere
 from prefect_slo.runner.payloads import by_value
 
@@ -45,8 +49,14 @@ _ALIKE = (
 _DEFINING = ("dataclasses", "typing")
 """Modules whose objects say what a class is like."""
 
+_GENERATING = ("dataclasses", "reprlib")
+"""Modules that make methods for classes."""
+
 APART_BYTES = 2**20
 """A value of at least this size among arguments goes beside them, so that it need travel once for several calls."""
+
+_TAKEN: WeakValueDictionary[str, Apart] = WeakValueDictionary()
+_TAKING = threading.Lock()
 
 
 @dataclass
@@ -57,26 +67,21 @@ class Parts:
         all: In order.
     """
 
-    all: list[bytes | Kept] = field(default_factory=list)
-    _numbers: dict[bytes | int, int] = field(default_factory=dict)
+    all: list[Apart | Kept] = field(default_factory=list)
+    _numbers: dict[int, int] = field(default_factory=dict)
 
-    def number(self, part: bytes | Kept) -> int:
-        """Of a part; equal bytes are one."""
-        name = _name(part)
-        if name not in self._numbers:
-            self._numbers[name] = len(self.all)
+    def number(self, part: Apart | Kept) -> int:
+        """Of a part."""
+        if id(part) not in self._numbers:
+            self._numbers[id(part)] = len(self.all)
             self.all.append(part)
-        return self._numbers[name]
+        return self._numbers[id(part)]
 
     def cut(self, count: int) -> None:
         """Drop all but so many parts: nothing refers to the others after all."""
         for part in self.all[count:]:
-            del self._numbers[_name(part)]
+            del self._numbers[id(part)]
         del self.all[count:]
-
-
-def _name(part: bytes | Kept) -> bytes | int:
-    return part if isinstance(part, bytes) else id(part)
 
 
 def dump_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], parts: Parts) -> bytes:
@@ -91,19 +96,57 @@ def dump_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], parts: Parts) 
     values = (*args, *kwargs.values())
     try:
         with nullcontext() if _PLAIN.issuperset(map(type, values)) else by_value():
+            likely = {id(value): value for value in values if _looks_large(value)}
+            if len(likely) == 1:  # most often: then nothing large is pickled twice
+                split = _split(args, kwargs, parts, _large([*likely.values()]), most=APART_BYTES)
+                if split is not None:
+                    return split
             whole = _by_itself((args, kwargs))
             if whole is not None and len(whole.content) < APART_BYTES:
                 return whole.content
-            apart, before = _large(values), len(parts.all)
+            apart = _large(values)
             again = sum(len(one.content) for one in apart.values()) - len(whole.content) if whole is not None else 0
-            if apart and again < APART_BYTES:
-                referring = _referring(args, kwargs, parts, apart)
-                if not _have_in_common(referring, list(apart.values()), kwargs):
-                    return referring.content
-                parts.cut(before)
+            split = _split(args, kwargs, parts, apart) if again < APART_BYTES else None
+            if split is not None:
+                return split
             return whole.content if whole is not None else _referring(args, kwargs, parts, {}).content
     except Exception as error:
         raise NotSent(f"{type(error).__name__}: {error}") from error
+
+
+def _split(
+    args: tuple[Any, ...], kwargs: dict[str, Any], parts: Parts, apart: Mapping[int, _Pickled], most: float = inf
+) -> bytes | None:
+    """Arguments with values ``apart``; ``None`` where there are none, they have to stay, or the rest takes ``most``."""
+    if not apart:
+        return None
+    before = len(parts.all)
+    referring = _referring(args, kwargs, parts, apart)
+    if len(referring.content) < most and not _have_in_common(referring, list(apart.values()), kwargs):
+        return referring.content
+    parts.cut(before)
+    return None
+
+
+def _taken(content: bytes) -> Apart:
+    """A pickled value: one object for equal ones, as long as a call takes it, so that there is one copy in memory."""
+    sha = hashlib.sha256(content).hexdigest()
+    with _TAKING:
+        return _TAKEN.setdefault(sha, Apart(sha, content))
+
+
+def _looks_large(value: Any) -> bool:
+    """Whether a value may well be large, as far as can be told without pickling it."""
+    try:
+        if isinstance(value, str | bytes | bytearray):
+            return len(value) >= APART_BYTES
+        if isinstance(size := getattr(value, "nbytes", None), int):  # arrays, tensors, tables of Arrow
+            return size >= APART_BYTES
+        if isinstance(size := getattr(value, "size", None), int):  # tables of pandas: how many values
+            return 8 * size >= APART_BYTES
+        return isinstance(value, Sized) and 8 * len(value) >= APART_BYTES
+    except Exception:  # it can't be told, by whatever its class has made of this
+        return False
 
 
 @dataclass(frozen=True)
@@ -125,16 +168,18 @@ class _Pickled:
 def _definition(found: Any) -> Iterator[Any]:
     """What a function or class is made of that nobody changes; it is pickled along where that travels by value."""
     if isinstance(found, type):
-        for value in (value for name, value in vars(found).items() if name.startswith("__")):
-            yield value
-            cells = (value.__closure__ or ()) if isinstance(value, FunctionType) else ()
-            yield from cells  # of what the standard library has generated, mostly
-            yield from (content for cell in cells if (content := _content(cell)) is not None)
+        yield from (value for name, value in vars(found).items() if name.startswith("__") and name.endswith("__"))
     elif isinstance(found, FunctionType):
         yield from (found.__annotations__, found.__kwdefaults__)
         if not vars(found):
             yield vars(found)
-        yield from (cell for cell in found.__closure__ or () if isinstance(_content(cell), type | FunctionType))
+        generated = found.__globals__.get("__name__") in _GENERATING
+        for cell in found.__closure__ or ():
+            content = _content(cell)
+            if generated or isinstance(content, type | FunctionType) or type(content).__module__ in _DEFINING:
+                yield cell
+            if generated:
+                yield content
 
 
 def _content(cell: CellType) -> Any:
@@ -206,7 +251,7 @@ class _Referring(_Pickler):
     def __init__(self, buffer: io.BytesIO, parts: Parts, apart: Mapping[int, bytes]) -> None:
         super().__init__(buffer)
         self._parts = parts
-        self._apart = {name: (parts.number(value), at) for at, (name, value) in enumerate(apart.items())}
+        self._apart = {name: (parts.number(_taken(value)), at) for at, (name, value) in enumerate(apart.items())}
 
     def persistent_id(self, obj: Any) -> tuple[int, int] | None:
         if type(obj) is Elsewhere:

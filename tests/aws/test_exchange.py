@@ -24,7 +24,7 @@ from prefect_slo.aws.report import Billed
 from prefect_slo.aws.s3 import S3Prefix
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.aws_lambda import LambdaBackend
-from prefect_slo.runner.backends.protocol import Bundle, Carry, Lost
+from prefect_slo.runner.backends.protocol import Apart, Bundle, Carry, Lost
 from prefect_slo.testing.aws import LocalAws
 
 BILLED = Billed(Decimal("0.25"), 100, 1)
@@ -168,7 +168,7 @@ class Taking:
     """Sends one item out with a large value beside it."""
 
     def host(self, items: Any, carry: Carry, report: Any) -> None:
-        carry(b"", list(items), parts=[bytes(exchanges.INLINE_BYTES + 1)])
+        carry(b"", list(items), parts=[Apart("sha", bytes(exchanges.INLINE_BYTES + 1))])
 
 
 def test_a_stored_value_that_is_gone_tells_against_no_worker_but_once(account: LocalAws) -> None:

@@ -16,7 +16,7 @@ import pytest
 from prefect import allow_failure, flow, task, unmapped
 from prefect.futures import wait
 
-from prefect_slo import BatchJobs, BatchPool, LambdaPool, SLOTaskRunner, slo_task
+from prefect_slo import BatchJobs, BatchPool, LambdaPool, SLOTaskRunner, slo, slo_task
 from prefect_slo.aws.kept import Shared, Value, place_of
 from prefect_slo.aws.s3 import KNOWN_S, S3Prefix
 from prefect_slo.aws.storage import Requests
@@ -303,6 +303,29 @@ def test_a_result_that_is_gone_is_made_again_by_a_task_that_may_run_again(
 
     assert run(body, record="bare") == [(x, 0, LARGE) for x in range(2)]
     assert (tmp_path / "runs").read_text() == "xx"
+
+
+def test_a_flow_that_fails_fetches_nothing_of_what_it_holds_and_makes_nothing_again(
+    prefect_server: str, account: LocalAws, pool: LambdaPool, traffic: Traffic, tmp_path: Path, left: Any
+) -> None:
+    held = list[Any]()
+
+    @slo(latency="60s", mode="observe")
+    @flow(task_runner=SLOTaskRunner(pools=[pool]))
+    def fails() -> None:
+        held.append(note_again.submit(str(tmp_path)))
+        held[0].wait()
+        empty(account)
+        held.append(make.submit(1))
+        held[1].wait()
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        fails()
+    assert traffic.large("GetObject") == 0
+    assert (tmp_path / "runs").read_text() == "x"
+    with pytest.raises(ResultLost, match="its flow run failed"):
+        held[1].result()
 
 
 def test_a_value_that_many_take_is_stored_again_where_it_is_gone(

@@ -14,6 +14,7 @@ import pytest
 
 from prefect_slo.aws import worker
 from prefect_slo.runner.arguments import APART_BYTES, Parts, dump_arguments
+from prefect_slo.runner.backends.protocol import Apart
 from prefect_slo.runner.elsewhere import Elsewhere
 
 LARGE = 2 * APART_BYTES
@@ -37,7 +38,7 @@ def sent(parts: Parts, *args: Any, **kwargs: Any) -> bytes:
 
 def arrived(pickled: bytes, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, ...]:
     """Positional arguments as a worker loads them; what lies elsewhere is the list ``[1]`` there."""
-    here = [part if isinstance(part, bytes) else worker.pickle.dumps([1]) for part in parts.all]
+    here = [part.content if isinstance(part, Apart) else worker.pickle.dumps([1]) for part in parts.all]
     monkeypatch.setitem(worker._STATE, "parts", here)
     args, kwargs = worker._Unpickler(io.BytesIO(pickled)).load()
     return (*args, *kwargs.values())
@@ -118,6 +119,23 @@ def test_values_that_draw_from_one_generator_go_on_doing_so(monkeypatch: pytest.
         assert seed == 7
 
 
+def test_values_of_classes_that_draw_from_one_generator_go_on_doing_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However their classes come by it: these travel by value, with what their methods refer to."""
+    rng = random.Random(1)
+
+    class World:
+        def __init__(self) -> None:
+            self.table, self.rng = bytearray(LARGE), rng
+
+    class Agent:
+        def __init__(self) -> None:
+            self.rng = rng
+
+    parts = Parts()
+    world, agents = arrived(sent(parts, World(), [Agent(), Agent()]), parts, monkeypatch)
+    assert world.rng is agents[0].rng is agents[1].rng
+
+
 def test_what_small_values_share_with_a_large_one_they_share_beside_what_lies_elsewhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -140,6 +158,48 @@ def test_what_never_changes_may_be_in_several_values() -> None:
         parts = Parts()
         assert len(sent(parts, one, other=other)) < APART_BYTES
         assert parts.all
+
+
+def test_calls_under_way_have_one_copy_of_what_they_all_take() -> None:
+    calls = [Parts() for _ in range(3)]
+    for number, parts in enumerate(calls):
+        sent(parts, number, bytearray(LARGE))
+    [value] = {id(parts.all[0]): parts.all[0] for parts in calls}.values()
+    seen = weakref.ref(value)
+    del value, parts
+    assert seen() is not None
+    calls.clear()
+    assert seen() is None, "nor is it held any longer"
+
+
+class Counted(bytearray):
+    """Counts how often it is pickled."""
+
+    times = 0
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        type(self).times += 1
+        return bytearray, (bytes(self),)
+
+
+def test_one_large_value_is_pickled_once_for_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Counted, "times", 0)
+    parts, table = Parts(), Counted(LARGE)
+    calls = [sent(parts, number, table) for number in range(3)]
+    assert (Counted.times, len(parts.all)) == (3, 1)
+    assert [arrived(call, parts, monkeypatch) for call in calls] == [(number, bytearray(LARGE)) for number in range(3)]
+
+
+def test_what_only_looks_large_goes_along_and_what_does_not_look_so_goes_beside() -> None:
+    parts = Parts()
+    sent(parts, [None] * LARGE)
+    assert len(parts.all) == 1
+    sent(parts, [None] * (APART_BYTES // 8))
+    assert len(parts.all) == 1
+    sent(parts, [{"deep": [bytearray(LARGE)]}])
+    assert len(parts.all) == 2
+    rest = sent(parts, bytearray(b"x" * LARGE), {"deep": bytearray(b"y" * LARGE)})
+    assert (len(parts.all), len(rest) < 1000) == (4, True)
 
 
 def test_what_stands_for_a_value_can_be_seen_to_be_gone() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import threading
 import time
@@ -22,6 +21,7 @@ from prefect_slo.aws.report import NOTHING, Billed
 from prefect_slo.control.events import LossReason
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.protocol import (
+    Apart,
     Bundle,
     Carried,
     Chatter,
@@ -151,7 +151,7 @@ class Slot:
             arguments: Sequence[tuple[int, bytes]],
             *,
             limit_s: float | None = None,
-            parts: Sequence[bytes | Kept] = (),
+            parts: Sequence[Apart | Kept] = (),
         ) -> list[Carried]:
             sent, before = {item for item, _ in arguments}, self._untouched
             self._untouched = tuple(item for item in before if item not in sent)
@@ -379,10 +379,10 @@ def _timed(returned: Returned) -> list[tuple[Any, float, float]]:
     ]
 
 
-def _part(part: bytes | Kept) -> KeptObject | Value:
+def _part(part: Apart | Kept) -> KeptObject | Value:
     """A part of arguments as an order has it."""
-    if isinstance(part, bytes):
-        return Value(hashlib.sha256(part).hexdigest(), part)
+    if isinstance(part, Apart):
+        return Value(part.sha, part.content)
     assert isinstance(part, KeptObject)
     return part
 

@@ -70,6 +70,19 @@ class Kept(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
+class Apart:
+    """A value of this process, pickled apart from the arguments that refer to it.
+
+    Attributes:
+        sha: SHA-256 of its content, in hexadecimal digits.
+        content: The pickle.
+    """
+
+    sha: str
+    content: bytes
+
+
 RunItem = Callable[[int, Any], Outcome]
 """Runs one item: ``(item id, payload) -> outcome``. Never raises for what the user's code does."""
 
@@ -123,7 +136,7 @@ class Carry(Protocol):
         arguments: Sequence[tuple[int, bytes]],
         *,
         limit_s: float | None = None,
-        parts: Sequence[bytes | Kept] = (),
+        parts: Sequence[Apart | Kept] = (),
     ) -> list[Carried]: ...
 
 

@@ -441,8 +441,8 @@ def test_a_second_ctrl_c_still_lets_go_of_workers_and_reports_the_run(prefect_se
     closed = []
     end, let_go = session.Session.close, flow_run.FlowBackends.close
 
-    def interrupted(self, *, at_once):
-        end(self, at_once=at_once)
+    def interrupted(self, **how):
+        end(self, **how)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(session.Session, "close", interrupted)

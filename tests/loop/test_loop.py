@@ -293,7 +293,8 @@ def test_then_runs_are_planned_executed_by_the_plan_compared_and_learned(
     revision, plan = stored.revision, stored.plan_in_force()
     assert sized() == 6
     run = seen[-1]
-    assert plan is not None and run.recipe.plan is not None
+    assert plan is not None
+    assert run.recipe.plan is not None
     assert {s: p.option for s, p in run.recipe.plan.stages.items()} == {s: p.option for s, p in plan.stages.items()}
     assert {row.stage: row.workers for row in run.stage_runs} == {s: p.workers for s, p in plan.stages.items()}
     assert {row.hardware for row in run.stage_runs} == {"cpu"}, "in worker processes"

@@ -9,6 +9,9 @@ THEN = {
     403: "Ask for the permission, or take another workspace (prefect cloud workspace set).",
     429: "Wait a minute: it has been asked too often.",
 }
+UNSTARTED = "ephemeral Prefect API server"
+"""What Prefect calls the temporary server that it starts where no address is set, in what it raises."""
+
 SERVER = "Look at the server's log, and whether its version is that of this client (prefect version)."
 
 
@@ -37,5 +40,11 @@ def api_trouble(error: Exception) -> str:
         return (
             f"Prefect's API {address} cannot be reached ({why}). Start a server (prefect server start), or say "
             "where it is: prefect config set PREFECT_API_URL=..."
+        )
+    if isinstance(error, RuntimeError) and UNSTARTED in str(error):
+        return (
+            "Prefect's temporary server has not started in time. Start one that stays (prefect server start) and say "
+            "where it is: prefect config set PREFECT_API_URL=... Or give it longer: "
+            "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS=60"
         )
     return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import socket
 import time
@@ -14,10 +15,11 @@ from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.exceptions import PrefectHTTPStatusError
+from prefect.server.api import server
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from prefect_slo.blocks import SLOProfile
-from prefect_slo.cli.api_trouble import api_trouble
+from prefect_slo.cli.api_trouble import UNSTARTED, api_trouble
 from prefect_slo.loop import knowledge, reporting
 
 SOURCE = """
@@ -212,6 +214,14 @@ def test_an_answer_of_the_api_is_told_with_what_to_do() -> None:
         assert f"answers {status}" in api_trouble(refused)
         assert then in api_trouble(refused)
     assert api_trouble(ZeroDivisionError()) == ""
+
+
+def test_a_temporary_server_that_does_not_start_is_no_defect() -> None:
+    assert UNSTARTED in inspect.getsource(server), "what Prefect raises says so"
+    told = api_trouble(RuntimeError(f"Timed out while attempting to connect to {UNSTARTED}."))
+    assert "has not started in time" in told
+    assert "PREFECT_API_URL" in told
+    assert api_trouble(RuntimeError("something else")) == ""
 
 
 def test_a_request_that_the_api_finds_wrong_is_a_defect_and_is_told_with_what_is_wrong(

@@ -95,7 +95,7 @@ class Cluster(Protocol):
         ...
 
     def end(self, handle: Any) -> Literal["told", "begun", "unbegun"]:
-        """End a bundle. ``told``: its reply will say how far it had come; else whether it may have begun."""
+        """End a bundle. ``told``: it is over when ``done`` is called; else it is, and this says if it had begun."""
         ...
 
     def close(self, run_key: str) -> None:
@@ -286,12 +286,14 @@ class ClusterBackend:
             with suppress(Exception):
                 untouched = _ids(bundle) if self._cluster.never_ran(lease.handle, error) else ()
             inputs_gone = bool(untouched) and any(part.gone() for part in bundle.parts)
-            self._lose(lease, Lost(lease.id, "died", reply, None, untouched, inputs_gone=inputs_gone))
+            lost = Lost(lease.id, "died", reply, None, untouched, inputs_gone=inputs_gone)
+            self._lose(lease, lease.why(lost))
             return
         lease.bundle = lease.handle = None
         for report in told(reply, lease.id, self._clocks.seen(reply, received)):
             if isinstance(report, Lost):
                 self._leases.pop(lease.id, None)
+                report = lease.why(report)
             if isinstance(report, Finished):
                 report = replace(report, on_new=lease.saw_come(reply.worker))
             lease.sink(self._with_parts(report))
@@ -310,6 +312,7 @@ class ClusterBackend:
         if lease.bundle is None:
             self._lose(lease, Lost(id, "cancelled", detail))
             return
+        lease.cancelled = detail
         try:
             how = self._cluster.end(lease.handle)
         except Exception as error:
@@ -379,6 +382,7 @@ class _Lease:
         token: Names what it runs on the cluster.
         since: When that was submitted.
         there: Workers that the cluster had then; ``None`` where it could not be asked.
+        cancelled: In words, why it was asked to end.
     """
 
     id: int
@@ -389,6 +393,13 @@ class _Lease:
     token: str = ""
     since: float = 0.0
     there: frozenset[str] | None = None
+    cancelled: str = ""
+
+    def why(self, lost: Lost) -> Lost:
+        """A loss for the reason that it has: a cluster may end a bundle by having its processes die."""
+        if not self.cancelled or lost.reason != "died":
+            return lost
+        return replace(lost, reason="cancelled", detail=self.cancelled)
 
     def saw_come(self, worker: str) -> bool:
         """Whether a worker has come since; one without a name may have been there."""

@@ -170,6 +170,11 @@ class ProcessBackend:
         """Worker processes that run or idle now."""
         return self._pool.pids()
 
+    @property
+    def stopped(self) -> bool:
+        """Whether its workers have been ended for good, by ``shutdown`` or by ``shutdown_all``."""
+        return self._pool.stopped
+
     @staticmethod
     def shutdown_all() -> None:
         """End the workers of every backend of this process, shared ones too."""

@@ -150,12 +150,14 @@ class RayCluster:
         return turns(token)
 
     def end(self, handle: Any) -> Literal["told", "begun", "unbegun"]:
-        """End its Ray worker, and with that the process that runs the bundle."""
+        """End its Ray worker, and with that the process that runs the bundle.
+
+        Until that worker has died Ray may give it the next bundle, which would die with it.
+        """
         import ray
 
-        with suppress(Exception):
-            ray.cancel(handle, force=True)
-        return "begun"
+        ray.cancel(handle, force=True)
+        return "told"
 
     def close(self, run_key: str) -> None:
         """Take back what the autoscaler was asked for, and disconnect, where this run has connected."""

@@ -286,8 +286,9 @@ def _until_gone(backend: ProcessBackend, reports: Sequence[Report]) -> None:
 
 def _backend(env: tuple[tuple[str, str], ...], kept: int) -> ProcessBackend:
     with _LOCK:
-        if (env, kept) not in _BACKENDS:
-            _BACKENDS[env, kept] = ProcessBackend(
+        backend = _BACKENDS.get((env, kept))
+        if backend is None or backend.stopped:
+            backend = _BACKENDS[env, kept] = ProcessBackend(
                 env=dict(env), preload=PRELOAD, ledger=Unaccounted(), max_idle=kept, idle_s=IDLE_S
             )
-        return _BACKENDS[env, kept]
+        return backend

@@ -7,14 +7,16 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
+import cloudpickle
 import pytest
 
 from prefect_slo.control.need import Need
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.cluster import ClusterBackend
 from prefect_slo.runner.backends.cluster_watch import LOOK_S, PATIENCE_S, Watch
-from prefect_slo.runner.backends.protocol import Bundle, Finished, Lost, Opened
-from prefect_slo.runner.backends.remote import Reply, Work, machine
+from prefect_slo.runner.backends.processes import ProcessBackend
+from prefect_slo.runner.backends.protocol import Bundle, Finished, Lost, Opened, Outcome
+from prefect_slo.runner.backends.remote import Reply, Work, machine, run_here
 
 LIMIT_S = 60.0
 
@@ -25,6 +27,7 @@ class Desk:
     def __init__(self, *there: str, own: bool = False) -> None:
         self.there, self.own = frozenset(there), own
         self.begun: list[float] | None = []
+        self.how = "begun"
         self.started: SimpleQueue[tuple[Work, Callable[[Any], None]]] = SimpleQueue()
 
     def connect(self) -> None: ...
@@ -51,7 +54,7 @@ class Desk:
         return self.begun
 
     def end(self, handle: str) -> Any:
-        return "begun"
+        return self.how
 
     def close(self, run_key: str) -> None: ...
 
@@ -128,6 +131,31 @@ def test_a_bundle_that_is_cancelled_while_it_runs_has_held_its_room_since_its_tu
     assert (began < ended) is (ahead_s <= 0)
 
 
+def _gone() -> Reply:
+    raise OSError("the worker died")
+
+
+def _outlived() -> Reply:
+    return Reply((Lost(1, "died", "its process died", bundle=7),), machine(), time.monotonic(), time.monotonic(), "one")
+
+
+@pytest.mark.parametrize("ended", [_gone, _outlived])
+def test_a_bundle_that_the_cluster_is_still_ending_is_lost_when_it_has_ended(ended):
+    """Till then its worker may be given the next bundle, and take it along."""
+    desk = Desk("one")
+    desk.how = "told"
+    backend, reports, _ = submitted(desk)
+    _, done = desk.started.get(timeout=LIMIT_S)
+    backend.cancel(1)
+    backend.open(2, Size(1, 512), reports.put)
+    assert isinstance(reports.get(timeout=LIMIT_S), Opened), "heard after the cancelling"
+    assert reports.empty()
+    done(ended)
+    found = reports.get(timeout=LIMIT_S)
+    assert (found.reason, found.detail, found.bundle) == ("cancelled", "cancelled", 7)
+    backend.shutdown()
+
+
 def test_what_a_cluster_keeps_no_account_of_may_have_run_all_along():
     desk = Desk("one")
     desk.begun = None
@@ -143,6 +171,17 @@ def test_a_cluster_without_workers_is_warned_of_however_much_it_is_asked():
         backend.expect(Need())
     backend.shutdown()
     assert said.get() == "Nobody is there. Bundles that wait: 1."
+
+
+def test_a_worker_of_a_cluster_goes_on_after_all_processes_of_its_own_were_ended():
+    class Program:  # a local one: it travels by value
+        def open(self, emit: Any) -> Any:
+            return lambda item, payload: Outcome(payload)
+
+    work = Work("token", Bundle(7, "echo", cloudpickle.dumps(Program()), ((1, b"x"),)), Size(1, 512), ())
+    for _ in range(2):
+        assert isinstance(run_here(work).reports[-1], Finished)
+        ProcessBackend.shutdown_all()
 
 
 class Watched:

@@ -9,14 +9,20 @@ from __future__ import annotations
 import math
 import pickle
 import struct
+import threading
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from prefect_slo.runner.workpool.stores import Store
 
 TO_JOB, FROM_JOB = "to", "from"
+BEAT = "beat"
+"""Where in a box a sign of life is."""
+
 _HEADER = struct.Struct(">4sQI")
 _MAGIC = b"slo1"
 
@@ -70,6 +76,40 @@ class Incoming:
 
 def _name(lane: str, number: int) -> str:
     return f"{lane}-{number:08d}"
+
+
+class Heart:
+    """Gives a sign of life: writes another one into a box again and again, from a thread of its own.
+
+    Args:
+        store: Where the box is.
+        box: Its name.
+        every_s: Between two signs.
+        missed: Told why one could not be written.
+    """
+
+    def __init__(self, store: Store, box: str, every_s: float, *, missed: Callable[[Exception], None]) -> None:
+        self._store, self._box, self._every_s, self._missed = store, box, every_s, missed
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="prefect-slo-heart", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Give no further sign."""
+        self._stopped.set()
+
+    def join(self, patience_s: float) -> None:
+        """Wait until the last one is written, for so long at most."""
+        self._thread.join(patience_s)
+
+    def _beat(self) -> None:
+        for number in count(1):
+            try:
+                self._store.write(self._box, BEAT, f"{number}".encode())
+            except Exception as error:
+                self._missed(error)
+            if self._stopped.wait(self._every_s):
+                return
 
 
 class Pulse:

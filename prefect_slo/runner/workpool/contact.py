@@ -17,7 +17,7 @@ from prefect_slo.control.events import LossReason
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.protocol import Bundle, Chatter, Finished, ItemReport, Lost, Opened, Progress, Sink
 from prefect_slo.runner.notices import Notice
-from prefect_slo.runner.workpool.mailbox import BEAT, FROM_JOB, TO_JOB, Incoming, Offset, Outgoing, Pulse
+from prefect_slo.runner.workpool.mailbox import BEAT, FROM_JOB, TO_JOB, Incoming, Offset, Outgoing, Pulse, pause_s
 from prefect_slo.runner.workpool.pilot import Letter, Order
 
 CANCEL_S = 5.0
@@ -222,9 +222,8 @@ class Contact:
         felt = quiet_since
         while not self.gone.is_set():
             quiet_s = self._office.clock() - quiet_since
-            pause_s = max(store.poll_s, min(quiet_s / 50, 10 * store.poll_s))
             try:
-                if self._send(pause_s):
+                if self._send(pause_s(store, quiet_s)):
                     quiet_since = self._office.clock()
                 while (letter := self._in.receive()) is not None:
                     quiet_since = self._office.clock()

@@ -23,6 +23,9 @@ TO_JOB, FROM_JOB = "to", "from"
 BEAT = "beat"
 """Where in a box a sign of life is."""
 
+LAZIEST = 10.0
+"""A box is looked into less often the longer nothing comes, down to a tenth."""
+
 _HEADER = struct.Struct(">4sQI")
 _MAGIC = b"slo1"
 
@@ -72,6 +75,11 @@ class Incoming:
             with suppress(Exception):  # what stays behind goes with its box; what was read is not lost for it
                 self._store.discard(self._box, name)
         return message
+
+
+def pause_s(store: Store, quiet_s: float) -> float:
+    """How long to wait before the next look into a box where nothing has come for ``quiet_s``: it looks lazily then."""
+    return max(store.poll_s, min(quiet_s / 50, LAZIEST * store.poll_s))
 
 
 def _name(lane: str, number: int) -> str:

@@ -28,7 +28,7 @@ from prefect_slo.runner.backends.protocol import Bundle, Finished, Lost, Opened,
 from prefect_slo.runner.local.gpus import SHARE
 from prefect_slo.runner.local.launch import Forker
 from prefect_slo.runner.preload import PRELOAD
-from prefect_slo.runner.workpool.mailbox import BEAT, FROM_JOB, TO_JOB, Heart, Incoming, Outgoing, Pulse
+from prefect_slo.runner.workpool.mailbox import BEAT, FROM_JOB, TO_JOB, Heart, Incoming, Outgoing, Pulse, pause_s
 from prefect_slo.runner.workpool.stores import Store, referred
 
 VERSION = version("prefect-slo")
@@ -37,7 +37,6 @@ GATHER_S = 0.01
 
 START_ATTEMPTS = 3
 SETTLE_S = 10.0
-LAZIEST = 10.0  # polls less often the longer nothing comes, down to a tenth
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,7 @@ class Pilot:
         pulse = Pulse(begun)
         while True:
             now = time.monotonic()
-            self._forward(backend, self._pause_s(now - heard))
+            self._forward(backend, pause_s(self._store, now - heard))
             if self._failures >= START_ATTEMPTS:
                 return "its worker does not start"
             if self._sender.stuck_s(now) > self._order.silent_s:
@@ -218,10 +217,6 @@ class Pilot:
         self._up, self._lease = False, self._lease + 1
         vcpus = min(self._size.vcpus, backend.capabilities().vcpus)
         backend.open(self._lease, replace(self._size, vcpus=vcpus), self._events.put)
-
-    def _pause_s(self, quiet_s: float) -> float:
-        poll_s = self._store.poll_s
-        return max(poll_s, min(quiet_s / 50, LAZIEST * poll_s))
 
     def _mismatch(self) -> str:
         here, there = list(sys.version_info[:2]), self._order.python

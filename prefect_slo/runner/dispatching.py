@@ -1,7 +1,6 @@
-"""From what the scheduler dispatches to bundles on their way, where results lie that calls take: what goes, what waits.
+"""What becomes of a dispatch: its calls go off as a bundle, but for those that have to wait or can't travel.
 
-A call that lacks a result which lies elsewhere is put aside until that has come; one that can't travel is told of; the
-rest goes off as a bundle.
+A call that lacks a result which lies elsewhere is put aside until that has come; the scheduler hears of either kind.
 """
 
 from __future__ import annotations

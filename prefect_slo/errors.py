@@ -5,13 +5,17 @@ Each error carries its data as fields; its message says the value, the limit and
 
 from __future__ import annotations
 
+import copyreg
 import math
 from dataclasses import dataclass
 from reprlib import Repr
 
 
 class SloError(Exception):
-    """Base of every error that prefect_slo raises on purpose."""
+    """Base of every error that prefect_slo raises on purpose. Crosses process borders with its fields as they are."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]
 
 
 class InvalidValue(SloError, ValueError):
@@ -26,9 +30,6 @@ class InvalidValue(SloError, ValueError):
     def __init__(self, field: str, value: object, expected: str) -> None:
         self.field, self.value, self.expected = field, value, expected
         super().__init__(f"{field} is {_shown(value)}; expected {expected}.")
-
-    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return type(self), (self.field, self.value, self.expected)
 
 
 class InvalidWorkflow(InvalidValue):
@@ -50,9 +51,6 @@ class UnknownStage(InvalidValue):
         self.known = known
         super().__init__("stage", name, f"one of {', '.join(known) or 'none: the workflow is empty'}")
 
-    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return type(self), (self.value, self.known)
-
 
 class UnknownPool(InvalidValue):
     """A pool that a task, a menu or a plan names and that the flow does not have.
@@ -67,9 +65,6 @@ class UnknownPool(InvalidValue):
         self.name, self.known, self.stage = name, known, stage
         where = f" for stage {stage!r}" if stage else ""
         super().__init__("pool", name, f"one of {', '.join(known)}{where}; others are given by @slo(pools=[...])")
-
-    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return type(self), (self.name, self.known, self.stage)
 
 
 class UnknownPrices(InvalidValue):
@@ -90,9 +85,6 @@ class NotEnoughObservations(SloError):
         self.stage, self.have, self.need, self.hint = stage, have, need, hint
         super().__init__(f"stage {stage!r} has {have} usable observations of {need} needed. {hint}")
 
-    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return type(self), (self.stage, self.have, self.need, self.hint)
-
 
 class UnknownFlow(NotEnoughObservations):
     """A flow of which nothing was measured yet: it has never run, or its name is another one.
@@ -106,9 +98,6 @@ class UnknownFlow(NotEnoughObservations):
         super().__init__(f"any of flow {flow_name}", 0, 1, hint)
         self.flow_name = flow_name
         self.args = (f"nothing was measured of flow {flow_name!r} yet. {hint}",)
-
-    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return type(self), (self.flow_name, self.hint)
 
 
 _MUCH = 0.05
@@ -162,9 +151,6 @@ class InfeasibleSlo(SloError):
                 )
         super().__init__(message)
 
-    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return type(self), (self.objective, self.nearest, self.bottleneck, self.share)
-
 
 class WorkerLost(SloError):
     """A worker process died while it ran an item.
@@ -181,9 +167,6 @@ class WorkerLost(SloError):
             f"a worker of stage {stage!r} was lost ({reason}) on attempt {attempts}. "
             "Declare the task idempotent with slo_task(idempotent=True) to have it run again elsewhere."
         )
-
-    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return type(self), (self.stage, self.reason, self.attempts)
 
 
 class OutOfMemory(WorkerLost):
@@ -216,9 +199,6 @@ class OutOfMemory(WorkerLost):
         message = f"stage {stage!r} {used} and its worker may hold {limit_mb:.0f} MB. Give it more with {more}."
         self.args = (message + _told(detail),)
 
-    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return type(self), (self.stage, self.peak_mb, self.limit_mb, self.attempts, self.detail, self.on_batch)
-
 
 class TaskTimedOut(WorkerLost):
     """An item ran past its task's ``timeout_seconds`` and did not stop by itself."""
@@ -228,9 +208,6 @@ class TaskTimedOut(WorkerLost):
         super().__init__(stage, f"timed out after {timeout_s:g} s", attempts)
         message = f"stage {stage!r} exceeded its timeout of {timeout_s:g} s and its worker was ended."
         self.args = (message + _told(detail),)
-
-    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return type(self), (self.stage, self.timeout_s, self.attempts, self.detail)
 
 
 class ResultLost(SloError):
@@ -250,9 +227,6 @@ class ResultLost(SloError):
             "(retries= on the flow), or have results brought to it as they are made: keep_mb=None of a cluster's pool."
         )
 
-    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return type(self), (self.stage, self.size_bytes, self.why)
-
 
 class WorkPoolUnusable(SloError):
     """A Prefect work pool that cannot run what a flow would send to it.
@@ -267,9 +241,6 @@ class WorkPoolUnusable(SloError):
         self.pool, self.why, self.then = pool, why, then
         super().__init__(f"work pool {pool!r} {why}. {then}")
 
-    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return type(self), (self.pool, self.why, self.then)
-
 
 class NothingProposed(SloError):
     """There is no plan to approve, to roll back to, or to pin.
@@ -283,9 +254,6 @@ class NothingProposed(SloError):
     def __init__(self, flow_name: str, reason: str, then: str) -> None:
         self.flow_name, self.reason, self.then = flow_name, reason, then
         super().__init__(f"Flow {flow_name!r}: {reason}. {then}")
-
-    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return type(self), (self.flow_name, self.reason, self.then)
 
 
 class SpendLimitReached(SloError):
@@ -303,9 +271,6 @@ class SpendLimitReached(SloError):
             "Raise max_spend_usd of the pool, or ask for less."
         )
 
-    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return type(self), (self.most_usd, self.spent_usd)
-
 
 class AwsRefused(SloError):
     """AWS could not be asked, or did not do what it was asked to.
@@ -319,9 +284,6 @@ class AwsRefused(SloError):
     def __init__(self, asked: str, why: str, then: str = "") -> None:
         self.asked, self.why, self.then = asked, why, then
         super().__init__(f"AWS{f', asked for {asked}' if asked else ''}: {why}. {then}".strip())
-
-    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return type(self), (self.asked, self.why, self.then)
 
 
 class GpuShareTooLarge(SloError):
@@ -347,9 +309,6 @@ class GpuShareTooLarge(SloError):
             )
         super().__init__(f"{asker} for {share}, and {there}. {then}")
 
-    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return type(self), (self.share, self.devices, self.where)
-
 
 class Unpicklable(SloError):
     """An argument or a result that cannot travel to or from a worker process.
@@ -367,9 +326,6 @@ class Unpicklable(SloError):
             "processes. Unpin it (isolation='auto') to run it on threads, or return something that pickles."
         )
 
-    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return type(self), (self.stage, self.what, self.cause)
-
 
 class UnsupportedTaskRunner(SloError):
     """The flow's own task runner has no matching backend.
@@ -385,9 +341,6 @@ class UnsupportedTaskRunner(SloError):
             f"@slo cannot take over {name}; it can replace {', '.join(supported)}. "
             "Remove task_runner= from the flow, or use one of these."
         )
-
-    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return type(self), (self.name, self.supported)
 
 
 _SHORT = Repr()

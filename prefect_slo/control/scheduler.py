@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 
 from prefect_slo.control import item_times, losses
+from prefect_slo.control.allowance import Allowance
 from prefect_slo.control.events import (
     Action,
     Barred,
@@ -33,9 +34,7 @@ from prefect_slo.control.events import (
     Submitted,
     Timer,
 )
-from prefect_slo.control.room import Room
 from prefect_slo.control.stages import Lease, Stage
-from prefect_slo.control.together import Together
 from prefect_slo.resources import Capacity
 
 LINGER_S = 0.05
@@ -54,7 +53,7 @@ class Scheduler:
     """
 
     def __init__(self, capacity: Mapping[str, Capacity] | None = None) -> None:
-        self._room, self._together = Room(capacity or {}), Together()
+        self._allowance = Allowance(capacity or {})
         self._stages: dict[str, Stage] = {}
         self._leases: dict[int, Lease] = {}
         self._stage_of: dict[int, str] = {}
@@ -321,49 +320,26 @@ class Scheduler:
         rule = stage.rule
         while len(stage.leases) < wanted:
             if not self._make_room(rule):
-                return again, self._has_room(rule) or not self._together.fits(rule)
+                return again, not self._allowance.pool_is_full(rule)
             lease_id, lease = next(self._lease_ids), Lease(stage.name, rule)
             self._leases[lease_id] = stage.leases[lease_id] = lease
             stage.opening += 1
-            self._count(rule, 1)
+            self._allowance.take(rule)
             self._out.append(OpenLease(lease_id, stage.name, rule.pool, rule.size))
         return again, True
 
     def _make_room(self, rule: StageRule) -> bool:
         """Whether a lease fits now, after giving back idle ones of stages with nothing to do or less urgent work."""
-        given: list[int] = []
-        for lease_id in self._spare(rule):
-            if self._fits(rule):
-                break
-            lease = self._leases[lease_id].rule
-            if (lease.pool == rule.pool and not self._has_room(rule)) or (
-                lease.task == rule.task and not self._together.fits(rule)
-            ):
-                given.append(lease_id)
-                self._count(lease, -1)
-        fits = self._fits(rule)
-        for lease_id in given:  # none is given back for nothing
-            self._count(self._leases[lease_id].rule, 1)
-            if fits:
-                self._close_lease(lease_id)
-        return fits
+        given = self._allowance.in_the_way(rule, self._spare(rule))
+        for lease_id in given or ():
+            self._close_lease(lease_id)
+        return given is not None
 
-    def _spare(self, rule: StageRule) -> Iterator[int]:
+    def _spare(self, rule: StageRule) -> Iterator[tuple[int, StageRule]]:
         """Idle leases that a stage under that rule may have in place of their own, the best first."""
         for other in self._stages.values():
             if other.idle and (not other.queue or other.rule.priority < rule.priority):
-                yield from reversed(tuple(other.idle))
-
-    def _fits(self, rule: StageRule) -> bool:
-        return self._has_room(rule) and self._together.fits(rule)
-
-    def _has_room(self, rule: StageRule) -> bool:
-        return self._room.fits(rule.pool, rule.size)
-
-    def _count(self, rule: StageRule, leases: int) -> None:
-        """Count a lease more, or one less."""
-        (self._room.take if leases > 0 else self._room.free)(rule.pool, rule.size)
-        (self._together.take if leases > 0 else self._together.free)(rule)
+                yield from ((lease_id, self._leases[lease_id].rule) for lease_id in reversed(tuple(other.idle)))
 
     def _give_back(self, now: float) -> float | None:
         """Close leases that have idled for long enough; returns when the next one will have."""
@@ -396,7 +372,7 @@ class Scheduler:
         del stage.leases[lease_id]
         stage.opening -= not lease.up
         stage.idle.pop(lease_id, None)
-        self._count(lease.rule, -1)
+        self._allowance.free(lease.rule)
 
 
 def _earlier(a: float | None, b: float | None) -> float | None:

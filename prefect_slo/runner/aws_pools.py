@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cached_property
 from typing import Any
-from uuid import UUID
 
 from prefect.context import FlowRunContext
 from prefect.logging import get_logger
@@ -24,11 +21,10 @@ from prefect_slo.aws.functions import Architecture, FunctionStatus, WorkerFuncti
 from prefect_slo.aws.invoke import Invoker
 from prefect_slo.aws.jobs import BatchInvoker
 from prefect_slo.aws.kept import place_name, place_of
-from prefect_slo.aws.ownership import Owner
 from prefect_slo.aws.permissions import documents, policy, storage
 from prefect_slo.aws.report import bill
 from prefect_slo.aws.s3 import S3Prefix
-from prefect_slo.aws.spending import Caller, CappedCaller, SpendLimit
+from prefect_slo.aws.spending import SpendLimit
 from prefect_slo.control.delegation import By, Limits, Needs, Terms
 from prefect_slo.errors import InvalidValue
 from prefect_slo.pricing import price_list
@@ -36,18 +32,13 @@ from prefect_slo.resources import Capacity, Pool, Size
 from prefect_slo.runner.backends.aws_lambda import LambdaBackend
 from prefect_slo.runner.ids import uuid7
 from prefect_slo.runner.pools import worker_counts
+from prefect_slo.runner.spend_caps import cap_of, capped
 from prefect_slo.units import items, positive
 
 PRICES = {"x86_64": "aws-lambda-x86", "arm64": "aws-lambda-arm"}
 HARDWARE = {"x86_64": "lambda", "arm64": "lambda-arm"}
 KEPT_DAYS = 1
 """What runs have left under the prefix is deleted by S3 after a day, should the run itself not have done it."""
-
-KEPT_LIMITS = 1000
-"""Caps of so many flow runs are kept: a flow run that is retried has spent what its earlier attempts have."""
-
-_LOCK = threading.Lock()
-_LIMITS: dict[tuple[UUID, Owner], SpendLimit] = {}
 
 
 @dataclass(frozen=True)
@@ -185,24 +176,24 @@ class LambdaPool:
             read_s=self.timeout_s + GRACE_S,
             connections=self.concurrency,
         )
-        prices, limit = price_list(self._prices), _limit(self.functions.owner, self.max_spend_usd)
+        prices, cap = price_list(self._prices), cap_of(self.functions.owner, self.max_spend_usd)
         longest_ms = 1000 * (self.timeout_s + limits.INIT_S)
         functions = Exchange(
-            _capped(
+            capped(
                 Invoker(lambdas, prices, self.patience_s, self.storage_mb),
-                limit,
+                cap,
                 lambda name: bill(prices, _memory_mb(name), longest_ms, storage_mb=self.storage_mb),
             ),
             self._store,
             self.once,
-            limit,
+            cap,
         )
         if self.batch is None:
             return functions
         assert self._store is not None
         return Delegating(
             functions,
-            replace(_jobs(self.batch, self._store, self.once, limit), shared=functions.shared),
+            replace(_jobs(self.batch, self._store, self.once, cap), shared=functions.shared),
             "lambda-batch",
             self.needs,
             Limits(float(max(self.memory_mb)), float(self.storage_mb), float(self.timeout_s)),
@@ -326,7 +317,7 @@ class BatchPool:
         """A backend for one flow run."""
         definition = self.jobs.definition
         return LambdaBackend(
-            _jobs(self.jobs, self._store, self.once, _limit(self.jobs.owner, self.max_spend_usd)),
+            _jobs(self.jobs, self._store, self.once, cap_of(self.jobs.owner, self.max_spend_usd)),
             lambda memory_mb: definition,
             concurrency=self.concurrency,
             memory_mb=self.jobs.memory_mb,
@@ -369,30 +360,10 @@ def _empty(store: S3Prefix) -> None:
     store.keep()
 
 
-def _jobs(jobs: BatchJobs, store: S3Prefix, once: bool, limit: SpendLimit | None) -> Exchange:
+def _jobs(jobs: BatchJobs, store: S3Prefix, once: bool, cap: SpendLimit | None) -> Exchange:
     """Sends work to jobs; the most that one can cost is what all of its attempts do that run into their time limit."""
     most_usd = Decimal(repr(jobs.usd_s)) * Decimal(repr(max(jobs.timeout_s, jobs.least_s))) * jobs.attempts
-    return Exchange(_capped(BatchInvoker(jobs, store), limit, lambda name: most_usd), store, once, limit)
-
-
-def _limit(owner: Owner, max_spend_usd: float | None) -> SpendLimit | None:
-    """The cap that the calls of one flow run on one pool share, where there is one; its retries go on with it."""
-    if max_spend_usd is None:
-        return None
-    most_usd, context = Decimal(repr(max_spend_usd)), FlowRunContext.get()
-    if context is None or context.flow_run is None:
-        return SpendLimit(most_usd)
-    with _LOCK:
-        limit = _LIMITS.setdefault((context.flow_run.id, owner), SpendLimit(most_usd))
-        limit.most_usd = most_usd
-        while len(_LIMITS) > KEPT_LIMITS:
-            del _LIMITS[next(iter(_LIMITS))]
-    return limit
-
-
-def _capped(caller: Caller, limit: SpendLimit | None, worst_usd: Callable[[str], Decimal]) -> Caller:
-    """A caller under a cap, where there is one; ``worst_usd`` is what a call of a function can cost at most."""
-    return caller if limit is None else CappedCaller(caller, limit, worst_usd)
+    return Exchange(capped(BatchInvoker(jobs, store), cap, lambda name: most_usd), store, once, cap)
 
 
 def _memory_mb(function: str) -> int:

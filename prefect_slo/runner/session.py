@@ -22,20 +22,22 @@ from prefect_slo.control import Scheduler, StageRule
 from prefect_slo.control import events as control
 from prefect_slo.plan import Record
 from prefect_slo.resources import Capacity
-from prefect_slo.runner import endings, parcels, relay
+from prefect_slo.runner import parcels, relay
 from prefect_slo.runner.ahead import Ahead
 from prefect_slo.runner.backends import protocol
 from prefect_slo.runner.backends.protocol import Backend
 from prefect_slo.runner.calls import OVER, Call
 from prefect_slo.runner.deposits import Deposits
+from prefect_slo.runner.dispatching import Dispatcher
 from prefect_slo.runner.endings import Endings
 from prefect_slo.runner.futures import Callbacks
-from prefect_slo.runner.leases import Leases, Sent
+from prefect_slo.runner.leases import Leases
 from prefect_slo.runner.measure import Measure
 from prefect_slo.runner.packing import Packer
 from prefect_slo.runner.parcels import Parcels
 from prefect_slo.runner.remaking import Asked, Remaking
 from prefect_slo.runner.supplies import Supplies
+from prefect_slo.runner.under_way import CallsUnderWay
 from prefect_slo.runner.write_behind import WriteBehind
 
 
@@ -72,30 +74,27 @@ class Session:
         self._measure, self._notice = measure, notice
         self._scheduler = Scheduler(capacity)
         self._inbox: SimpleQueue[Any] = SimpleQueue()
-        self._calls: dict[int, Call] = {}
-        self._reports: dict[int, protocol.ItemReport] = {}
-        self._records: dict[int, Record] = {}
         self._leases = Leases(backends, measure, self._inbox.put)
         self._writer = WriteBehind(context.copy())
         self._remaking = Remaking(
             items, lambda call: self._inbox.put((call.stage, None, [call])), self._ask, self._made_again
         )
         self._deposits = Deposits(self._remaking.wait)
-        self._endings = Endings(
-            context,
-            measure,
-            self._writer,
-            self._deposits,
-        )
+        self._endings = Endings(context, measure, self._writer, self._deposits)
+        self._calls = CallsUnderWay(self._endings, self._leases, measure, notice)
         self._supplies = Supplies(
-            self._deposits,
-            self._remaking.again,
-            look=lambda item, error: self._inbox.put(_Look(item, error)),
-            home=lambda: self._inbox.put(None),
-            context=context,
+            self._deposits, self._remaking.again, look=self._look, home=lambda: self._inbox.put(None), context=context
         )
         self._parcels = Parcels(run_key, context, shelf_bytes)
-        self._packer = Packer(run_key, self._parcels, level, stays)
+        self._dispatcher = Dispatcher(
+            self._calls,
+            self._leases,
+            Packer(run_key, self._parcels, level, stays),
+            self._supplies,
+            self._remaking,
+            measure,
+            look=self._look,
+        )
         self._events_of_run = relay.FlowRunEvents(context.copy())
         self._ahead = Ahead(backends, self._leases.capabilities)
         self._rules: dict[str, StageRule] = {}
@@ -200,7 +199,7 @@ class Session:
             case (str(stage), rule, list(calls)):
                 return self._submitted(stage, rule, calls)
             case protocol.Progress(lease, _, items):
-                return self._progressed(lease, items)
+                return self._calls.reported(lease, items)
             case protocol.Finished(lease=lease):
                 busy_s = self._measure.finished(message)
                 return (control.BundleDone(lease, busy_s),)
@@ -261,9 +260,9 @@ class Session:
                 except BaseException as error:  # a future or an argument of somebody else's making
                     self._endings.broken(call, error)
                     continue
-                self._calls[call.item] = call
+                self._calls.add(call)
                 call.ready = call.ready if awaited else now
-                if awaited or self._lacks(call):
+                if awaited or self._waits(call):
                     waiting.append(call.item)
                 else:
                     ready.append(call.item)
@@ -282,41 +281,28 @@ class Session:
             if (call := self._calls.get(item)) is None:
                 continue  # the run was cut short
             call.late = self._closing is not None
-            if not self._lacks(call):
+            if not self._waits(call):
                 there.append(item)
         return [control.Ready(tuple(there))] if there else []
 
     # ---- results that stay elsewhere --------------------------------------------------------------------------------
 
-    def _lacks(self, call: Call) -> bool:
+    def _waits(self, call: Call) -> bool:
         """Whether a call has to wait for results that it takes; they are seen to."""
-        if not self._deposits:
-            return False
-        records = self._supplies.lacking(call, self._place(call, self._rules[call.stage].pool))
-        if records:
-            self._supplies.order(call.item, records)
-        return bool(records)
+        return self._dispatcher.waits(call, self._rules[call.stage])
 
-    def _place(self, call: Call, pool: str) -> object:
-        """Where results have to be that a call takes."""
-        return self._leases.place(pool, valueless=call.variant.valueless)
+    def _look(self, item: int, error: BaseException | None) -> None:
+        """From any thread: what a call waits for has come, or never will."""
+        self._inbox.put(_Look(item, error))
 
     def _looked(self, item: int, error: BaseException | None) -> list[control.Event]:
         """What a call waited for has come, or never will."""
         if (call := self._calls.get(item)) is None:
             return []
         if error is not None:
-            self._reports[item] = protocol.ItemReport(item, protocol.Outcome(error, True), 0.0, 0.0)
+            self._calls.barred(item, error)
             return [control.Barred((item,))]
-        return [] if self._lacks(call) else [control.Ready((item,))]
-
-    def _say_no_gpu(self, stage: str, pool: str | None) -> None:
-        if pool is not None:
-            self._notice(
-                f"Stage {stage!r} was to have a GPU, and the machine where pool {pool!r} has put its worker has none: "
-                "it runs on the CPU there, and is measured apart. A plan's prediction does not hold for it.",
-                None,
-            )
+        return [] if self._waits(call) else [control.Ready((item,))]
 
     def _made_again(self, call: Call, why: str) -> None:
         self._notice(f"Stage {call.stage!r} runs a call again: what it returned is lost ({why}).", None)
@@ -332,41 +318,14 @@ class Session:
             self._inbox.put(asked)
         return True
 
-    # ---- reports ----------------------------------------------------------------------------------------------------
-
-    def _progressed(self, lease: int, reports: tuple[protocol.ItemReport, ...]) -> list[control.Event]:
-        done, stuck = [], []
-        for whole in reports:
-            together = self._leases.together(lease, whole.item)
-            for report in endings.shares(whole, together):
-                call = self._calls.get(report.item)
-                if call is None:
-                    continue
-                if report.outcome.unpicklable:
-                    stuck.append(report)
-                    continue
-                self._reports[report.item] = report
-                self._measure.item(lease, report, ready=call.ready, batch=len(together))
-                done.append(report.item)
-        events: list[control.Event] = [control.ItemDone(lease, tuple(done))] if done else []
-        for report in stuck:
-            get_logger("slo").debug("Item of lease %s is stuck: %s", lease, report.outcome.unpicklable)
-            if (pool := self._leases.pool_of(lease)) is not None and self._leases.capabilities(pool).hosted:
-                stage = self._calls[report.item].stage
-                self._notice(f"A call of stage {stage!r} cannot travel: {report.outcome.unpicklable}.", None)
-            self._reports[report.item] = report
-            events.append(control.Rejected(lease, (report.item,), ran=not report.outcome.failed))
-        return events
-
     # ---- actions ----------------------------------------------------------------------------------------------------
 
     def _do(self, action: control.Action) -> None:
         match action:
-            case control.Settle(items, ending, attempts):
-                for item in items:
-                    self._settle(item, ending, attempts)
-            case control.Dispatch():
-                self._dispatch(action)
+            case control.Settle():
+                self._calls.settle(action, self._loss)
+            case control.Dispatch(stage=stage):
+                self._follow_ups.extend(self._dispatcher.dispatch(action, self._rules[stage]))
             case control.OpenLease():
                 self._leases.open(action)
             case control.CloseLease(lease):
@@ -378,78 +337,19 @@ class Session:
             case control.Notice(stage, what, detail):
                 self._tell(stage, what, detail)
 
-    def _dispatch(self, action: control.Dispatch) -> None:
-        begun, rule, pool = time.monotonic(), self._rules[action.stage], self._leases.pool_of(action.lease)
-        assert pool is not None
-        calls = [self._calls[item] for item in action.items]
-        place, can = self._place(calls[0], pool), self._leases.capabilities(pool)
-        lacking = {call.item: lacks for call in calls if (lacks := self._supplies.lacking(call, place))}
-        calls = [call for call in calls if call.item not in lacking]
-        packed = self._packer.pack(action, calls, rule, pool, place, can) if calls else None
-        if packed is not None:
-            for item, error in packed.stuck.items():
-                self._reports[item] = _stuck(item, error)
-            if packed.stuck:
-                self._follow_up(control.Rejected(action.lease, tuple(packed.stuck), ran=False))
-            for item, lost in packed.lost.items():
-                lacking[item] = self._supplies.lacking(self._calls[item], place)
-                if not lacking[item]:  # it is hidden in something, where nobody looks for it
-                    self._inbox.put(_Look(item, lost))
-        if lacking:
-            self._follow_up(control.Postponed(action.lease, tuple(lacking)))
-        for item, records in lacking.items():
-            if records:
-                self._supplies.order(item, records)
-        if packed is None or packed.bundle is None:
-            self._follow_up(control.BundleDone(action.lease, 0.0))
-            return
-        if packed.bundle.keep is not None:
-            for call in calls:
-                call.origin = self._remaking.origin(call, (call.kind or rule).loss_retries)
-        self._records.update(dict.fromkeys(action.items, packed.record))
-        ready = min(call.ready for call in calls)
-        self._measure.dispatched(action.lease, action.bundle, begun, ready, packed.bundle.weight)
-        sent = Sent(action.bundle, tuple(call.item for call in calls), packed.batches)
-        self._leases.send(action.lease, packed.bundle, sent)
-
-    def _follow_up(self, event: control.Event) -> None:
-        """Have the scheduler hear of what came of an action, before anything else happens."""
-        self._follow_ups.append(event)
-
     def _tell(self, stage: str, what: str, detail: str) -> None:
         if what == "fallback":
             self._notice(f"Stage {stage!r} runs on threads from now on: {detail}.", stage)
         elif what == "grown":
             self._notice(f"Stage {stage!r} ran out of memory and moves to workers of {detail}.", None)
 
-    # ---- endings ----------------------------------------------------------------------------------------------------
-
-    def _settle(self, item: int, ending: control.Ending, attempts: int) -> None:
-        call = self._calls.pop(item, None)
-        if call is None:
-            return
-        report = self._reports.pop(item, None)
-        record = self._records.pop(item, None)
-        try:
-            self._end(call, ending, attempts, report, record)
-        except BaseException as error:
-            get_logger("slo").exception("The end of a call of stage %r could not be told.", call.stage)
-            self._endings.broken(call, error)
-
-    def _end(
-        self,
-        call: Call,
-        ending: control.Ending,
-        attempts: int,
-        report: protocol.ItemReport | None,
-        record: Record | None,
-    ) -> None:
-        if ending == "done" and report is not None:
-            self._endings.done(call, report, record)
-        elif ending == "cancelled" and (self._loss is None or call.item in self._loss.untouched):
-            self._endings.dropped(call)
-        else:
-            self._endings.lost(call, ending, attempts, loss=self._loss, report=report)
+    def _say_no_gpu(self, stage: str, pool: str | None) -> None:
+        if pool is not None:
+            self._notice(
+                f"Stage {stage!r} was to have a GPU, and the machine where pool {pool!r} has put its worker has none: "
+                "it runs on the CPU there, and is measured apart. A plan's prediction does not hold for it.",
+                None,
+            )
 
     def _abandon(self, error: BaseException) -> None:
         with self._gate:  # what is submitted from now on is crashed where it is submitted
@@ -457,13 +357,12 @@ class Session:
         while not self._inbox.empty():
             match self._inbox.get():
                 case (str(), _, list(calls)):
-                    self._calls.update((call.item, call) for call in calls)
+                    for call in calls:
+                        self._calls.add(call)
                 case Asked(answer=answer):
                     answer.set_result(False)
         self._leases.end()
-        for call in self._calls.values():
-            self._endings.broken(call, error)
-        self._calls.clear()
+        self._calls.abandon(error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -472,8 +371,3 @@ class _Look:
 
     item: int
     error: BaseException | None
-
-
-def _stuck(item: int, error: BaseException) -> protocol.ItemReport:
-    """Stands for the report of an item that never left."""
-    return protocol.ItemReport(item, protocol.Outcome(b"", True, f"{type(error).__name__}: {error}"), 0.0, 0.0)

@@ -140,28 +140,49 @@ def test_a_reply_of_other_items_is_refused() -> None:
     lambdas.shutdown()
 
 
-def test_a_cancelled_lease_begins_no_further_invocation() -> None:
+class OneByOne:
+    """Sends items out one after another."""
+
+    def host(self, items: Any, carry: Carry, report: Any) -> None:
+        for item, code in items:
+            carry(code, [(item, CALL)])
+
+
+def cancelled_in(call: int, *bundles: tuple[int, ...]) -> tuple[int, Lost]:
+    """Calls made for bundles of a lease that is cancelled in the middle of one of them, and what it is told of it."""
     begun, go = threading.Event(), threading.Event()
 
     def slow(event: dict[str, Any]) -> dict[str, Any]:
-        begun.set()
-        assert go.wait(60)
+        if caller.calls == call:
+            begun.set()
+            assert go.wait(60)
         return worker.handler(event, SimpleNamespace())
 
     code, caller, heard = cloudpickle.dumps(lambda: 1), Here(slow), Heard()
     lambdas = backend(caller)
     lambdas.open(1, Size(1, 128), heard)
     thread = lambdas._leases[1]._thread
-    lambdas.submit(1, Bundle(1, "p", OneByOne(), ((1, code), (2, code))))
-    lambdas.submit(1, Bundle(2, "p", OneByOne(), ((3, code),)))
+    for number, bundle in enumerate(bundles, start=1):
+        lambdas.submit(1, Bundle(number, "p", OneByOne(), tuple((item, code) for item in bundle)))
     assert begun.wait(60)
     lambdas.cancel(1)
     go.set()
     thread.join(60)
     assert not thread.is_alive()
-    assert caller.calls == 1
-    assert heard.lost().untold == 1, "it is billed to its end, and nobody hears of it"
     lambdas.shutdown()
+    return caller.calls, heard.lost()
+
+
+def test_a_cancelled_lease_begins_no_further_invocation() -> None:
+    calls, lost = cancelled_in(1, (1, 2), (3,))
+    assert calls == 1
+    assert lost.untold == 1, "it is billed to its end, and nobody hears of it"
+
+
+def test_what_a_bundle_was_billed_before_it_was_cancelled_is_told() -> None:
+    _, lost = cancelled_in(2, (1, 2))
+    assert (lost.billed_usd, lost.requests, lost.untold) == (BILLED.usd, 1, 1)
+    assert (lost.running, lost.untouched) == (1, ())
 
 
 class Taking:
@@ -190,38 +211,6 @@ def test_a_stored_value_that_is_gone_tells_against_no_worker_but_once(account: L
             lambdas.open(sent[-1], Size(1, 128), one)
             lambdas.submit(sent[-1], Bundle(sent[-1], "p", Taking(), ((1, CALL),)))
         assert [one.lost().inputs_gone for one in heard] == [excused] * 3
-    lambdas.shutdown()
-
-
-class OneByOne:
-    """Sends items out one after another."""
-
-    def host(self, items: Any, carry: Carry, report: Any) -> None:
-        for item, code in items:
-            carry(code, [(item, CALL)])
-
-
-def test_what_a_bundle_was_billed_before_it_was_cancelled_is_told() -> None:
-    begun, go = threading.Event(), threading.Event()
-
-    def slow(event: dict[str, Any]) -> dict[str, Any]:
-        if caller.calls == 2:
-            begun.set()
-            assert go.wait(60)
-        return worker.handler(event, SimpleNamespace())
-
-    code, caller, heard = cloudpickle.dumps(lambda: 1), Here(slow), Heard()
-    lambdas = backend(caller)
-    lambdas.open(1, Size(1, 128), heard)
-    thread = lambdas._leases[1]._thread
-    lambdas.submit(1, Bundle(1, "p", OneByOne(), ((1, code), (2, code))))
-    assert begun.wait(60)
-    lambdas.cancel(1)
-    go.set()
-    thread.join(60)
-    lost = heard.lost()
-    assert (lost.billed_usd, lost.requests, lost.untold) == (BILLED.usd, 1, 1)
-    assert (lost.running, lost.untouched) == (1, ())
     lambdas.shutdown()
 
 

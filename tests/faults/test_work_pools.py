@@ -20,7 +20,7 @@ from prefect_slo import SLOTaskRunner, WorkPool, slo_task
 from prefect_slo.errors import WorkerLost, WorkPoolUnusable
 from prefect_slo.resources import Size
 from prefect_slo.runner.work_pools import shut_offices
-from prefect_slo.runner.workpool import office
+from prefect_slo.runner.workpool import watch
 from prefect_slo.runner.workpool.jobs import Jobs
 from prefect_slo.runner.workpool.pilot import Order
 
@@ -85,7 +85,7 @@ def test_a_worker_that_is_killed_takes_no_pilot_with_it_that_runs(
 def test_a_job_that_nobody_starts_any_more_is_a_typed_error_that_says_so(
     prefect_server: str, recorded: Any, run_isolated: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(office, "LOOK_S", 0.2)
+    monkeypatch.setattr(watch, "LOOK_S", 0.2)
     with get_client(sync_client=True) as client, contextlib.suppress(ObjectAlreadyExists):
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
     runner = SLOTaskRunner(pools=[pool(tmp_path, patience_s=0.1, give_up_s=1.0)], record="full")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
 
+from prefect_slo.blocks import fold_in
 from prefect_slo.loop.knowledge import Fitted, Knowledge
 from prefect_slo.models import WorkflowModel
 from prefect_slo.observation import StageRun, StageRuns
 from prefect_slo.resources import Capacity, Menu, Pool, Size
 from prefect_slo.runner.rules import PROCESS
+from prefect_slo.telemetry import RunRecord, StageKey, StageRecord
+from prefect_slo.telemetry.store import publish
 from prefect_slo.workflow import Edge, Stage, Workflow
 
 MENU = Menu(workers=(1, 2, 4), sizes=(Size(1, 1024), Size(2, 2048)), pools=(Pool(PROCESS),))
@@ -64,3 +68,21 @@ def know(workflow: Workflow, rows: Callable[..., StageRuns]) -> Callable[..., Kn
         return Knowledge("letters", workflow, Fitted.of(model), **fields)
 
     return build
+
+
+@pytest.fixture
+def stored() -> Callable[[str, Workflow, Iterable[StageRun], Mapping[str, Any]], None]:
+    """Makes the profile of a flow from its runs, of one stage each, the newest on the machine with these menus."""
+
+    def store(name: str, workflow: Workflow, runs: Iterable[StageRun], asked: Mapping[str, Any]) -> None:
+        document = workflow.to_document()
+        publish(name, [
+            RunRecord(
+                name, row.run_id, "completed", row.wall_s, row.started_at,
+                (StageRecord(row, StageKey(row.stage, name, row.hardware)),), workflow=document,
+            )
+            for row in runs
+        ])  # fmt: skip
+        fold_in(name, objective=asked)
+
+    return store

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,8 +31,6 @@ from prefect_slo.resources import Capacity, Menu, Pool, Size
 from prefect_slo.runner.pools import PROCESS, Pools, by_name
 from prefect_slo.runner.work_pools import WorkPool
 from prefect_slo.runner.workpool import docker_engine
-from prefect_slo.telemetry import RunRecord, StageKey, StageRecord
-from prefect_slo.telemetry.store import publish
 from prefect_slo.testing.docker import DockerEngine, serving
 from prefect_slo.workflow import Stage, Workflow
 
@@ -156,23 +155,15 @@ def test_a_run_without_the_gpu_of_the_plan_in_force_says_so_where_no_price_is_kn
 
 
 def test_a_host_without_a_gpu_leaves_the_plan_in_force_to_those_that_have_one(
-    prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prefect_server: str, stored: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PREFECT_INTEGRATIONS_SLO_HOME", str(tmp_path))
     monkeypatch.setattr(knowledge, "_REMEMBERED", knowledge._Remembered())
     kinds, slo, name = {"cpu": 16.0, "gpu": 2.0, "gpu:0.5": 3.0}, Slo(Latency(4.0, 0.95, 0.9)), "video-on-two-hosts"
     plan, _ = replan(known((DEVICE,), kinds), slo, seed=0)
-    document = workflow(()).to_document()
     runs = [replace(row, started_at=1_760_000_000.0 + n) for n, row in enumerate(measured(kinds))]
-    publish(name, [
-        RunRecord(
-            name, row.run_id, "completed", row.wall_s, row.started_at,
-            (StageRecord(row, StageKey("detect", name, row.hardware)),), workflow=document,
-        )
-        for row in runs
-    ])  # fmt: skip
     asked = {"latency_s": 4.0, "budget_usd": None, "percentile": 0.95, "confidence": 0.9}
-    fold_in(name, objective=asked)
+    stored(name, workflow(()), runs, asked)
     put_in_force(name, plan, "by a host with a GPU")
     assert replan_flow(name).startswith(KEPT)
     profile = SLOProfile.of_flow(name)

@@ -28,8 +28,6 @@ from prefect_slo.plan import Plan
 from prefect_slo.resources import Size
 from prefect_slo.runner.pools import PROCESS
 from prefect_slo.runner.recipe import ObservedRun, Recipe, StageSeen
-from prefect_slo.telemetry import RunRecord, StageKey, StageRecord
-from prefect_slo.telemetry.store import publish
 from prefect_slo.workflow import Stage, Workflow
 
 SLO = Slo(Latency(5.0, 0.95, 0.9))
@@ -85,26 +83,13 @@ def large(monkeypatch: pytest.MonkeyPatch) -> tuple[Plan, list[StageRun]]:
     return plan, table
 
 
-def stored(name: str, workflow: Workflow, table: list[StageRun]) -> None:
-    """A profile whose newest run was on the machine with these menus."""
-    document = workflow.to_document()
-    publish(name, [
-        RunRecord(
-            name, row.run_id, "completed", row.wall_s, row.started_at,
-            (StageRecord(row, StageKey("cut", name, row.hardware)),), workflow=document,
-        )
-        for row in table
-    ])  # fmt: skip
-    fold_in(name, objective=ASKED)
-
-
 def test_a_smaller_machine_leaves_the_plan_in_force_to_those_that_hold_it(
-    prefect_server: str, large: tuple[Plan, list[StageRun]], monkeypatch: pytest.MonkeyPatch
+    prefect_server: str, large: tuple[Plan, list[StageRun]], stored: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, table = large
     name = "films-on-two-hosts"
     on(monkeypatch, 2)
-    stored(name, seen(), table)
+    stored(name, seen(), table, ASKED)
     put_in_force(name, plan, "by a machine of eight vCPUs")
     told = replan_flow(name)
     profile = SLOProfile.of_flow(name)
@@ -124,12 +109,12 @@ def test_a_smaller_machine_leaves_the_plan_in_force_to_those_that_hold_it(
 
 
 def test_a_plan_that_moves_to_a_smaller_machine_says_what_it_took(
-    prefect_server: str, large: tuple[Plan, list[StageRun]], monkeypatch: pytest.MonkeyPatch
+    prefect_server: str, large: tuple[Plan, list[StageRun]], stored: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, table = large
     loose, name = Slo(Latency(20.0, 0.95, 0.9)), "films-that-move"
     on(monkeypatch, 2)
-    stored(name, seen(), table)
+    stored(name, seen(), table, ASKED)
     fold_in(name, objective={**ASKED, "latency_s": 20.0}, refit=True)
     put_in_force(name, replace(plan, objective=loose), "by a machine of eight vCPUs")
     told = replan_flow(name, move=True)

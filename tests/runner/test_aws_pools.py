@@ -15,7 +15,7 @@ from prefect_slo import BatchJobs, BatchPool, BatchQueue, LambdaPool
 from prefect_slo.aws.packaging import worker_zip
 from prefect_slo.aws.s3 import S3Prefix
 from prefect_slo.errors import InvalidValue
-from prefect_slo.runner import aws_pools
+from prefect_slo.runner import spend_caps
 from prefect_slo.runner.aws_pools import _run_key
 from prefect_slo.runner.pools import by_name
 
@@ -132,7 +132,7 @@ def test_attempts_of_a_flow_run_spend_of_one_cap_and_other_runs_and_pools_of_the
     assert limit(one, max_spend_usd=1.0, name="another").spent_usd == 0
     assert limit(other, max_spend_usd=1.0).spent_usd == 0
     assert limit(one) is None
-    monkeypatch.setattr(aws_pools, "KEPT_LIMITS", 2)
+    monkeypatch.setattr(spend_caps, "KEPT", 2)
     for _ in range(10):
         limit(FlowRun(id=uuid4(), flow_id=uuid4()), max_spend_usd=1.0)
     assert limit(one, max_spend_usd=1.0) is not first, "only so many are kept"

@@ -17,7 +17,7 @@ from prefect_slo.control.events import LossReason
 from prefect_slo.errors import InvalidValue
 from prefect_slo.runner.backends.protocol import Bundle, Lost, Opened
 from prefect_slo.runner.local import keeping
-from prefect_slo.runner.local.cgroup import MemoryGroup
+from prefect_slo.runner.local.crew import Crew
 from prefect_slo.runner.local.gpu_ledger import GpuLedger
 from prefect_slo.runner.local.gpus import environment
 from prefect_slo.runner.local.keeping import PoolConfig
@@ -57,10 +57,7 @@ class WorkerPool:
         self._session: Session | None = None
         self._awake = self._stopping = False
         self._leases: set[Lease] = set()
-        self._workers: dict[int, Worker] = {}
-        self._tokens = 0
-        self._kills: list[int] = []
-        self._unsent: set[int] = set()
+        self._crew = Crew(self._lock, config.grace_s, self._wake)
         self._post = Post()
         self._active = 0.0
         self._memory_mb = machine_memory_mb()
@@ -71,7 +68,7 @@ class WorkerPool:
             try:
                 if not self._awake and not self._stopping:
                     zygote, self.zygote = self.zygote, None
-                    self._session = Session(self.config, self, self._serve, self._session, zygote)
+                    self._session = Session(self.config, self._crew, self._serve, self._session, zygote)
                     self._awake = True
             except OSError as error:
                 refuse(lease, f"no thread or socket could be had: {error}")
@@ -102,7 +99,7 @@ class WorkerPool:
                 raise InvalidValue("lease", lease.id, "an opened lease that runs nothing")
             sent = worker.run(bundle)
             if not sent:
-                self._unsent.add(worker.token)
+                self._crew.note_unsent(worker)
             if not sent or bundle.timeout_s is not None:
                 self._wake()
         session.watch.wake()
@@ -120,7 +117,7 @@ class WorkerPool:
             if lease.done:
                 return
             if lease.worker is not None and lease.worker.engaged:
-                self._doom(lease.worker, Fate("cancelled", "closed"))
+                self._crew.doom(lease.worker, Fate("cancelled", "closed"))
             self._release(lease)
             self._wake()
 
@@ -146,33 +143,7 @@ class WorkerPool:
 
     def pids(self) -> tuple[int, ...]:
         """Processes of its workers."""
-        with self._lock:
-            return tuple(worker.pid for worker in self._workers.values() if worker.pid)
-
-    # Asked by the thread that watches memory.
-
-    def busy(self) -> list[tuple[int, int, float, MemoryGroup | None]]:
-        """Workers whose memory is to be watched: ``(token, pid, limit in MB, control group)``."""
-        with self._lock:
-            return [
-                (worker.token, worker.pid, worker.limit_mb, worker.group)
-                for worker in self._workers.values()
-                if worker.bundle is not None and worker.fate is None
-            ]
-
-    def seen(self, token: int, used_mb: float) -> None:
-        """A worker and what it has started hold this much."""
-        with self._lock:
-            if (worker := self._workers.get(token)) is not None:
-                worker.peak_mb = max(worker.peak_mb, used_mb)
-
-    def exceeded(self, token: int, used_mb: float) -> None:
-        """A worker holds more than it may."""
-        with self._lock:
-            worker = self._workers.get(token)
-            if worker is not None and worker.bundle is not None:
-                self._doom(worker, Fate("memory", f"out of memory: {used_mb:.0f} MB used of {worker.limit_mb:.0f} MB"))
-                self._wake()
+        return self._crew.pids()
 
     # The I/O thread.
 
@@ -197,19 +168,17 @@ class WorkerPool:
     def _step(self, session: Session) -> float | None:
         """Do what was noted and what is due; seconds until something else may be."""
         with self._lock:
-            kills, self._kills = self._kills, []
-            for token in self._unsent:
-                if (worker := self._workers.get(token)) is not None and not worker.hung_up:
-                    session.line.want_write(worker.sock, worker, True)
-            self._unsent.clear()
-        for token in kills:
+            doomed = self._crew.take_doomed()
+            for worker in self._crew.take_unsent():
+                session.line.want_write(worker.sock, worker, True)
+        for token in doomed:
             self._kill(session, token)
         self._seating.give_back()
         self._admit(session)
         due = min(self._keep_time(), self._seating.due)
         self._post.deliver()
         with self._lock:
-            if self._kills or self._seating.pending or self._post or self._unsent:
+            if self._crew.pending or self._seating.pending or self._post:
                 return 0.0
         return None if due == math.inf else max(0.0, due - time.monotonic())
 
@@ -241,19 +210,19 @@ class WorkerPool:
         with self._lock:
             if self._stopping:
                 self._wind_up()
-            for worker in self._workers.values():
+            for worker in self._crew:
                 at, fate = keeping.due(worker, self.config, now)
                 if now < at:
                     next_look = min(next_look, at)
                 elif fate is not None:
-                    self._doom(worker, fate)
+                    self._crew.doom(worker, fate)
                 else:
-                    self._dismiss(worker)
+                    self._crew.dismiss(worker)
                     next_look = min(next_look, now + self.config.grace_s)
-            warm = keeping.idle(self._workers.values())
+            warm = keeping.idle(self._crew)
             for worker in warm[: max(0, len(warm) - self.config.max_idle)]:
-                self._dismiss(worker)
-            if self._workers or self._leases:
+                self._crew.dismiss(worker)
+            if self._crew or self._leases:
                 self._active = now
             else:
                 next_look = min(next_look, self._active + self.config.idle_s)
@@ -262,7 +231,7 @@ class WorkerPool:
     def _over(self) -> bool:
         """Whether there is nothing left to do, for good or for now."""
         with self._lock:
-            if self._workers or self._leases or self._post:
+            if self._crew or self._leases or self._post:
                 return False
             if self._stopping or time.monotonic() >= self._active + self.config.idle_s:
                 self._awake = False
@@ -275,31 +244,29 @@ class WorkerPool:
         cores = lease.claim.cores if lease.claim is not None else ()
         worker = None
         if lease.gpus is None:  # what a process sees of GPUs is settled when it first uses one
-            worker = keeping.fitting(self._workers.values(), lease.size)
+            worker = keeping.fitting(self._crew, lease.size)
         if worker is None:
-            for idle in keeping.in_the_way(self._workers.values(), lease.size, self._memory_mb):
-                self._dismiss(idle)
+            for idle in keeping.in_the_way(self._crew, lease.size, self._memory_mb):
+                self._crew.dismiss(idle)
             self._start(session, lease, cores)
             return
         if not worker.serve(lease, lease.surroundings.for_worker(lease.size.vcpus, self.config.overrides), cores):
-            self._unsent.add(worker.token)
+            self._crew.note_unsent(worker)
         self._post.put(lease, Opened(lease.id, False, 0.0, lease.granted - lease.asked, worker.pid))
 
     def _start(self, session: Session, lease: Lease, cores: tuple[int, ...]) -> None:
-        self._tokens += 1
         told = self.config.overrides
         if lease.gpus is not None:
             told |= environment(lease.gpus.share, lease.gpus.devices, lease.sharing)
         surroundings = lease.surroundings.for_worker(lease.size.vcpus, told)
         try:
-            worker = session.nursery.bear(self._tokens, lease, surroundings, cores)
+            worker = session.nursery.bear(self._crew.token(), lease, surroundings, cores)
         except OSError as error:
             self._lose(lease, "start", f"no process could be started: {error}")
             return
-        self._workers[worker.token] = worker
+        self._crew.join(worker)
         session.line.add(worker.sock, worker)
-        if not worker.send(Birth(surroundings, lease.size.vcpus, cores, self.config.preload)):
-            self._unsent.add(worker.token)
+        self._crew.send(worker, Birth(surroundings, lease.size.vcpus, cores, self.config.preload))
 
     def _read(self, session: Session, worker: Worker) -> bool:
         """Take in what a worker has sent; ``False`` when there is no more for now."""
@@ -341,14 +308,14 @@ class WorkerPool:
 
     def _notice(self, session: Session, notice: Notice) -> None:
         """A worker has ended, or could not be started."""
-        worker = self._workers.get(notice.token)
+        worker = self._crew.get(notice.token)
         if worker is None:
             return
         status = notice.status if isinstance(notice, Ended) else None
         while not worker.hung_up and self._read(session, worker):
             pass
         with self._lock:
-            if self._workers.pop(worker.token, None) is None:
+            if not self._crew.part(worker):
                 return
             if not worker.hung_up:
                 session.line.remove(worker.sock)
@@ -366,22 +333,11 @@ class WorkerPool:
             worker.close()
             self._settled.notify_all()
 
-    def _dismiss(self, worker: Worker) -> None:
-        """Let an idle worker end in an orderly way."""
-        worker.leaving = time.monotonic() + self.config.grace_s
-        if not worker.send(("bye",)):
-            self._unsent.add(worker.token)
-
-    def _doom(self, worker: Worker, fate: Fate) -> None:
-        if worker.fate is None:
-            worker.fate = fate
-            self._kills.append(worker.token)
-
     # Leases, from open to over.
 
     def _cut(self, lease: Lease, detail: str) -> None:
         if lease.worker is not None and lease.worker.engaged:
-            self._doom(lease.worker, Fate("cancelled", detail))
+            self._crew.doom(lease.worker, Fate("cancelled", detail))
         else:
             self._lose(lease, "cancelled", detail)
 
@@ -399,18 +355,18 @@ class WorkerPool:
         if (worker := lease.worker) is not None:
             worker.lease, worker.idle_since = None, time.monotonic()
             if worker.idle and (worker.bloated or worker.gpus is not None):
-                self._dismiss(worker)
+                self._crew.dismiss(worker)
         self._settled.notify_all()
 
     def _unsettled(self, lease: Lease) -> bool:
         worker = lease.worker
-        return not lease.done or (worker is not None and worker.fate is not None and worker.token in self._workers)
+        return not lease.done or (worker is not None and worker.fate is not None and worker in self._crew)
 
     def _wind_up(self) -> None:
         for lease in list(self._leases):
             self._cut(lease, _SHUT_DOWN)
-        for worker in keeping.idle(self._workers.values()):
-            self._dismiss(worker)
+        for worker in keeping.idle(self._crew):
+            self._crew.dismiss(worker)
 
     def _abandon(self) -> None:
         """The I/O thread failed: whatever was under way is lost."""
@@ -418,10 +374,10 @@ class WorkerPool:
             self._stopping, self._awake = True, False
             for lease in list(self._leases):
                 self._lose(lease, "died", "the worker pool failed; see the log")
-            for worker in self._workers.values():
+            for worker in self._crew:
                 worker.close()
                 self._seating.vacate(worker.gpus)
-            self._workers.clear()
+            self._crew.clear()
             self._settled.notify_all()
 
     def _wake(self) -> None:

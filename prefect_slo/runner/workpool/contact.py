@@ -17,7 +17,7 @@ from prefect_slo.control.events import LossReason
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.protocol import Bundle, Chatter, Finished, ItemReport, Lost, Opened, Progress, Sink
 from prefect_slo.runner.notices import Notice
-from prefect_slo.runner.workpool.mailbox import FROM_JOB, TO_JOB, Incoming, Offset, Outgoing, Pulse
+from prefect_slo.runner.workpool.mailbox import BEAT, FROM_JOB, TO_JOB, Incoming, Offset, Outgoing, Pulse, pause_s
 from prefect_slo.runner.workpool.pilot import Letter, Order
 
 CANCEL_S = 5.0
@@ -210,9 +210,9 @@ class Contact:
         if lease is not None:
             lost = Lost(lease.id, reason, detail, bundle=bundle.id if bundle is not None else None)
             lease.sink(replace(lost, reason="cancelled", detail="cancelled") if self._cancelled is not None else lost)
-        office.clear(self)
+        office.clear(self.box)
         if not self.heard_of:
-            office.call_off(self)
+            office.watch.call_off(self)
 
     # ---- the postman ------------------------------------------------------------------------------------------------
 
@@ -222,9 +222,8 @@ class Contact:
         felt = quiet_since
         while not self.gone.is_set():
             quiet_s = self._office.clock() - quiet_since
-            pause_s = max(store.poll_s, min(quiet_s / 50, 10 * store.poll_s))
             try:
-                if self._send(pause_s):
+                if self._send(pause_s(store, quiet_s)):
                     quiet_since = self._office.clock()
                 while (letter := self._in.receive()) is not None:
                     quiet_since = self._office.clock()
@@ -259,10 +258,10 @@ class Contact:
     def _feel(self, pulse: Pulse, now: float) -> None:
         """Whether its job lives: one whose machine is gone may be Running for ever."""
         terms = self._office.terms
-        silent_s = min(pulse.silent_s(self._office.store.read(self.box, "beat"), now), now - self.since)
+        silent_s = min(pulse.silent_s(self._office.store.read(self.box, BEAT), now), now - self.since)
         if self.heard_of and silent_s > SILENT * terms.heartbeat_s:
             why = f"its job has given no sign of life for {silent_s:.0f} s"
-            self._office.write_off(self, why)
+            self._office.watch.write_off(self, why)
             self.lose("died", why)
 
     def _mind(self, now: float) -> None:
@@ -273,7 +272,7 @@ class Contact:
             self.lose("died" if self.begun else "start", self._job_ended[0])
         elif self._cancelled is not None and self.bundle is not None and now - self._cancelled > CANCEL_S:
             self.lose("cancelled", "cancelled")
-            office.call_off(self)
+            office.watch.call_off(self)
         elif self.lease is None and (self._leaving or (self.ready and now - self.idle_since >= office.keep_s)):
             self._go_home()
         elif self._leaving:  # in the middle of something
@@ -295,7 +294,7 @@ class Contact:
             self._out.send(("close",))
         self.gone.set()
         if not self.heard_of:
-            office.call_off(self)
+            office.watch.call_off(self)
         office.left(self)
 
     # ---- letters ----------------------------------------------------------------------------------------------------

@@ -9,14 +9,23 @@ from __future__ import annotations
 import math
 import pickle
 import struct
+import threading
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from prefect_slo.runner.workpool.stores import Store
 
 TO_JOB, FROM_JOB = "to", "from"
+BEAT = "beat"
+"""Where in a box a sign of life is."""
+
+LAZIEST = 10.0
+"""A box is looked into less often the longer nothing comes, down to a tenth."""
+
 _HEADER = struct.Struct(">4sQI")
 _MAGIC = b"slo1"
 
@@ -68,8 +77,47 @@ class Incoming:
         return message
 
 
+def pause_s(store: Store, quiet_s: float) -> float:
+    """How long to wait before the next look into a box where nothing has come for ``quiet_s``: it looks lazily then."""
+    return max(store.poll_s, min(quiet_s / 50, LAZIEST * store.poll_s))
+
+
 def _name(lane: str, number: int) -> str:
     return f"{lane}-{number:08d}"
+
+
+class Heart:
+    """Gives a sign of life: writes another one into a box again and again, from a thread of its own.
+
+    Args:
+        store: Where the box is.
+        box: Its name.
+        every_s: Between two signs.
+        missed: Told why one could not be written.
+    """
+
+    def __init__(self, store: Store, box: str, every_s: float, *, missed: Callable[[Exception], None]) -> None:
+        self._store, self._box, self._every_s, self._missed = store, box, every_s, missed
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="prefect-slo-heart", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Give no further sign."""
+        self._stopped.set()
+
+    def join(self, patience_s: float) -> None:
+        """Wait until the last one is written, for so long at most."""
+        self._thread.join(patience_s)
+
+    def _beat(self) -> None:
+        for number in count(1):
+            try:
+                self._store.write(self._box, BEAT, f"{number}".encode())
+            except Exception as error:
+                self._missed(error)
+            if self._stopped.wait(self._every_s):
+                return
 
 
 class Pulse:

@@ -7,7 +7,6 @@ task runs are those of the flow that sent the work.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import sys
 import threading
@@ -29,7 +28,7 @@ from prefect_slo.runner.backends.protocol import Bundle, Finished, Lost, Opened,
 from prefect_slo.runner.local.gpus import SHARE
 from prefect_slo.runner.local.launch import Forker
 from prefect_slo.runner.preload import PRELOAD
-from prefect_slo.runner.workpool.mailbox import FROM_JOB, TO_JOB, Incoming, Outgoing, Pulse
+from prefect_slo.runner.workpool.mailbox import BEAT, FROM_JOB, TO_JOB, Heart, Incoming, Outgoing, Pulse, pause_s
 from prefect_slo.runner.workpool.stores import Store, referred
 
 VERSION = version("prefect-slo")
@@ -38,7 +37,6 @@ GATHER_S = 0.01
 
 START_ATTEMPTS = 3
 SETTLE_S = 10.0
-LAZIEST = 10.0  # polls less often the longer nothing comes, down to a tenth
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,6 @@ class Pilot:
         self._events: SimpleQueue[Report] = SimpleQueue()
         self._sender = Sender(self._store, order.box)
         self._lease, self._failures = 0, 0
-        self._over = threading.Event()
         self._bundle: int | None = None
         self._up = False  # its worker; it may wait long for its share of the machine
         self._idle_since = time.monotonic()
@@ -130,13 +127,16 @@ class Pilot:
             zygote=self._zygote,
         )  # fmt: skip
         ended = "its job was ended"
-        threading.Thread(target=self._beat, name="prefect-slo-heart", daemon=True).start()
+        heart = Heart(
+            self._store, self._order.box, self._order.heartbeat_s,
+            missed=lambda error: None,  # the main thread says what is wrong with the mailbox
+        )  # fmt: skip
         self._sender.begin()
         try:
             self._open(backend)
             ended = self._loop(backend)
         finally:
-            self._over.set()
+            heart.stop()
             backend.shutdown()
             self._sender.end(ended)
         if ended in (CLOSED, ALONE):
@@ -150,7 +150,7 @@ class Pilot:
         pulse = Pulse(begun)
         while True:
             now = time.monotonic()
-            self._forward(backend, self._pause_s(now - heard))
+            self._forward(backend, pause_s(self._store, now - heard))
             if self._failures >= START_ATTEMPTS:
                 return "its worker does not start"
             if self._sender.stuck_s(now) > self._order.silent_s:
@@ -159,7 +159,7 @@ class Pilot:
                 message = self._inbox.receive()
                 if now - looked >= self._order.silent_s / 10:
                     looked = now
-                    if pulse.silent_s(self._store.read(self._order.office, "beat"), now) > self._order.silent_s:
+                    if pulse.silent_s(self._store.read(self._order.office, BEAT), now) > self._order.silent_s:
                         return ALONE
             except Exception as error:  # storage that can't be reached now may be in a moment
                 get_logger("slo").warning("The mailbox cannot be read: %r", error)
@@ -181,14 +181,6 @@ class Pilot:
                     backend.cancel(lease)
                 case ("close",):
                     return CLOSED
-
-    def _beat(self) -> None:
-        count = 0
-        while not self._over.is_set():
-            count += 1
-            with contextlib.suppress(Exception):  # the main thread says what is wrong with the mailbox
-                self._store.write(self._order.box, "beat", f"{count}".encode())
-            self._over.wait(self._order.heartbeat_s)
 
     def _run(self, backend: ProcessBackend, lease: int, bundle: Bundle, received: float) -> None:
         program = self._programs.setdefault(bundle.program_key, bundle.program)
@@ -225,10 +217,6 @@ class Pilot:
         self._up, self._lease = False, self._lease + 1
         vcpus = min(self._size.vcpus, backend.capabilities().vcpus)
         backend.open(self._lease, replace(self._size, vcpus=vcpus), self._events.put)
-
-    def _pause_s(self, quiet_s: float) -> float:
-        poll_s = self._store.poll_s
-        return max(poll_s, min(quiet_s / 50, LAZIEST * poll_s))
 
     def _mismatch(self) -> str:
         here, there = list(sys.version_info[:2]), self._order.python

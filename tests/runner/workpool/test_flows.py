@@ -28,7 +28,7 @@ from prefect_slo.pricing import price_list
 from prefect_slo.resources import Size
 from prefect_slo.runner.recipe import ObservedRun, Recipe
 from prefect_slo.runner.work_pools import shut_offices
-from prefect_slo.runner.workpool import office
+from prefect_slo.runner.workpool import watch
 
 CPU, GPU = "flows-cpu", "flows-gpu"
 PATIENCE_S = 60.0
@@ -245,7 +245,7 @@ def waits(x: int) -> Any:
 def test_a_paused_pool_is_said_and_given_up_with_its_reason(
     prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(office, "LOOK_S", 0.2)
+    monkeypatch.setattr(watch, "LOOK_S", 0.2)
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name="flows-paused", type="process", is_paused=True))
     said: list[str] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from prefect.filesystems import LocalFileSystem
 
 from prefect_slo.errors import InvalidValue
-from prefect_slo.runner.workpool.mailbox import Incoming, Offset, Outgoing, Pulse, sealed, unsealed
+from prefect_slo.runner.workpool.mailbox import BEAT, Heart, Incoming, Offset, Outgoing, Pulse, sealed, unsealed
 from prefect_slo.runner.workpool.stores import FolderStore, FsspecStore, Store, referred, store_of
 from prefect_slo.testing.aws import local_aws
 
@@ -62,6 +63,30 @@ def test_a_cleared_box_is_empty_and_others_are_not(store: Store):
     store.clear("office/a")
     assert store.read("office/a", "beat") is None
     assert store.read("office/b", "beat") == b"1"
+
+
+def test_a_heart_that_cannot_write_says_so_and_goes_on_beating(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    store, written = FolderStore(str(tmp_path)), SimpleQueue[bytes]()
+    write = FolderStore.write
+
+    def at_times(self: FolderStore, box: str, name: str, data: bytes) -> None:
+        written.put(data)
+        if data == b"2":
+            raise PermissionError(name)
+        write(self, box, name, data)
+
+    monkeypatch.setattr(FolderStore, "write", at_times)
+    missed: list[Exception] = []
+    heart = Heart(store, "box", 0.001, missed=missed.append)
+    signs = [written.get(timeout=60) for _ in range(3)]
+    heart.stop()
+    heart.join(60)
+    assert signs == [b"1", b"2", b"3"]
+    assert [type(error) for error in missed] == [PermissionError]
+    last = signs[-1]
+    while not written.empty():
+        last = written.get()
+    assert store.read("box", BEAT) == last
 
 
 def test_a_job_finds_the_store_by_plain_json(store: Store):

@@ -20,7 +20,7 @@ from prefect_slo.runner.backends.protocol import Bundle, Finished, Lost, Opened
 from prefect_slo.runner.backends.work_pool import WorkPoolBackend
 from prefect_slo.runner.leases import Leases
 from prefect_slo.runner.measure import Measure
-from prefect_slo.runner.workpool import office as offices
+from prefect_slo.runner.workpool import watch
 from prefect_slo.runner.workpool.contact import Lease, Owner
 from prefect_slo.runner.workpool.mailbox import FROM_JOB, TO_JOB, Incoming, Outgoing
 from prefect_slo.runner.workpool.office import Office, Terms
@@ -181,7 +181,7 @@ def test_waiting_for_a_share_of_its_machine_is_no_start(scene: Any) -> None:
 
 
 def test_a_job_that_waits_for_its_machine_is_up_and_not_given_up(scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(offices, "LOOK_S", 0.02)
+    monkeypatch.setattr(watch, "LOOK_S", 0.02)
     at = scene(patience_s=0.5, give_up_s=2.0)
     at.lease(1)
     job = at.job(0)
@@ -195,7 +195,7 @@ def test_a_job_that_waits_for_its_machine_is_up_and_not_given_up(scene: Any, mon
 
 
 def test_a_job_that_is_not_up_is_given_up(scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(offices, "LOOK_S", 0.02)
+    monkeypatch.setattr(watch, "LOOK_S", 0.02)
     at = scene(patience_s=0.05, give_up_s=0.2)
     at.lease(1)
     until(lambda: at.heard[1])
@@ -262,7 +262,7 @@ def test_what_a_pilot_idled_in_vain_is_paid_by_the_next_lease_of_its_size(scene:
 def test_time_in_which_the_pool_could_start_nothing_is_waiting_and_no_start(
     scene: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(offices, "LOOK_S", 0.02)
+    monkeypatch.setattr(watch, "LOOK_S", 0.02)
     at = scene()
     at.jobs.full = True
     at.lease(1)
@@ -278,7 +278,7 @@ def test_time_in_which_the_pool_could_start_nothing_is_waiting_and_no_start(
 
 
 def test_what_blocked_a_spare_before_is_no_waiting_of_who_takes_it(scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(offices, "LOOK_S", 0.02)
+    monkeypatch.setattr(watch, "LOOK_S", 0.02)
     at = scene()
     at.jobs.full = True
     first = at.lease(1)
@@ -451,7 +451,7 @@ def test_a_lease_that_had_to_wait_for_its_turn_has_only_then_begun_to_start(scen
 
 
 def test_waiting_for_a_pilot_of_a_paused_pool_is_no_start(scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(offices, "LOOK_S", 0.02)
+    monkeypatch.setattr(watch, "LOOK_S", 0.02)
     at, hands = measured_at(scene)
     busy = at.lease(4)
     hands.now_s += 4.6
@@ -466,7 +466,7 @@ def test_waiting_for_a_pilot_of_a_paused_pool_is_no_start(scene: Any, monkeypatc
 
 
 def test_a_pool_that_is_asked_in_vain_hides_no_job_that_has_ended(scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(offices, "LOOK_S", 0.02)
+    monkeypatch.setattr(watch, "LOOK_S", 0.02)
     at, hands = measured_at(scene)
     at.lease(4)
     hands.now_s += 4.6
@@ -531,7 +531,7 @@ def spare(at: Scene) -> UUID:
 
 
 def test_a_spare_that_nobody_has_begun_to_start_is_called_off(scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(offices, "LOOK_S", 0.02)
+    monkeypatch.setattr(watch, "LOOK_S", 0.02)
     at = scene()
     at.jobs.full = True
     job = spare(at)
@@ -542,7 +542,7 @@ def test_a_spare_that_nobody_has_begun_to_start_is_called_off(scene: Any, monkey
 
 
 def test_a_spare_whose_job_starts_stays_for_the_next(scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(offices, "LOOK_S", 0.02)
+    monkeypatch.setattr(watch, "LOOK_S", 0.02)
     at = scene()
     looks: list[int] = []
     states = at.jobs.states

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -56,7 +57,30 @@ def one_authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def prefect_server(one_authority: str) -> Iterator[str]:
+def soon_again() -> Iterator[None]:
+    """Flows under test come back soon where SQLite was busy for a moment; Prefect's clients wait for 2 s and more."""
+    from prefect.client import base
+
+    from prefect_slo.telemetry import api
+
+    async def hook(response: Any) -> None:
+        api.soon_again(response)
+
+    def hooked(init: Callable[..., None], hook: Callable[[Any], Any]) -> Callable[..., None]:
+        def __init__(self: Any, *args: Any, **options: Any) -> None:
+            init(self, *args, **options)
+            self.event_hooks["response"].append(hook)
+
+        return __init__
+
+    with pytest.MonkeyPatch.context() as patch:
+        for kind, told in ((base.PrefectHttpxSyncClient, api.soon_again), (base.PrefectHttpxAsyncClient, hook)):
+            patch.setattr(kind, "__init__", hooked(kind.__init__, told))
+        yield
+
+
+@pytest.fixture(scope="session")
+def prefect_server(one_authority: str, soon_again: None) -> Iterator[str]:
     """URL of a real Prefect server on a temporary SQLite database; the settings of this process point at it."""
     from prefect.settings import (
         PREFECT_API_SSL_CERT_FILE,

@@ -161,12 +161,13 @@ def _artifact(kind: str, name: str, data: str, description: str, flow_run_id: UU
 
 def _publish(render: Callable[[], list[ArtifactCreate]]) -> tuple[UUID, ...]:
     """Create the artifacts; whatever goes wrong is logged as a warning the first time, and counted after that."""
-    from prefect.client.orchestration import get_client
     from prefect.logging import get_logger
+
+    from prefect_slo.telemetry.api import api_client
 
     try:
         artifacts = render()
-        with get_client(sync_client=True) as client:
+        with api_client() as client:
             return tuple(client.create_artifact(artifact).id for artifact in artifacts)
     except Exception as error:
         name = type(error).__name__

@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectAlreadyExists
 
 from prefect_slo.blocks.elsewhere import known_elsewhere
@@ -16,6 +15,7 @@ from prefect_slo.blocks.lease import profile_lease
 from prefect_slo.blocks.profile import MAX_BYTES, SLOProfile
 from prefect_slo.errors import SloError
 from prefect_slo.observation import StageRuns
+from prefect_slo.telemetry.api import api_client
 from prefect_slo.telemetry.ledger import Ledger
 from prefect_slo.telemetry.store import Stored, publish, read_runs
 from prefect_slo.workflow import Workflow
@@ -80,7 +80,7 @@ def fold_in(
         httpx.HTTPError: The API cannot be reached, or refuses.
     """
     with ExitStack() as stack:
-        api = client or stack.enter_context(get_client(sync_client=True))
+        api = client or stack.enter_context(api_client())
         stack.enter_context(profile_lease(flow_name, timeout_s=timeout_s, client=api))
         known = SLOProfile.of_flow(flow_name, api)
         profile = known or SLOProfile(flow_name=flow_name)

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 import httpx
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.logging import get_logger
 
+from prefect_slo.telemetry.api import api_client
 from prefect_slo.telemetry.store import slug
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def profile_lease(flow_name: str, *, timeout_s: float, client: SyncPrefectClient
         raise _too_long(flow_name, timeout_s)
     try:
         with ExitStack() as stack:
-            api = client or stack.enter_context(get_client(sync_client=True))
+            api = client or stack.enter_context(api_client())
             _ensure_limit(name, api)
             pause_s = ASK_S
             while (lease := _granted(name, api)) is None:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from uuid import UUID
 
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterId
 from prefect.client.schemas.sorting import ArtifactSort
@@ -15,6 +14,7 @@ from prefect_slo.blocks.folding import update_profile
 from prefect_slo.blocks.profile import HISTORY, SLOProfile
 from prefect_slo.errors import InvalidPlan
 from prefect_slo.plan import Plan
+from prefect_slo.telemetry.api import api_client
 from prefect_slo.telemetry.packing import canonical, digest
 from prefect_slo.telemetry.store import slug
 
@@ -90,7 +90,7 @@ def plan_from_history(entry: Mapping[str, Any]) -> Plan | None:
     """
     if not entry.get("artifact"):
         return None
-    with get_client(sync_client=True) as client:
+    with api_client() as client:
         wanted = ArtifactFilter(id=ArtifactFilterId(any_=[UUID(entry["artifact"])]))
         found = client.read_artifacts(artifact_filter=wanted, sort=ArtifactSort.ID_DESC, limit=1)
     if not found:
@@ -101,5 +101,5 @@ def plan_from_history(entry: Mapping[str, Any]) -> Plan | None:
 def _keep_plan(flow_name: str, document: Mapping[str, Any], reason: str) -> UUID:
     key = f"slo-history-{slug(flow_name)}"
     request = ArtifactCreate(key=key, type="slo-plan", description=reason, data=canonical(document))
-    with get_client(sync_client=True) as client:
+    with api_client() as client:
         return client.create_artifact(request).id

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 from uuid import UUID
 
 from prefect.blocks.core import Block
-from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 from pydantic import Field, HttpUrl
 
 from prefect_slo.blocks.documents import DOCUMENTATION, LOGO
 from prefect_slo.plan import Plan
+from prefect_slo.telemetry.api import api_client
 from prefect_slo.telemetry.columns import ledger_document, read_ledger
 from prefect_slo.telemetry.fold import Observations
 from prefect_slo.telemetry.learned import Coverage, coverage, observations_of, workflow_of
@@ -99,7 +99,7 @@ class SLOProfile(Block):
     def of_flow(cls, flow_name: str, client: SyncPrefectClient | None = None) -> Self | None:
         """The stored profile of a flow, ``None`` where there is none; synchronous in any context."""
         with ExitStack() as stack:
-            api = client or stack.enter_context(get_client(sync_client=True))
+            api = client or stack.enter_context(api_client())
             try:
                 document = api.read_block_document_by_name(cls.block_name(flow_name), cls.get_block_type_slug())
             except ObjectNotFound:

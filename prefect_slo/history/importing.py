@@ -21,7 +21,6 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     FlowFilter,
     FlowFilterName,
@@ -38,6 +37,7 @@ from prefect_slo.history.timing import Call, call_of, most_at_once, submission
 from prefect_slo.observation import StageRun, StageRuns
 from prefect_slo.resources import Size
 from prefect_slo.runner.graph import StageGraph
+from prefect_slo.telemetry.api import api_client
 from prefect_slo.telemetry.fold import fold
 from prefect_slo.telemetry.learned import workflow_of
 from prefect_slo.telemetry.ledger import Ledger
@@ -107,7 +107,7 @@ def import_history(
     size = Size(vcpus, memory_mb, hardware=hardware)
     records, read, left_out = [], 0, 0
     with ExitStack() as stack:
-        api = client or stack.enter_context(get_client(sync_client=True))
+        api = client or stack.enter_context(api_client())
         for flow_run in _flow_runs(api, flow_name, limit):
             task_runs = _task_runs(api, flow_run.id)
             record, used = _record(api, flow_name, flow_run, task_runs, size)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
@@ -24,6 +24,7 @@ from prefect_slo.resources import Option, Size
 from prefect_slo.runner.pools import LOCAL, PROCESS, THREAD
 from prefect_slo.runner.workpool.jobs import work_pool
 from prefect_slo.runner.workpool.sizing import checked, job_variables, merged
+from prefect_slo.telemetry.api import api_client
 from prefect_slo.telemetry.store import slug
 from prefect_slo.workflow import Workflow
 
@@ -67,7 +68,7 @@ def pin(deployment: str, plan: Plan | None = None, *, apply: bool = True) -> Pin
         NothingProposed: The flow has no plan in force.
         WorkPoolUnusable: The pool of the deployment is gone, or can't be told the size.
     """
-    with get_client(sync_client=True) as client:
+    with api_client() as client:
         found = _deployment(client, deployment)
         pool = work_pool(client, str(found.work_pool_name))
         flow_name = deployment.partition("/")[0]
@@ -96,7 +97,7 @@ def unpin(deployment: str) -> bool:
     Raises:
         InvalidValue: There is no such deployment, or it has no work pool.
     """
-    with get_client(sync_client=True) as client:
+    with api_client() as client:
         found = _deployment(client, deployment)
         given = dict(found.job_variables or {})
         env = dict(given.get("env") or {})

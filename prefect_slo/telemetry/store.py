@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 import httpx
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate
 from prefect.client.schemas.filters import (
     ArtifactCollectionFilter,
@@ -33,6 +32,7 @@ from prefect.client.schemas.sorting import ArtifactCollectionSort, ArtifactSort
 from prefect_slo.errors import InvalidObservation
 from prefect_slo.observation import Invocation
 from prefect_slo.telemetry import locks
+from prefect_slo.telemetry.api import api_client
 from prefect_slo.telemetry.impatience import impatient
 from prefect_slo.telemetry.log import SUFFIX, RunLog, read_log
 from prefect_slo.telemetry.records import RunRecord
@@ -112,7 +112,7 @@ def publish(flow_name: str, records: Sequence[RunRecord], client: SyncPrefectCli
         flow_run_id=flow_run_of(records[0].run_id) if len(records) == 1 else None,
     )
     with ExitStack() as stack:
-        api = client or stack.enter_context(get_client(sync_client=True))
+        api = client or stack.enter_context(api_client())
         return api.create_artifact(request).id
 
 
@@ -153,7 +153,7 @@ def sweep_orphans(directory: str | Path, client: SyncPrefectClient | None = None
                         continue
                     record = read_log(path)
                     if record is not None:
-                        api = api or stack.enter_context(get_client(sync_client=True))
+                        api = api or stack.enter_context(api_client())
                         if not _is_stored(record, api):
                             publish(record.flow, [record], api)
                         published.append(record.run_id)
@@ -178,7 +178,7 @@ def read_runs(
     wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[artifact_key(flow_name)]), type=ArtifactFilterType(any_=[TYPE]))
     seen: set[UUID] = set()
     with ExitStack() as stack:
-        api = client or stack.enter_context(get_client(sync_client=True))
+        api = client or stack.enter_context(api_client())
         while True:
             # artifacts that arrive meanwhile push older ones to a later page: seen twice, never missed
             page = api.read_artifacts(
@@ -201,7 +201,7 @@ def observed_flows(client: SyncPrefectClient | None = None) -> tuple[str, ...]:
     names: set[str] = set()
     wanted = ArtifactCollectionFilter(type=ArtifactCollectionFilterType(any_=[TYPE]))
     with ExitStack() as stack:
-        api = client or stack.enter_context(get_client(sync_client=True))
+        api = client or stack.enter_context(api_client())
         offset = 0
         while page := api.read_latest_artifacts(
             artifact_filter=wanted, sort=ArtifactCollectionSort.KEY_ASC, limit=PAGE, offset=offset

@@ -656,7 +656,7 @@ def unreachable() -> Iterator[None]:
     """The package's own calls go to a port where nobody listens; Prefect's go where they went."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (profiles, folding, lease, plans, store):
-            patch.setattr(module, "get_client", lambda **_: SyncPrefectClient(NOBODY))
+            patch.setattr(module, "api_client", lambda: SyncPrefectClient(NOBODY))
         yield
 
 

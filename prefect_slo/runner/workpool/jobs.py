@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import State, StateType, WorkPool, WorkPoolStatus
 from prefect.exceptions import ObjectNotFound
@@ -17,6 +17,7 @@ from prefect.states import Cancelled, Cancelling, Crashed
 from prefect_slo.errors import WorkPoolUnusable
 from prefect_slo.runner.workpool.job import ENTRYPOINT, FLOW
 from prefect_slo.runner.workpool.pilot import VERSION, Order
+from prefect_slo.telemetry.api import api_client
 
 TAG = "prefect-slo"
 _PAGE = 200
@@ -179,5 +180,5 @@ class Jobs:
         if self._client is None:
             chosen = {PREFECT_API_URL: self._address} if self._address is not None else {}
             with temporary_settings(chosen):
-                self._client = get_client(sync_client=True).__enter__()
+                self._client = api_client().__enter__()
         yield self._client

@@ -1,0 +1,63 @@
+"""Our clients of the API come back soon where a server was busy, and wait as long as it says where it says so."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+
+import pytest
+from prefect.client import base
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, PREFECT_CLIENT_RETRY_JITTER_FACTOR
+from prefect.settings import temporary_settings as settings
+
+from prefect_slo.telemetry.api import AGAIN_S, LATER, api_client
+
+
+class Busy(BaseHTTPRequestHandler):
+    """Refuses as often as it is told to, with the headers that it is told."""
+
+    refusals: int
+    headers_told: dict[str, str]
+
+    def do_GET(self) -> None:
+        refused = type(self).refusals > 0
+        type(self).refusals -= refused
+        self.send_response(503 if refused else 200)
+        for name, value in self.headers_told.items() if refused else ():
+            self.send_header(name, value)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *args: object) -> None: ...
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Busy)
+    threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+    yield f"http://127.0.0.1:{server.server_port}/api"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("told", "waits"), [({}, [AGAIN_S, AGAIN_S * LATER, AGAIN_S * LATER**2]), ({"Retry-After": "7"}, [7.0] * 3)]
+)
+def test_a_refused_request_is_made_again_soon_unless_the_server_says_when(
+    monkeypatch: pytest.MonkeyPatch, address: str, told: dict[str, str], waits: list[float]
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(base, "time", SimpleNamespace(**{**vars(time), "sleep": slept.append}))
+    Busy.refusals, Busy.headers_told = 3, told
+    chosen = {PREFECT_API_URL: address, PREFECT_CLIENT_MAX_RETRIES: 5, PREFECT_CLIENT_RETRY_JITTER_FACTOR: 0}
+    with settings(chosen), api_client() as client:
+        assert client.request("GET", "/health").status_code == 200
+    assert slept == pytest.approx(waits)
+
+
+def test_a_server_that_stays_busy_is_asked_for_half_a_minute() -> None:
+    assert sum(AGAIN_S * LATER**n for n in range(PREFECT_CLIENT_MAX_RETRIES.value())) > 30

@@ -14,6 +14,7 @@ from prefect.artifacts import Artifact
 from prefect_slo.artifacts.publishing import key
 from prefect_slo.artifacts.text import seconds_text
 from prefect_slo.blocks import SLOProfile, fold_in, propose, put_in_force
+from prefect_slo.cli import main
 from prefect_slo.errors import InvalidValue, NothingProposed, OtherPlanProposed
 from prefect_slo.loop import guard, knowledge
 from prefect_slo.loop.guard import Guard, approve, change, proposal, roll_back
@@ -138,7 +139,9 @@ def test_a_plan_too_different_waits_for_approval_and_comes_into_force_by_it(
         approve(learned)
 
 
-def test_what_is_approved_is_the_plan_that_was_seen(learned: str, plans: tuple[Plan, Plan], know: Know) -> None:
+def test_what_is_approved_is_the_plan_that_was_seen(
+    learned: str, plans: tuple[Plan, Plan], know: Know, capsys: pytest.CaptureFixture[str]
+) -> None:
     largest, best = plans
     put_in_force(learned, largest, "by hand")
     propose(learned, best, "better", "5eeb2f00d001")
@@ -149,8 +152,13 @@ def test_what_is_approved_is_the_plan_that_was_seen(learned: str, plans: tuple[P
             approve(learned, seen)
         assert refused.value.waits == "900dd06e0002"
     assert plan_digest(in_force(learned)) == plan_digest(largest)
-    approve(learned, "900dd06e")
+    assert main(["approve", learned]) == 0
+    assert "Takes plan 900dd06e0002: better still." in capsys.readouterr().out
     assert plan_digest(in_force(learned)) == plan_digest(all_min(know().model, SLO))
+    propose(learned, best, "better", "5eeb2f00d001")
+    assert main(["approve", learned, "5eeb2f"]) == 0
+    assert "Takes plan" not in capsys.readouterr().out
+    assert plan_digest(in_force(learned)) == plan_digest(best)
 
 
 def test_a_proposal_that_comes_while_another_is_approved_stays(

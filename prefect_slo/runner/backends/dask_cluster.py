@@ -75,7 +75,10 @@ class DaskCluster:
             return ""
         if self.own:
             return f"The Dask cluster at {info['address']} is still starting workers: none has come yet"
-        return f"The Dask cluster at {info['address']} has no workers. Start one: dask worker {info['address']}"
+        return (  # whether somebody else's cluster adapts, its scheduler isn't told
+            f"The Dask cluster at {info['address']} has no workers. Where it adapts, its owner starts them for what is "
+            f"queued, and the owner's log says what keeps it; else start one: dask worker {info['address']}"
+        )
 
     def workers(self) -> frozenset[str]:
         """Addresses of the workers that are connected to the scheduler."""

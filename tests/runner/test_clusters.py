@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -579,6 +580,23 @@ def test_a_ray_head_that_runs_nothing_is_no_worker(monkeypatch):
     monkeypatch.setattr(ray, "nodes", lambda: [head, worker])
     assert (here.vacant(), here.workers()) == ("", {"worker"})
     assert "CPU=8 (the most: 4)" in here.lack(Size(8, 512))
+
+
+def test_a_size_that_no_ray_node_has_is_refused_unless_ray_says_that_an_autoscaler_is_there(ray_here):
+    said: list[str] = []
+    kv, here, status = ray_here.experimental.internal_kv, RayPool()._cluster(said.append), b"__autoscaling_status"
+    assert "CPU=4 (the most: 2)" in here.lack(Size(4, 512))
+    assert not said
+
+    def waits() -> bool:  # what watches this cluster writes meanwhile that it was put together by hand
+        kv._internal_kv_put(status, json.dumps({"autoscaler_report": {"active_nodes": {"head": 1}}}), overwrite=True)
+        return here.lack(Size(4, 512)) == ""
+
+    await_(waits)
+    kv._internal_kv_del(status)
+    [words] = said
+    assert words.startswith("No Ray node has CPU=4 (the most: 2), ")
+    assert "wait for the cluster's autoscaler" in words
 
 
 ASKS = """

@@ -17,12 +17,14 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import cloudpickle
+import psutil
 import pytest
 
 from prefect_slo import RayPool
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.cluster import ClusterBackend
-from prefect_slo.runner.backends.protocol import Finished, Lost, Opened
+from prefect_slo.runner.backends.protocol import Bundle, Finished, Opened, Outcome, Progress
 from prefect_slo.runner.backends.ray_autoscaler import names_its_nodes, names_its_types
 
 ray = pytest.importorskip("ray")
@@ -55,6 +57,13 @@ def test_the_second_autoscaler_is_known_by_its_report_and_its_instances(
 
     node = NodeInfo("", f"node_{HEAD}", instance, "127.0.0.1", "IDLE", HEAD)
     assert names_its_nodes(ClusterStatus(idle_nodes=[node], stats=Stats(autoscaler_version=version))) is scales
+
+
+class Once:
+    """A program that does nothing with each item."""
+
+    def open(self, emit: Any) -> Any:
+        return lambda item, payload: Outcome(payload)
 
 
 @pytest.fixture
@@ -102,8 +111,6 @@ def _free_ports() -> tuple[int, int]:
 
 def _end_all(head: subprocess.Popen[bytes], place: Path) -> None:
     """End a cluster's processes, which are in sessions of their own: all that were told its folder."""
-    import psutil
-
     ours = [one for one in psutil.process_iter(["cmdline"]) if str(place) in " ".join(one.info["cmdline"] or ())]
     for process in ours:
         process.send_signal(signal.SIGKILL)
@@ -115,8 +122,7 @@ def _end_all(head: subprocess.Popen[bytes], place: Path) -> None:
 @pytest.mark.slow
 def test_a_size_that_no_node_has_is_waited_for_where_an_autoscaler_brings_a_node(small_head: str) -> None:
     """A real head, and a real autoscaler that starts nodes on this machine."""
-    from tests.runner.test_clusters import bundle, until
-
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
     deadline = time.monotonic() + LIMIT_S
     while True:
         said: list[str] = []
@@ -124,7 +130,7 @@ def test_a_size_that_no_node_has_is_waited_for_where_an_autoscaler_brings_a_node
         backend = ClusterBackend(pool._cluster(said.append), {}, "run", notice=said.append)
         reports: SimpleQueue[Any] = SimpleQueue()
         backend.open(1, Size(4, 512), reports.put)
-        opened = until(reports, Lost, Opened)
+        opened = reports.get(timeout=LIMIT_S)
         if isinstance(opened, Opened):
             break
         backend.shutdown()  # the head starts, or its autoscaler has not reported yet
@@ -133,8 +139,9 @@ def test_a_size_that_no_node_has_is_waited_for_where_an_autoscaler_brings_a_node
         "No Ray node has CPU=4 (the most: 1). Bundles wait for the cluster's autoscaler to bring one; "
         "`ray status` says whether it can."
     ]
-    backend.submit(1, bundle(1, abs, -3))
-    ended = until(reports, Finished, Lost)
+    backend.submit(1, Bundle(1, "once", cloudpickle.dumps(Once()), ((1, b""),)))
+    while isinstance(ended := reports.get(timeout=LIMIT_S), Progress):
+        pass
     assert isinstance(ended, Finished), ended
     assert ended.on_new
     backend.shutdown()

@@ -7,108 +7,63 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import statistics
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from prefect import Flow
 
-from prefect_slo.attainment import Attainment
+from prefect_slo.blocks import SLOProfile
 from prefect_slo.decorators import director_of, slo
-from prefect_slo.errors import InfeasibleSlo, SloError
+from prefect_slo.demo_report import CONFIDENCE, Calm, DemoReport, Series
+from prefect_slo.errors import SloError
 from prefect_slo.loop import background
 from prefect_slo.loop.director import Following, following
 from prefect_slo.loop.menus import capacity_of
 from prefect_slo.loop.profiling import Measurement, profile
+from prefect_slo.loop.replanning import LESS_SURE
+from prefect_slo.loop.sweep import noise_of
 from prefect_slo.models import WorkflowModel
-from prefect_slo.objective import Latency, Slo
+from prefect_slo.objective import Latency
 from prefect_slo.plan import Plan
-from prefect_slo.planner import make_plan
 from prefect_slo.planner.baselines import all_max, all_min
+from prefect_slo.planner.deadlines import Deadlines, deadlines, telling
 from prefect_slo.pricing import price_list
 from prefect_slo.runner.recipe import ObservedRun
 
 FLOW = "ml-pipeline"
-TIGHT, LOOSE = 1.05, 1.02
-"""The tightest deadline is 5 % over the nearest that can be kept, the loosest 2 % over what the cheapest plan needs."""
-
-
-@dataclass(frozen=True)
-class Series:
-    """Runs of one way to run the flow.
-
-    Attributes:
-        name: What it is, e.g. ``"deadline 3.2 s"``.
-        bound_s: Its deadline; ``nan`` for a reference.
-        plan: The first plan that it followed; ``None`` for Prefect's default runner.
-        latency_s: Of each run.
-        cost_usd: Of each run.
-    """
-
-    name: str
-    bound_s: float
-    plan: Plan | None
-    latency_s: tuple[float, ...]
-    cost_usd: tuple[float, ...]
-
-    @property
-    def attainment(self) -> Attainment:
-        """Runs that kept the deadline, of all."""
-        return Attainment(sum(latency <= self.bound_s for latency in self.latency_s), len(self.latency_s))
-
-    @property
-    def mean_cost_usd(self) -> float:
-        return statistics.fmean(self.cost_usd) if self.cost_usd else math.nan
-
-    @property
-    def mean_latency_s(self) -> float:
-        return statistics.fmean(self.latency_s) if self.latency_s else math.nan
-
-
-@dataclass(frozen=True)
-class DemoReport:
-    """What the demo measured.
-
-    Attributes:
-        deadlines: One series per deadline, tightest first.
-        references: Everything at its largest, at its smallest, and Prefect's default task runner.
-        profiling_runs: Runs of the sweep.
-        profiling_s: How long it took.
-        total_s: The whole demo.
-    """
-
-    deadlines: tuple[Series, ...]
-    references: tuple[Series, ...]
-    profiling_runs: int
-    profiling_s: float
-    total_s: float
-
-    @property
-    def pooled(self) -> Attainment:
-        """Over all deadlines."""
-        met = sum(series.attainment.met for series in self.deadlines)
-        return Attainment(met, sum(series.attainment.runs for series in self.deadlines))
-
-    def to_document(self) -> dict[str, Any]:
-        """All figures, for ``--json``."""
-        pooled = self.pooled
-        return {
-            "profiling": {"runs": self.profiling_runs, "seconds": self.profiling_s},
-            "deadlines": [_series_document(series) for series in self.deadlines],
-            "references": [_series_document(series) for series in self.references],
-            "pooled": {"met": pooled.met, "runs": pooled.runs, "interval": list(pooled.interval())},
-            "total_s": self.total_s,
-        }
-
+REPEATS, MORE_REPEATS = 2, 4
+"""Runs of each setting, and where they differ much: of simulated runs of 3 s that differed by 30 %, eight promised a
+deadline of 15.9 s, and sixteen one of 5.8 s."""
 
 Heard = Callable[[str, int, int, str], None]
 """Progress: ``(phase, done, of, detail)``."""
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep has shown.
+
+    Attributes:
+        runs: How many there were.
+        seconds: How long they took.
+        model: Of the flow, by all runs so far.
+        spread: As of ``Calm``.
+    """
+
+    runs: int
+    seconds: float
+    model: WorkflowModel
+    spread: float
+
+
+Sweep = Callable[[int, str], Swept]
 
 
 def demo(*, runs: int = 10, scale: float = 1.0, seed: int = 0, heard: Heard = lambda *_: None) -> DemoReport:
@@ -123,51 +78,72 @@ def demo(*, runs: int = 10, scale: float = 1.0, seed: int = 0, heard: Heard = la
     Raises:
         SloError: The extra ``demo`` isn't installed, or the flow could not be profiled.
     """
-    begun = time.monotonic()
+    begun, load = time.monotonic(), os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan
     stock: Flow[Any, Any] = _example().stock
     parameters = {"scale": scale}
 
-    def swept(run: Measurement) -> None:
-        detail = "failed" if run.error else f"{run.latency_s:.2f} s"
-        heard("profile", run.number, run.planned, detail)
-
-    sized: Flow[Any, Any] = slo(latency=3600, mode="enforce", explore=0, seed=seed)(stock)
-    report = profile(sized, [parameters], max_seconds=600, seed=seed, heard=swept)
-    if not report.identified:
-        why = next((run.error for run in report.runs if run.error), report.stopped)
-        raise SloError(f"the demo's flow could not be profiled: {report.known.missing()} ({why})")
-    model = report.known.model
-    assert model is not None
-    heard("plan", 0, 1, "")
-    bounds = deadlines(model, seed)
-    series = []
-    for bound in bounds:
-        flow: Flow[Any, Any] = slo(latency=bound, mode="enforce", explore=0, seed=seed)(stock)
+    swept, calm, found = steadied(_sweeping(stock, parameters, seed, heard), seed=seed, load=load, heard=heard)
+    heard("plan", 1, 1, f"for {', '.join(f'{bound:.2f} s' for bound in found.bounds_s)}")
+    model, series = swept.model, []
+    for bound in found.bounds_s:
+        asked = slo(latency=bound, confidence=found.confidence, mode="enforce", explore=0, seed=seed)
+        flow: Flow[Any, Any] = asked(stock)
         series.append(_run(flow, parameters, runs, f"deadline {bound:.2f} s", bound, heard))
-    few, tightest = min(runs, max(runs // 4, 3)), Latency(bounds[0])
+    few, tightest = min(runs, max(runs // 4, 3)), Latency(found.bounds_s[0])
     references = [
         _reference(stock, all_max(model, tightest, seed=seed), parameters, few, "all-max", heard),
         _reference(stock, all_min(model, tightest, seed=seed), parameters, few, "all-min", heard),
         _default_runner(stock, parameters, few, heard),
     ]
-    return DemoReport(tuple(series), tuple(references), len(report.runs), report.seconds, time.monotonic() - begun)
+    return DemoReport(
+        found.confidence, calm, tuple(series), tuple(references), swept.runs, swept.seconds, time.monotonic() - begun
+    )
 
 
-def deadlines(model: WorkflowModel, seed: int) -> tuple[float, float, float]:
-    """Three deadlines that differ in what they need: just feasible, halfway, and one that the cheapest plan keeps."""
-    cheapest = make_plan(model, Slo(latency=Latency(3600)), seed=seed)
-    assert cheapest.predicted is not None
-    loose = LOOSE * cheapest.predicted.latency_at_percentile_s
-    tight = loose
-    try:
-        make_plan(model, Latency(0.001), seed=seed)
-    except InfeasibleSlo as error:
-        tight = TIGHT * error.nearest.bound if error.nearest is not None else loose
-    return _in_hundredths(tight), _in_hundredths(max((tight + loose) / 2, tight)), _in_hundredths(max(loose, tight))
+def steadied(sweep: Sweep, *, seed: int, load: float, heard: Heard) -> tuple[Swept, Calm, Deadlines]:
+    """What the flow's profile shows, how calm the machine was, and the deadlines that can be promised by it.
+
+    Where runs differ so much that deadlines would say little, each setting is measured twice as often, once; what can't
+    be promised then as surely as usual is promised less surely.
+
+    Args:
+        sweep: Measures the flow at so many runs of each setting, less those that there were; and what that is called.
+        seed: Of the planner's draws.
+        load: Processes that wanted a core before.
+        heard: Progress.
+    """
+    swept = sweep(REPEATS, "profile")
+    calm = Calm(swept.spread, load, os.cpu_count() or 1)
+    found = deadlines(swept.model, seed=seed, confidence=CONFIDENCE)
+    if found.tell:
+        return swept, calm, found
+    heard(
+        "profile again", 0, 1, f"runs of one setting differ by {swept.spread:.0%}: other work seems to take the cores"
+    )
+    more = sweep(MORE_REPEATS, "profile again")
+    both = replace(more, runs=swept.runs + more.runs, seconds=swept.seconds + more.seconds)
+    found = telling(more.model, seed=seed, confidences=(CONFIDENCE, *LESS_SURE))
+    return both, replace(calm, spread=more.spread, again=True), found
 
 
-def _in_hundredths(bound_s: float) -> float:
-    return math.ceil(100 * bound_s) / 100
+def _sweeping(stock: Flow[Any, Any], parameters: Mapping[str, Any], seed: int, heard: Heard) -> Sweep:
+    sized: Flow[Any, Any] = slo(latency=3600, mode="enforce", explore=0, seed=seed)(stock)
+
+    def sweep(repeats: int, phase: str) -> Swept:
+        def ran(run: Measurement) -> None:
+            heard(phase, run.number, run.planned, "failed" if run.error else f"{run.latency_s:.2f} s")
+
+        report = profile(sized, [parameters], max_seconds=600, repeats=repeats, seed=seed, heard=ran)
+        if not report.identified:
+            why = next((run.error for run in report.runs if run.error), report.stopped)
+            raise SloError(f"the demo's flow could not be profiled: {report.known.missing()} ({why})")
+        model, stored = report.known.model, SLOProfile.of_flow(sized.name)
+        assert model is not None
+        rows = stored.training() if stored is not None else None
+        spread = noise_of(model.workflow, rows.stage_runs) if rows is not None else math.nan
+        return Swept(len(report.runs), report.seconds, model, spread)
+
+    return sweep
 
 
 def _run(
@@ -253,24 +229,3 @@ def _example() -> ModuleType:
             spec.loader.exec_module(module)
             return module
     raise SloError(f"the demo's flow is missing; looked at {', '.join(map(str, places))}")
-
-
-def _series_document(series: Series) -> dict[str, Any]:
-    predicted = series.plan.predicted if series.plan is not None else None
-    document: dict[str, Any] = {
-        "name": series.name,
-        "latency_s": list(series.latency_s),
-        "cost_usd": list(series.cost_usd),
-        "predicted_mean_s": predicted.latency_s.mean if predicted else None,
-        "predicted_p95_s": predicted.latency_at_percentile_s if predicted else None,
-        "predicted_cost_usd": predicted.cost_usd.mean if predicted else None,
-    }
-    if math.isfinite(series.bound_s):
-        kept = series.attainment
-        document |= {
-            "deadline_s": series.bound_s,
-            "met": kept.met,
-            "runs": kept.runs,
-            "interval": list(kept.interval()),
-        }
-    return document

@@ -253,7 +253,26 @@ class NothingProposed(SloError):
 
     def __init__(self, flow_name: str, reason: str, then: str) -> None:
         self.flow_name, self.reason, self.then = flow_name, reason, then
-        super().__init__(f"Flow {flow_name!r}: {reason}. {then}")
+        super().__init__(f"Flow {flow_name!r}: {reason}. {then}".rstrip())
+
+
+class OtherPlanProposed(NothingProposed):
+    """The plan that somebody has seen and approves is not the one that waits for approval by now.
+
+    Args:
+        flow_name: Name of the flow.
+        seen: Name of the plan that was seen, or what was given for it.
+        waits: Name of the plan that waits; empty where none does.
+    """
+
+    def __init__(self, flow_name: str, seen: str, waits: str) -> None:
+        self.seen, self.waits = seen, waits
+        does = f"plan {waits} does" if waits else "none does"
+        then = f"Look at it (prefect-slo report {flow_name}), and approve it by its name." if waits else ""
+        super().__init__(flow_name, f"plan {seen} does not wait for approval (any more); {does}", then)
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.flow_name, self.seen, self.waits)
 
 
 class SpendLimitReached(SloError):

@@ -1,13 +1,21 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from prefect_slo import demo as demos
 from prefect_slo.cli.commands import demonstration
-from prefect_slo.demo import DemoReport, demo
+from prefect_slo.demo import Swept, demo
+from prefect_slo.demo_report import DemoReport
+from prefect_slo.models import WorkflowModel
+from prefect_slo.observation import StageRun, StageRuns
+from prefect_slo.planner import deadlines
+from prefect_slo.resources import Menu, Size
+from prefect_slo.workflow import Stage, Workflow
 
 pytest.importorskip("sklearn")
 
@@ -18,6 +26,7 @@ def shown(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> tupl
     phases: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_INTEGRATIONS_SLO_HOME", str(tmp_path_factory.mktemp("slo")))
+        patch.setattr(deadlines, "MOSTLY", 1.0)  # so few images take next to no time, which differs much
         report = demo(runs=1, scale=0.05, heard=lambda phase, *_: phases.append(phase))
     return report, phases
 
@@ -48,6 +57,43 @@ def test_what_was_measured_is_printed_and_given_as_json(
     document = json.loads(json.dumps(report.to_document()))
     assert document["pooled"]["runs"] == 3
     assert [series["deadline_s"] for series in document["deadlines"]] == [s.bound_s for s in report.deadlines]
+
+
+def swept(spread: float, repeats: int) -> Swept:
+    """Runs of a flow of one stage, so many at each of two settings, whose times spread by so much."""
+    sizes, rng = (Size(1, 1024), Size(2, 2048)), np.random.default_rng(0)
+    stage = Stage("work", menu=Menu(workers=(1,), sizes=sizes), fanout="given", items=1)
+    rows = [
+        StageRun(f"r{i}", "work", 1, size.memory_mb, size.vcpus, 4.0 / size.vcpus * rng.lognormal(0, spread), items=1)
+        for i, size in enumerate(sizes * repeats)
+    ]
+    model = WorkflowModel(Workflow("letters", (stage,))).fit(StageRuns.of(rows))
+    return Swept(len(rows), 4.0 * len(rows), model, spread)
+
+
+@pytest.mark.parametrize(
+    ("spreads", "again", "sure"), [((0.03,), False, True), ((0.6, 0.05), True, True), ((0.9, 0.9), True, False)]
+)
+def test_a_busy_machine_is_noticed_and_measured_again_once(spreads: tuple[float, ...], again: bool, sure: bool) -> None:
+    asked: list[tuple[int, str]] = []
+
+    def sweep(repeats: int, phase: str) -> Swept:
+        asked.append((repeats, phase))
+        return swept(spreads[len(asked) - 1], repeats)
+
+    told: list[str] = []
+    found, calm, deadlines = demos.steadied(sweep, seed=0, load=5.3, heard=lambda *what: told.append(what[-1]))
+    assert asked == [(2, "profile"), (4, "profile again")][: len(spreads)]
+    assert found.runs == sum(2 * repeats for repeats, _ in asked)
+    assert (calm.again, deadlines.confidence == 0.99) == (again, sure)
+    assert any("differ by" in words for words in told) is again
+    words = calm.caveat(deadlines.confidence)
+    assert bool(words) is again
+    assert ("confidence only" in words) is not sure
+    if again:
+        assert f"differed by {spreads[-1]:.0%}" in words
+        assert "it wanted 5.3 of" in words or os.cpu_count() > 10
+    assert deadlines.bounds_s[0] < 60, "nobody would call that a deadline of runs of 2 to 4 s"
 
 
 def test_without_its_extra_the_next_step_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,8 @@ ERRORS = [
     errors.InvalidObservation("wall_s (row 3)", -1.0, "a finite number above 0"),
     errors.UnknownStage("trian", ("train", "test")),
     errors.NothingProposed("letters", "no plan waits for approval", "Run replan first."),
+    errors.OtherPlanProposed("letters", "3fa2b1", "9b1c44d0aa17"),
+    errors.OtherPlanProposed("letters", "3fa2b1", ""),
     errors.SpendLimitReached(0.5, 0.5),
     errors.AwsRefused("CreateFunction", "AccessDeniedException: no", "Allow it."),
     errors.ResultLost("make", 8 << 20, "the Dask worker that kept it is gone"),

@@ -15,18 +15,21 @@ _FIGURES: dict[str, Callable[[Prediction], str]] = {
 }
 
 
-def proposal_markdown(flow_name: str, before: Plan, after: Plan, *, reason: str, objection: str) -> str:
+def proposal_markdown(flow_name: str, before: Plan, after: Plan, *, name: str, reason: str, objection: str) -> str:
     """What would change, what that is predicted to do, and how it is approved or left alone.
 
     Args:
         flow_name: Name of the flow.
         before: The plan in force, with what is predicted of it now.
         after: The plan that is proposed.
+        name: Names it, for whoever approves it.
         reason: Why it was made.
         objection: Why it was not adopted.
     """
     lines = [
         f"# A plan of {cell_text(flow_name)} waits for approval",
+        "",
+        f"**Its name**: `{name}`. To approve it by this name never takes another one that waits by then.",
         "",
         f"**Made because**: {reason}.",
         "",
@@ -42,14 +45,14 @@ def proposal_markdown(flow_name: str, before: Plan, after: Plan, *, reason: str,
         asked = f" (asked: {after.objective})" if after.objective is not None else ""
         lines += ["", f"What the model predicts of both now{asked}:", ""]
         lines += ["| a run | in force | proposed |", "|---|--:|--:|"]
-        lines += [f"| {name} | {told(before.predicted)} | {told(after.predicted)} |" for name, told in _FIGURES.items()]
+        lines += [f"| {what} | {told(before.predicted)} | {told(after.predicted)} |" for what, told in _FIGURES.items()]
     lines += [
         "",
         "Runs follow the plan in force until this one is approved. It is gone once another plan comes into force.",
         "",
-        f"- In a shell: `prefect-slo approve {quote(flow_name)}`",
-        f"- Here: a custom run of the deployment `slo-replan/replan` with `flow_name` {cell_text(flow_name)} and "
-        "`approve` switched on; later `roll_back` goes back.",
+        f"- In a shell: `prefect-slo approve {quote(flow_name)} {name}`",
+        f"- Here: a custom run of the deployment `slo-replan/replan` with `flow_name` {cell_text(flow_name)}, "
+        f"`proposal` {name} and `approve` switched on; later `roll_back` goes back.",
     ]
     return "\n".join(lines)
 

@@ -58,7 +58,14 @@ def publish_plan(
 
 
 def publish_proposal(
-    flow_name: str, before: Plan, after: Plan, *, reason: str, objection: str, flow_run_id: UUID | None = None
+    flow_name: str,
+    before: Plan,
+    after: Plan,
+    *,
+    name: str,
+    reason: str,
+    objection: str,
+    flow_run_id: UUID | None = None,
 ) -> tuple[UUID, ...]:
     """Publish a plan that waits for approval as ``slo-proposal-<flow>``.
 
@@ -68,6 +75,7 @@ def publish_proposal(
         flow_name: Name of the flow; part of the artifact's key.
         before: The plan in force, with what is predicted of it now.
         after: The plan that is proposed.
+        name: Names it, for whoever approves it.
         reason: Why it was made.
         objection: Why it was not adopted.
         flow_run_id: Run that the artifact belongs to, where there is one.
@@ -75,10 +83,9 @@ def publish_proposal(
     Returns:
         Id of the artifact; none where the API could not be reached.
     """
-    text = proposal_markdown(flow_name, before, after, reason=reason, objection=objection)
-    return _publish(
-        lambda: [_artifact("markdown", key("proposal", flow_name), text, "A plan waits for approval.", flow_run_id)]
-    )
+    text = proposal_markdown(flow_name, before, after, name=name, reason=reason, objection=objection)
+    told = f"Plan {name} waits for approval."
+    return _publish(lambda: [_artifact("markdown", key("proposal", flow_name), text, told, flow_run_id)])
 
 
 def publish_settled(flow_name: str, became: str, *, flow_run_id: UUID | None = None) -> tuple[UUID, ...]:

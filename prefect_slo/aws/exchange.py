@@ -88,7 +88,7 @@ class Order:
         cancelled: Set when nobody waits any more.
         parts: What arguments refer to by number: results that lie on S3, and values that other calls may take, too.
         keep: Of results that fit into no reply, values of at least so many bytes may stay on S3; ``None`` for none.
-        sent: Set once it is with AWS: from then on it may be billed.
+        sent: Set while something of it may be with AWS of which nothing has been heard: it may be billed.
     """
 
     kind: Kind
@@ -166,9 +166,8 @@ class Exchange:
         self.paid(used.usd)
         sent = self.shared.clock()
         answer: Answer | None = None
-        order.sent.set()
         try:
-            answer = self.invoker.call(function, event, again=self.once, cancelled=order.cancelled)
+            answer = self.invoker.call(function, event, again=self.once, cancelled=order.cancelled, sent=order.sent)
             used += of_answer(answer)
             returned = self.received(answer, order.ids)
         except Failed as failed:

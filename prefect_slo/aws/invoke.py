@@ -135,6 +135,7 @@ class Invoker:
         *,
         again: bool,
         cancelled: threading.Event,
+        sent: threading.Event | None = None,
         more: Callable[[], bool] = always,
     ) -> Answer:
         """Have a function run an event.
@@ -144,6 +145,8 @@ class Invoker:
             event: What it is to do.
             again: Whether it may be called once more after its reply was lost.
             cancelled: Nothing is called once it is set; ends the wait of a throttled call.
+            sent: Set while a call may be billed of which nothing has been heard: between tries that came to nothing it
+                is not.
             more: Asked after each lost reply where the call would be made again: whether it may be.
 
         Raises:
@@ -155,17 +158,21 @@ class Invoker:
         if cancelled.is_set():
             raise Failed("cancelled", "cancelled before it was called")
         waited_s, wait_s, lost, unreached = 0.0, FIRST_WAIT_S, 0, 0
+        sent = sent or threading.Event()
         while True:
-            sent = self.clock()
+            begun = self.clock()
+            sent.set()
             try:
                 response = self.client.invoke(FunctionName=function, Payload=payload, LogType="Tail")
-                answer = self._answer(response, sent, waited_s)
+                answer = self._answer(response, begun, waited_s)
                 return replace(answer, lost=answer.lost + lost)
             except Failed as failed:
                 raise _after(lost, failed) from None
             except Exception as error:
                 why, detail = cause(error)
                 lost, unreached = lost + (why == "unknown"), unreached + (why == "unreached")
+                if not lost:
+                    sent.clear()
                 final = why == "start" or (why == "unknown" and not (again and lost < LOST_REPLY_TRIES and more()))
             if final or unreached >= UNREACHED_TRIES or waited_s >= self.patience_s:
                 detail = detail if why != "throttled" else f"{detail}, for {waited_s:.0f} s"

@@ -67,9 +67,12 @@ class BatchInvoker:
         *,
         again: bool,
         cancelled: threading.Event,
+        sent: threading.Event | None = None,
         more: Callable[[], bool] = always,
     ) -> Answer:
         """Have a job run an event; ``function``, ``again`` and ``more`` say nothing here.
+
+        ``sent`` is set from when it is submitted: what throttles that ends in a job all the same.
 
         Raises:
             Failed: It gave no result; its message has the end of its log.
@@ -77,9 +80,11 @@ class BatchInvoker:
         from botocore.exceptions import BotoCoreError, ClientError
 
         where = event["out"]["key"]
-        sent = self.clock()
+        begun = self.clock()
         try:
             self.store.put(f"{where}/event", json.dumps(event).encode())
+            if sent is not None:
+                sent.set()
             submitted = self._submitter.job(self._name(where), where)
         except (ClientError, BotoCoreError) as error:
             raise Failed("start", with_advice(f"no job could be submitted ({error})", error)) from None
@@ -101,7 +106,7 @@ class BatchInvoker:
             reply = json.loads(self.store.get(f"{where}/reply"))
         except (ClientError, BotoCoreError, ValueError) as error:
             raise Failed("unknown", f"the reply of its job cannot be read ({error})", billed=billed) from None
-        return Answer(reply, sent, self.clock(), self._waited(job), None, billed, stored=True)
+        return Answer(reply, begun, self.clock(), self._waited(job), None, billed, stored=True)
 
     def _name(self, where: str) -> str:
         """The name of the job for some work, which no other job has."""

@@ -25,9 +25,13 @@ class Caller(Protocol):
         *,
         again: bool,
         cancelled: threading.Event,
+        sent: threading.Event | None = None,
         more: Callable[[], bool] = always,
     ) -> Answer:
-        """Have a function run an event; raises ``Failed`` where it gave no result."""
+        """Have a function run an event; raises ``Failed`` where it gave no result.
+
+        ``sent`` is set as long as something may be billed of which nothing has been heard.
+        """
         ...
 
 
@@ -103,6 +107,7 @@ class CappedCaller:
         *,
         again: bool,
         cancelled: threading.Event,
+        sent: threading.Event | None = None,
         more: Callable[[], bool] = always,
     ) -> Answer:
         """Have a function run an event, if that can be paid for.
@@ -130,7 +135,7 @@ class CappedCaller:
 
         self.limit.enter(worst, cancelled)
         try:
-            answer = self.caller.call(function, event, again=again, cancelled=cancelled, more=paid)
+            answer = self.caller.call(function, event, again=again, cancelled=cancelled, sent=sent, more=paid)
             spent = answer.billed.usd + of_answer(answer).usd + (answer.lost - counted) * worst
         except Failed as failed:
             lost = failed.lost or (failed.why == "unknown" and not failed.billed.requests)

@@ -21,7 +21,7 @@ from prefect_slo.telemetry.store import slug
 
 def put_in_force(
     flow_name: str, plan: Plan | None, reason: str, *, timeout_s: float = 120.0, revision: int | None = None,
-    decline: Iterable[str] = (), accept: Iterable[str] = (),
+    proposal: str = "", decline: Iterable[str] = (), accept: Iterable[str] = (),
 ) -> SLOProfile:  # fmt: skip
     """Make a plan the one that runs follow, or ``None`` to follow none; the history says when and why.
 
@@ -32,6 +32,7 @@ def put_in_force(
         timeout_s: How long to wait for another writer.
         revision: Of the profile that the plan was made by. Where another one is stored by now nothing is changed, and
             that profile is returned: a plan by older observations never replaces one by newer ones.
+        proposal: Name of the proposal that the plan was; where that waits no more nothing is changed either.
         decline: Names of choices that no re-plan may put in force from now on without being asked to.
         accept: Names of choices that it may again.
 
@@ -42,7 +43,7 @@ def put_in_force(
     decline, accept = tuple(decline), frozenset(accept)
 
     def change(profile: SLOProfile) -> SLOProfile:
-        if revision not in (None, profile.revision):
+        if revision not in (None, profile.revision) or proposal not in ("", profile.proposed):
             return profile
         document = plan.to_document() if plan is not None else None
         entry = {"revision": profile.revision + 1, "reason": reason, "artifact": None, "digest": None}

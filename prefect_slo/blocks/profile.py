@@ -138,6 +138,11 @@ class SLOProfile(Block):
         return Plan.from_document(self.plan) if self.plan else None
 
     @property
+    def proposed(self) -> str:
+        """Names the plan that waits for approval; empty where none does."""
+        return str(self.proposal["name"]) if self.proposal is not None else ""
+
+    @property
     def content_digest(self) -> str:
         """Names what is known, whatever the way it was learned: equal for equal observations and models."""
         ledger = unpack(self.observations) if self.observations else None

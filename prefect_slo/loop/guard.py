@@ -13,19 +13,23 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Self
 
-from prefect_slo.artifacts.publishing import publish_settled
+from prefect_slo.artifacts.forecast import stage_forecasts
+from prefect_slo.artifacts.publishing import publish_plan, publish_settled
 from prefect_slo.artifacts.text import share_text
 from prefect_slo.blocks import SLOProfile, plan_from_history, put_in_force
-from prefect_slo.errors import InvalidPlan, NothingProposed
+from prefect_slo.errors import InvalidPlan, NothingProposed, OtherPlanProposed
 from prefect_slo.loop import policy
-from prefect_slo.loop.knowledge import forget
-from prefect_slo.loop.replanning import plan_digest
+from prefect_slo.loop.knowledge import Knowledge, forget
+from prefect_slo.loop.replanning import plan_digest, predicted_now
 from prefect_slo.plan import Plan
 from prefect_slo.runner.notices import flow_run
 from prefect_slo.settings import SLOSettings
 from prefect_slo.units import fraction, positive
 
 UNKNOWN = "Check the flow's name (prefect flow ls), or run it once."
+
+SHORT = 6
+"""Characters of a plan's name that stand for it: among 16 million, nobody takes one for another by mistake."""
 
 
 @dataclass(frozen=True)
@@ -96,39 +100,71 @@ def _relative(before: float, after: float) -> float:
     return most / least - 1.0 if least > 0 else math.inf
 
 
-def approve(flow_name: str, *, timeout_s: float | None = None) -> Plan:
-    """Put the proposed plan in force, and return it.
+@dataclass(frozen=True)
+class Proposal:
+    """A plan that waits for approval.
+
+    Attributes:
+        name: Names it: its choices, whatever it predicts.
+        reason: Why it was made, and why it waits.
+        plan: The plan, as it was predicted when it was made.
+    """
+
+    name: str
+    reason: str
+    plan: Plan
+
+
+def proposal(flow_name: str) -> Proposal:
+    """The plan that waits for approval.
+
+    Raises:
+        NothingProposed: None does.
+        httpx.HTTPError: The API cannot be reached.
+    """
+    return _proposal(_profile(flow_name))
+
+
+def approve(flow_name: str, seen: str = "", *, timeout_s: float | None = None) -> Plan:
+    """Put the proposed plan in force, as it is predicted now, and return it.
+
+    Args:
+        flow_name: Name of the flow.
+        seen: Name of the plan that was looked at, or the first characters of it; empty takes the one that waits.
+        timeout_s: How long to wait for another writer; by default as long as the settings say.
 
     Raises:
         NothingProposed: No plan waits for approval.
+        OtherPlanProposed: It is not the one that was seen: another one waits by now.
         TimeoutError: Another writer took too long.
         httpx.HTTPError: The API cannot be reached.
     """
-    profile = SLOProfile.of_flow(flow_name)
-    if profile is None:
-        raise NothingProposed(flow_name, "nothing is known of it", UNKNOWN)
-    if profile.proposal is None:
-        then = "A plan does once a re-plan (prefect-slo refit) makes one that the guard lets no further."
-        raise NothingProposed(flow_name, "no plan waits for approval", then)
-    plan = Plan.from_document(profile.proposal["plan"])
-    reason = f"approved: {profile.proposal['reason']}"
-    put_in_force(flow_name, plan, reason, timeout_s=_patience_s(timeout_s), accept=[plan_digest(plan)])
+    profile = _profile(flow_name)
+    waits = _proposal(profile)
+    if seen and not (waits.name == seen or (len(seen) >= SHORT and waits.name.startswith(seen))):
+        raise OtherPlanProposed(flow_name, seen, waits.name)
+    known = Knowledge.of(flow_name, profile)
+    plan = predicted_now(known, waits.plan)
+    written = put_in_force(
+        flow_name, plan, f"approved: {waits.reason}", timeout_s=_patience_s(timeout_s), proposal=waits.name,
+        accept=[plan_digest(plan)],
+    )  # fmt: skip
+    if written.plan != plan.to_document():  # somebody was faster
+        raise OtherPlanProposed(flow_name, waits.name, written.proposed)
     publish_settled(flow_name, "was approved and is in force", flow_run_id=flow_run())
-    forget(flow_name)
+    _shown(known, plan)
     return plan
 
 
 def roll_back(flow_name: str, *, timeout_s: float | None = None) -> Plan:
-    """Put the plan back in force that was before the one that is, and return it.
+    """Put the plan back in force that was before the one that is, as it is predicted now, and return it.
 
     Raises:
         NothingProposed: There was no other plan before, or it is gone.
         TimeoutError: Another writer took too long.
         httpx.HTTPError: The API cannot be reached.
     """
-    profile = SLOProfile.of_flow(flow_name)
-    if profile is None:
-        raise NothingProposed(flow_name, "nothing is known of it", UNKNOWN)
+    profile = _profile(flow_name)
     current = profile.plan_in_force()
     for entry in reversed(profile.plan_history[:-1]):
         try:
@@ -137,6 +173,8 @@ def roll_back(flow_name: str, *, timeout_s: float | None = None) -> Plan:
             continue
         if plan is None or (current is not None and plan_digest(plan) == plan_digest(current)):
             continue
+        known = Knowledge.of(flow_name, profile)
+        plan = predicted_now(known, plan)
         declined = [plan_digest(current)] if current is not None else []
         why = f"rolled back by hand to the plan of revision {entry['revision']}"
         put_in_force(
@@ -144,11 +182,39 @@ def roll_back(flow_name: str, *, timeout_s: float | None = None) -> Plan:
         )
         if profile.proposal is not None:
             publish_settled(flow_name, "was left: somebody rolled back to another one", flow_run_id=flow_run())
-        forget(flow_name)
+        _shown(known, plan)
         return plan
     raise NothingProposed(
         flow_name, "no other plan was in force before", "Only a plan that was in force can come back."
     )
+
+
+def _profile(flow_name: str) -> SLOProfile:
+    """What is stored of a flow.
+
+    Raises:
+        NothingProposed: Nothing is.
+    """
+    profile = SLOProfile.of_flow(flow_name)
+    if profile is None:
+        raise NothingProposed(flow_name, "nothing is known of it", UNKNOWN)
+    return profile
+
+
+def _proposal(profile: SLOProfile) -> Proposal:
+    if profile.proposal is None:
+        then = "A plan does once a re-plan (prefect-slo refit) makes one that the guard lets no further."
+        raise NothingProposed(profile.flow_name, "no plan waits for approval", then)
+    kept = profile.proposal
+    return Proposal(profile.proposed, str(kept["reason"]), Plan.from_document(kept["plan"]))
+
+
+def _shown(known: Knowledge, plan: Plan) -> None:
+    """Show a plan that has come into force by hand, to whoever looks and to the next run."""
+    forget(known.flow_name)
+    if known.workflow is not None and plan.predicted is not None:
+        forecasts = stage_forecasts(known.model, plan) if known.model is not None else None
+        publish_plan(known.flow_name, plan, workflow=known.workflow, forecasts=forecasts)
 
 
 def _patience_s(timeout_s: float | None) -> float:

@@ -204,15 +204,15 @@ def _proposed(
     name, flow_name = plan_digest(plan), known.flow_name
     why = f"{reason}; it waits, since {objection}"
     said = f"proposed: {why}"
-    if learned.proposal is not None and learned.proposal["name"] == name:
+    if learned.proposed == name:
         return known, said
     profile = propose(flow_name, plan, why, name, timeout_s=timeout_s, revision=known.revision)
-    if profile.proposal is None or profile.proposal["name"] != name:
+    if profile.proposed != name:
         return remember(flow_name, profile), SUPERSEDED
     if known.plan is not None:
         before = predicted_now(known, known.plan)
-        publish_proposal(flow_name, before, plan, reason=reason, objection=objection, flow_run_id=flow_run())
-    message = f"a plan waits for approval: {why}. See artifact {key('proposal', flow_name)}."
+        publish_proposal(flow_name, before, plan, name=name, reason=reason, objection=objection, flow_run_id=flow_run())
+    message = f"plan {name} waits for approval: {why}. See artifact {key('proposal', flow_name)}."
     say_once(flow_name, message, level=logging.WARNING, about=f"proposal {name}")
     return remember_plan(known, profile), said
 

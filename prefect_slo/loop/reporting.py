@@ -63,6 +63,7 @@ class FlowReport:
         plan: The plan in force.
         reason: Why it is.
         waits: Why another plan was made and waits for approval, in words; empty where none does.
+        proposal: Names that one.
         lacks: What it takes that the machine of the newest run has not, in words; empty where it has room.
         runs: Completed runs that are known.
         attainment: Of the runs that followed the plan in force and completed or timed out.
@@ -78,6 +79,7 @@ class FlowReport:
     plan: Plan | None
     reason: str
     waits: str
+    proposal: str
     lacks: str
     runs: int
     attainment: Attainment
@@ -96,6 +98,7 @@ class FlowReport:
             "plan": self.plan.to_document() if self.plan is not None else None,
             "reason": self.reason,
             "waits_for_approval": self.waits or None,
+            "proposal": self.proposal or None,
             "lacks": self.lacks or None,
             "runs": self.runs,
             "attainment": {
@@ -119,7 +122,8 @@ class FlowReport:
         name = quote(self.flow_name)
         if self.waits:
             lines.append(
-                f"Another plan waits for approval: {self.waits}. To put it in force: prefect-slo approve {name}."
+                f"Another plan waits for approval: {self.waits}. To put it in force: "
+                f"prefect-slo approve {name} {self.proposal}."
             )
         if self.lacks:
             lines.append(
@@ -173,6 +177,7 @@ def report(flow_name: str) -> FlowReport:
         plan=known.plan,
         reason=reason,
         waits=str(profile.proposal["reason"]) if profile.proposal is not None else "",
+        proposal=profile.proposed,
         lacks=_lacks(known, slo),
         runs=sum(not run.timed_out for run in known.past),
         attainment=Attainment(sum(slo is None or run.met(slo) for run in counted), len(counted)),

@@ -12,8 +12,10 @@ from datetime import date, time, timedelta, tzinfo
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
+from functools import cached_property
 from math import inf
 from pathlib import PurePath
+from sys import getsizeof
 from types import (
     BuiltinFunctionType,
     CellType,
@@ -96,17 +98,15 @@ def dump_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], parts: Parts) 
     values = (*args, *kwargs.values())
     try:
         with nullcontext() if _PLAIN.issuperset(map(type, values)) else by_value():
-            likely = {id(value): value for value in values if _looks_large(value)}
-            if len(likely) == 1:  # most often: then nothing large is pickled twice
-                split = _split(args, kwargs, parts, _large([*likely.values()]), most=APART_BYTES)
-                if split is not None:
-                    return split
+            apart = _large([value for value in values if _looks_large(value)])
+            split = _split(args, kwargs, parts, apart, most=APART_BYTES)
+            if split is not None:  # most often: then nothing large is pickled twice
+                return split
             whole = _by_itself((args, kwargs))
             if whole is not None and len(whole.content) < APART_BYTES:
                 return whole.content
-            apart = _large(values)
-            again = sum(len(one.content) for one in apart.values()) - len(whole.content) if whole is not None else 0
-            split = _split(args, kwargs, parts, apart) if again < APART_BYTES else None
+            apart |= _large([value for value in values if id(value) not in apart])
+            split = _split(args, kwargs, parts, apart)
             if split is not None:
                 return split
             return whole.content if whole is not None else _referring(args, kwargs, parts, {}).content
@@ -117,13 +117,19 @@ def dump_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], parts: Parts) 
 def _split(
     args: tuple[Any, ...], kwargs: dict[str, Any], parts: Parts, apart: Mapping[int, _Pickled], most: float = inf
 ) -> bytes | None:
-    """Arguments with values ``apart``; ``None`` where there are none, they have to stay, or the rest takes ``most``."""
+    """Arguments with values ``apart``; ``None`` where there are none, they have to stay, or the rest takes ``most``.
+
+    They have to stay where they have something in common that may change, or that is large.
+    """
     if not apart:
         return None
     before = len(parts.all)
     referring = _referring(args, kwargs, parts, apart)
-    if len(referring.content) < most and not _have_in_common(referring, list(apart.values()), kwargs):
-        return referring.content
+    values = [*apart.values()]
+    if len(referring.content) < most and not _have_in_common(referring, values, kwargs):
+        simple = len(values) == 1 and len(referring.content) < APART_BYTES  # nothing large is in both
+        if simple or _repeated([referring, *values]) < APART_BYTES:
+            return referring.content
     parts.cut(before)
     return None
 
@@ -156,10 +162,15 @@ class _Pickled:
     content: bytes
     pickler: _Pickler
 
-    @property
+    @cached_property
+    def held(self) -> dict[int, Any]:
+        """Objects that the pickle holds, however often it refers to each, by ``id``; numbers are none."""
+        return {id(one): one for _, one in self.pickler.memo.copy().values()}
+
+    @cached_property
     def changeable(self) -> set[int]:
-        """Objects that the pickle holds and that may change, by ``id``."""
-        held = [one for _, one in self.pickler.memo.copy().values()]
+        """Those of them that may change, by ``id``."""
+        held = self.held.values()
         defined = {id(part) for one in held for part in _definition(one)}
         changes = (one for one in held if not issubclass(type(one), _ALIKE) and type(one).__module__ not in _DEFINING)
         return {id(one) for one in changes} - defined
@@ -200,6 +211,15 @@ def _have_in_common(beside: _Pickled, apart: Sequence[_Pickled], kwargs: dict[st
             return True
         seen |= held
     return False
+
+
+def _repeated(pickles: Sequence[_Pickled]) -> int:
+    """About how many bytes more pickles take than one of them all would: of what several hold, and never changes."""
+    seen, size = set[int](), 0
+    for one in pickles:
+        size += sum(getsizeof(one.held[name]) for name in one.held.keys() & seen)
+        seen |= one.held.keys()
+    return size
 
 
 def _large(values: Sequence[Any]) -> dict[int, _Pickled]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 from prefect import Task
-from prefect.client.schemas.objects import FlowRun, RunInput, StateType
+from prefect.client.schemas.objects import FlowRun, RunInput
 from prefect.context import FlowRunContext, TagsContext, TaskRunContext
 from prefect.futures import PrefectConcurrentFuture
 from prefect.logging import get_run_logger
@@ -26,6 +26,7 @@ from prefect_slo.pricing import price_list
 from prefect_slo.resources import Capacity, Size
 from prefect_slo.runner.backends.local import FlowBackends, usable_gpus, usable_memory_mb, usable_vcpus
 from prefect_slo.runner.calls import Call
+from prefect_slo.runner.flow_state import raised, status
 from prefect_slo.runner.futures import CallFuture
 from prefect_slo.runner.graph import StageGraph
 from prefect_slo.runner.ids import uuid7
@@ -39,7 +40,6 @@ from prefect_slo.runner.variants import Variant, Variants
 if TYPE_CHECKING:
     from prefect_slo.observation import Invocation
     from prefect_slo.runner.task_runner import SLOTaskRunner
-    from prefect_slo.telemetry.records import Status
 
 FLUSH = 256
 """Items of a ``.map`` handed over at a time: enough to bundle, soon enough to start."""
@@ -72,6 +72,7 @@ class Run:
         context = FlowRunContext.get()
         self.flow_name = context.flow.name if context is not None and context.flow is not None else "flow"
         self._flow_run = context.flow_run if context is not None else None
+        self._of_flow = context is not None and context.task_runner is runner
         self.run_id = _name_of_run(self._flow_run) if self._flow_run is not None else str(uuid7())
         self.parameters = dict(context.parameters or {}) if context is not None else {}
         self.started_at = time.time()
@@ -172,6 +173,11 @@ class Run:
         """While inside, calls of this thread are handed over together."""
         return _Gathering(self)
 
+    @property
+    def raised(self) -> bool:
+        """Whether the function of a flow with this runner has raised, once its engine has ended it."""
+        return self._of_flow and self._flow_run is not None and raised(self._flow_run)
+
     def close(self, *, at_once: bool, failed: bool = False) -> None:
         """End it; see ``Session.close``."""
         try:
@@ -203,7 +209,7 @@ class Run:
             latency_s=clock.latency_s,
             cost_usd=self.measure.cost_usd,
             untold=self.measure.untold,
-            status=_status(self._flow_run, failed=failed, cut_short=cut_short),
+            status=status(self._flow_run, failed=failed, cut_short=cut_short),
             started_at=self.started_at,
             parameters=self.parameters,
             declarations=dict(self._declared),
@@ -368,30 +374,6 @@ def _parent() -> UUID | None:
 def _name_of_run(flow_run: FlowRun) -> str:
     """The flow run's id; a flow's own retries are runs of their own, with ``#2``, ``#3``, … behind it."""
     return str(flow_run.id) if flow_run.run_count <= 1 else f"{flow_run.id}#{flow_run.run_count}"
-
-
-def _status(flow_run: FlowRun | None, *, failed: bool, cut_short: bool) -> Status:
-    """How the flow ended: by the state that Prefect's engine has given it by the time that the runner ends.
-
-    An attempt that will be retried has no final state; it has failed. A flow whose tasks were cut short has crashed,
-    even where its function had returned before.
-    """
-    if cut_short:
-        return "crashed"
-    state = flow_run.state if flow_run is not None else None
-    if state is None or not state.is_final():
-        return "failed" if failed else "completed"
-    if state.name == "TimedOut":
-        return "timed_out"
-    return _ENDINGS[state.type]
-
-
-_ENDINGS: Mapping[StateType, Status] = {
-    StateType.COMPLETED: "completed",
-    StateType.FAILED: "failed",
-    StateType.CRASHED: "crashed",
-    StateType.CANCELLED: "cancelled",
-}
 
 
 def _log(message: str) -> None:

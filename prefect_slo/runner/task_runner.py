@@ -160,7 +160,7 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
 
     def _end(self, run: Run, exc_type: type[BaseException] | None) -> None:
         interrupted = exc_type is not None and not issubclass(exc_type, Exception)
-        failed, cut_short = exc_type is not None or self.clock.raised, True
+        failed, cut_short = exc_type is not None or self.clock.raised or run.raised, True
         try:
             run.close(at_once=interrupted, failed=failed)
             cut_short = interrupted

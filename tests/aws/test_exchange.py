@@ -15,13 +15,15 @@ from typing import Any
 import boto3
 import cloudpickle
 import pytest
+from botocore.exceptions import ClientError
 
 from prefect_slo.aws import exchange as exchanges
 from prefect_slo.aws import worker
 from prefect_slo.aws.exchange import Exchange, Order
-from prefect_slo.aws.invoke import Answer, Failed
+from prefect_slo.aws.invoke import Answer, Failed, Invoker
 from prefect_slo.aws.report import Billed
 from prefect_slo.aws.s3 import S3Prefix
+from prefect_slo.pricing import price_list
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.aws_lambda import LambdaBackend
 from prefect_slo.runner.backends.protocol import Apart, Bundle, Carry, Lost
@@ -38,8 +40,11 @@ class Here:
         self.calls = 0
         self._handled = handled or (lambda event: worker.handler(event, SimpleNamespace()))
 
-    def call(self, function: str, event: dict[str, Any], *, again: bool, cancelled: threading.Event) -> Answer:
+    def call(
+        self, function: str, event: dict[str, Any], *, again: bool, cancelled: threading.Event, sent: threading.Event
+    ) -> Answer:
         self.calls += 1
+        sent.set()
         return Answer(json.loads(json.dumps(self._handled(event))), 0.0, 1.0, 0.0, None, BILLED)
 
 
@@ -61,7 +66,7 @@ class Heard:
         return next(one for one in self.told if isinstance(one, Lost))
 
 
-def backend(caller: Here, store: S3Prefix | None = None) -> LambdaBackend:
+def backend(caller: Here | Invoker, store: S3Prefix | None = None) -> LambdaBackend:
     return LambdaBackend(Exchange(caller, store), lambda mb: "f", concurrency=2, memory_mb=128, run_key="run")
 
 
@@ -183,6 +188,31 @@ def test_what_a_bundle_was_billed_before_it_was_cancelled_is_told() -> None:
     _, lost = cancelled_in(2, (1, 2))
     assert (lost.billed_usd, lost.requests, lost.untold) == (BILLED.usd, 1, 1)
     assert (lost.running, lost.untouched) == (1, ())
+
+
+class Throttled:
+    """A client whose calls come to nothing."""
+
+    def invoke(self, **_: Any) -> Any:
+        raise ClientError(
+            {"Error": {"Code": "TooManyRequestsException"}, "ResponseMetadata": {"HTTPStatusCode": 429}}, "Invoke"
+        )
+
+
+def test_a_call_that_is_cancelled_while_it_is_throttled_is_not_billed() -> None:
+    waits, heard = threading.Event(), Heard()
+
+    def sleep(cancelled: threading.Event, _: float) -> bool:
+        waits.set()
+        return cancelled.wait(60)
+
+    lambdas = backend(Invoker(Throttled(), price_list("aws-lambda-x86"), sleep=sleep))
+    lambdas.open(1, Size(1, 128), heard)
+    lambdas.submit(1, Bundle(1, "p", b"", ((1, b""),)))
+    assert waits.wait(60)
+    lambdas.cancel(1)
+    assert heard.lost().untold == 0
+    lambdas.shutdown()
 
 
 class Taking:

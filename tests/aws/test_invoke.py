@@ -94,6 +94,25 @@ def test_a_throttled_call_waits_longer_each_time_at_random_and_goes_on() -> None
     assert answer.waited_s == pytest.approx(sum(waits.seconds))
 
 
+def test_what_may_be_billed_is_a_call_that_is_made_and_one_whose_reply_was_lost() -> None:
+    """And none that came to nothing."""
+    sent, seen = threading.Event(), list[tuple[str, bool]]()
+
+    def look(what: str) -> bool:
+        seen.append((what, sent.is_set()))
+        return False
+
+    def answered() -> Any:
+        look("call")
+        return reply({})
+
+    away = EndpointConnectionError(endpoint_url="http://aws")
+    lambdas = Lambdas(throttled(), away, ReadTimeoutError(endpoint_url="http://aws"), throttled(), answered)
+    invoker = Invoker(lambdas, PRICES, sleep=lambda *_: look("wait"))
+    invoker.call("f", {}, again=True, cancelled=threading.Event(), sent=sent)
+    assert seen == [("wait", False), ("wait", False), ("wait", True), ("wait", True), ("call", True)]
+
+
 @pytest.mark.parametrize(("code", "status"), [("ResourceNotReadyException", 502), ("ResourceConflictException", 409)])
 def test_a_function_that_is_not_ready_yet_is_waited_for(code: str, status: int) -> None:
     answer, waits = call(Lambdas(*[refused(code, status)] * 3, reply({"ok": True})))

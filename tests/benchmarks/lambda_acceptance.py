@@ -29,12 +29,13 @@ from threadpoolctl import threadpool_limits
 
 from prefect_slo.aws.report import bill
 from prefect_slo.decorators import director_of, slo
-from prefect_slo.demo import deadlines, listening
+from prefect_slo.demo import listening
 from prefect_slo.errors import InfeasibleSlo
 from prefect_slo.loop import background
 from prefect_slo.loop.director import Following, following
 from prefect_slo.loop.profiling import profile
 from prefect_slo.plan import Plan, StagePlan
+from prefect_slo.planner.deadlines import deadlines
 from prefect_slo.pricing import price_list
 from prefect_slo.runner.aws_pools import LambdaPool
 from prefect_slo.runner.recipe import ObservedRun, Recipe
@@ -116,7 +117,7 @@ def accept(
     )  # fmt: skip
     assert report.known.model is not None, report.stopped
     found = []
-    for bound in bounds or deadlines(report.known.model, seed):
+    for bound in bounds or deadlines(report.known.model, seed=seed).bounds_s:
         flow, series = slo(latency=bound, **options)(stock), Series(bound)
         found.append(series)
         seen: list[ObservedRun] = []

@@ -15,8 +15,10 @@ from prefect.flows import load_flow_from_entrypoint
 
 from prefect_slo.artifacts.publishing import key
 from prefect_slo.blocks import SLOProfile, fold_in, put_in_force
+from prefect_slo.errors import InvalidValue, OtherPlanProposed
 from prefect_slo.loop import knowledge
 from prefect_slo.loop.director import LoopDirector
+from prefect_slo.loop.guard import proposal
 from prefect_slo.loop.menus import MenuSettings, with_menus
 from prefect_slo.objective import Latency, Slo
 from prefect_slo.observation import StageRun
@@ -144,7 +146,11 @@ def test_a_plan_beyond_the_guard_waits_is_approved_followed_and_rolled_back(
     assert artifact is not None
     assert artifact.flow_run_id == state.state_details.flow_run_id
     letters()
-    assert replan(name, approve=True) == {name: "approved"}
+    with pytest.raises(OtherPlanProposed, match="plan 5eeb2f "):
+        replan(name, approve=True, proposal="5eeb2f")
+    with pytest.raises(InvalidValue, match="to approve its plan or to roll it back"):
+        replan(name, proposal="5eeb2f")
+    assert replan(name, approve=True, proposal=proposal(name).name) == {name: "approved"}
     letters()
     assert replan(name, roll_back=True) == {name: "rolled back"}
     letters()

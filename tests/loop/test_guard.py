@@ -6,15 +6,18 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect.artifacts import Artifact
 
 from prefect_slo.artifacts.publishing import key
-from prefect_slo.blocks import SLOProfile, fold_in, put_in_force
-from prefect_slo.errors import InvalidValue, NothingProposed
-from prefect_slo.loop import knowledge
-from prefect_slo.loop.guard import Guard, approve, change, roll_back
+from prefect_slo.artifacts.text import seconds_text
+from prefect_slo.blocks import SLOProfile, fold_in, propose, put_in_force
+from prefect_slo.cli import main
+from prefect_slo.errors import InvalidValue, NothingProposed, OtherPlanProposed
+from prefect_slo.loop import guard, knowledge
+from prefect_slo.loop.guard import Guard, approve, change, proposal, roll_back
 from prefect_slo.loop.knowledge import Knowledge
 from prefect_slo.loop.learning import replan_flow
 from prefect_slo.loop.replanning import KEPT, plan_digest, predicted, surest
@@ -22,7 +25,7 @@ from prefect_slo.loop.reporting import report
 from prefect_slo.objective import Latency, Slo
 from prefect_slo.observation import StageRuns
 from prefect_slo.plan import Plan
-from prefect_slo.planner.baselines import all_max
+from prefect_slo.planner.baselines import all_max, all_min
 from prefect_slo.telemetry import RunRecord, StageKey, StageRecord
 from prefect_slo.telemetry.store import publish
 from prefect_slo.workflow import Workflow
@@ -124,13 +127,90 @@ def test_a_plan_too_different_waits_for_approval_and_comes_into_force_by_it(
     revision = SLOProfile.of_flow(learned).revision  # type: ignore[union-attr]
     assert "proposed" in replan_flow(learned, guard=Guard(max_change=0.01))
     assert SLOProfile.of_flow(learned).revision == revision, "the same proposal is made once"  # type: ignore[union-attr]
+    name = proposal(learned).name
+    assert f"prefect-slo approve {learned} {name}`" in str(artifact.data)
     approved = approve(learned)
+    assert plan_digest(approved) == name
     assert "was approved and is in force" in str(Artifact.get(key("proposal", learned)).data)  # type: ignore[union-attr]
     assert not any("waits for approval" in line for line in report(learned).lines())
     assert plan_digest(in_force(learned)) == plan_digest(approved) != plan_digest(largest)
     assert replan_flow(learned, guard=Guard(max_change=0.01)) == KEPT
     with pytest.raises(NothingProposed, match="no plan waits"):
         approve(learned)
+
+
+def test_what_is_approved_is_the_plan_that_was_seen(
+    learned: str, plans: tuple[Plan, Plan], know: Know, capsys: pytest.CaptureFixture[str]
+) -> None:
+    largest, best = plans
+    put_in_force(learned, largest, "by hand")
+    propose(learned, best, "better", "5eeb2f00d001")
+    assert report(learned).lines()[-3].endswith(f"prefect-slo approve {learned} 5eeb2f00d001.")
+    propose(learned, predicted(know().model, all_min(know().model, SLO)), "better still", "900dd06e0002")
+    for seen in ("5eeb2f00d001", "5eeb2f", "9"):
+        with pytest.raises(OtherPlanProposed, match=rf"plan {seen} .* plan 900dd06e0002 does") as refused:
+            approve(learned, seen)
+        assert refused.value.waits == "900dd06e0002"
+    assert plan_digest(in_force(learned)) == plan_digest(largest)
+    assert main(["approve", learned]) == 0
+    assert "Takes plan 900dd06e0002: better still." in capsys.readouterr().out
+    assert plan_digest(in_force(learned)) == plan_digest(all_min(know().model, SLO))
+    propose(learned, best, "better", "5eeb2f00d001")
+    assert main(["approve", learned, "5eeb2f"]) == 0
+    assert "Takes plan" not in capsys.readouterr().out
+    assert plan_digest(in_force(learned)) == plan_digest(best)
+
+
+def test_a_proposal_that_comes_while_another_is_approved_stays(
+    learned: str, plans: tuple[Plan, Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    largest, best = plans
+    put_in_force(learned, largest, "by hand")
+    propose(learned, best, "better", "5eeb2f00d001")
+
+    def put_late(*args: Any, **kwargs: Any) -> SLOProfile:
+        propose(learned, best, "better still", "900dd06e0002")
+        return put_in_force(*args, **kwargs)
+
+    monkeypatch.setattr(guard, "put_in_force", put_late)
+    with pytest.raises(OtherPlanProposed, match=r"plan 5eeb2f00d001 .* plan 900dd06e0002 does"):
+        approve(learned)
+    assert proposal(learned).name == "900dd06e0002"
+    assert plan_digest(in_force(learned)) == plan_digest(largest)
+
+
+@pytest.mark.parametrize("by", [approve, roll_back])
+def test_a_plan_that_comes_into_force_by_hand_is_predicted_as_of_now(
+    learned: str, plans: tuple[Plan, Plan], by: Callable[[str], Plan]
+) -> None:
+    largest, best = plans
+    assert largest.predicted is not None
+    old = replace(largest, predicted=replace(largest.predicted, latency_at_percentile_s=0.01))
+    if by is roll_back:
+        put_in_force(learned, old, "by hand")
+    put_in_force(learned, best, "by hand")
+    propose(learned, old, "better", plan_digest(old))
+    assert by(learned) == in_force(learned)
+    assert plan_digest(in_force(learned)) == plan_digest(largest)
+    expected = in_force(learned).predicted
+    assert expected is not None
+    model = Knowledge.of(learned, SLOProfile.of_flow(learned)).model
+    assert model is not None
+    assert expected == predicted(model, largest).predicted
+    shown = Artifact.get(key("graph", learned))
+    assert shown is not None
+    assert seconds_text(expected.latency_at_percentile_s) in str(shown.data)
+
+
+def test_a_plan_of_before_for_other_stages_comes_back_without_a_prediction(
+    learned: str, plans: tuple[Plan, Plan]
+) -> None:
+    largest, best = plans
+    fewer = replace(largest, stages=dict(list(largest.stages.items())[:1]))
+    put_in_force(learned, fewer, "by hand")
+    put_in_force(learned, best, "by hand")
+    assert roll_back(learned).predicted is None
+    assert plan_digest(in_force(learned)) == plan_digest(fewer)
 
 
 def test_plans_are_compared_by_what_the_model_predicts_of_both_now(

@@ -15,8 +15,8 @@ def reported(plan: Plan | None) -> str:
     return "\n".join(
         FlowReport(
             flow_name="films", revision=3, slo=None, missing="", plan=plan, reason="approved: by hand",
-            waits="it is better", lacks="4 vCPUs at once where there are 2", runs=2, attainment=Attainment(1, 2),
-            latency_s=(3.0, 5.0), cost_usd=(0.1, 0.1), stages=(),
+            waits="it is better", proposal="5eeb2f00d001", lacks="4 vCPUs at once where there are 2", runs=2,
+            attainment=Attainment(1, 2), latency_s=(3.0, 5.0), cost_usd=(0.1, 0.1), stages=(),
         ).lines()
     )  # fmt: skip
 

@@ -190,6 +190,22 @@ def test_one_large_value_is_pickled_once_for_each_call(monkeypatch: pytest.Monke
     assert [arrived(call, parts, monkeypatch) for call in calls] == [(number, bytearray(LARGE)) for number in range(3)]
 
 
+def test_several_large_values_are_each_pickled_once_for_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Counted, "times", 0)
+    parts = Parts()
+    call = sent(parts, Counted(LARGE), Counted(2 * LARGE), 3)
+    assert (Counted.times, len(parts.all)) == (2, 2)
+    assert arrived(call, parts, monkeypatch) == (bytearray(LARGE), bytearray(2 * LARGE), 3)
+
+
+def test_large_texts_that_several_values_hold_travel_once() -> None:
+    """Two copies of them would be as good as one, but for their size."""
+    parts, text = Parts(), "x" * LARGE
+    rest = sent(parts, [text] * (APART_BYTES // 8), [text] * (APART_BYTES // 8))
+    assert not parts.all
+    assert len(rest) < 2 * LARGE
+
+
 def test_what_only_looks_large_goes_along_and_what_does_not_look_so_goes_beside() -> None:
     parts = Parts()
     sent(parts, [None] * LARGE)

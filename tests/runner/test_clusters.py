@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -114,8 +115,8 @@ def test_bundles_that_wait_for_a_cluster_without_workers_are_said_to_once_and_ru
     starting.close("run")
     assert own.startswith("The Dask cluster at ")
     assert own.endswith(" is still starting workers: none has come yet")
-    missing = f"The Dask cluster at {address} has no workers. Start one: dask worker {address}."
-    assert words == f"{missing} Bundles that wait: 1."
+    assert words.startswith(f"The Dask cluster at {address} has no workers. Where it adapts, its owner starts them")
+    assert words.endswith(f"; else start one: dask worker {address}. Bundles that wait: 1.")
     assert said.empty()
 
 
@@ -208,10 +209,11 @@ def test_what_a_lost_dask_worker_had_begun_is_not_run_again_behind_the_flows_bac
         backend.open(1, Size(1, 512), reports.put)
         until(reports, Opened)
         backend.submit(1, bundle(1, begin, tmp_path))
-        deadline = time.monotonic() + PATIENCE_S
+        submitted, deadline = time.monotonic(), time.monotonic() + PATIENCE_S
         while not any(tmp_path.iterdir()):
             assert time.monotonic() < deadline
             time.sleep(0.05)
+        ran = time.monotonic()
         with Client(here, set_as_default=False) as client:
             [address] = [worker for worker, tasks in client.processing().items() if tasks]
             [pid] = client.run(os.getpid, workers=[address]).values()
@@ -220,6 +222,7 @@ def test_what_a_lost_dask_worker_had_begun_is_not_run_again_behind_the_flows_bac
         backend.shutdown()
     assert (lost.reason, lost.running, lost.untouched) == ("died", None, ())
     assert lost.detail == "the Dask worker that ran it is gone"
+    assert submitted < lost.held[0] <= ran < lost.held[1], "it costs from its turn, which its mark says"
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -230,14 +233,14 @@ def test_nothing_of_a_run_is_left_on_the_scheduler():
         backend.open(1, Size(1, 512), reports.put)
         backend.submit(1, bundle(1, abs, -1))
         until(reports, Finished)
-        assert client.run_on_scheduler(_marks) == 1
+        assert len(client.run_on_scheduler(_metadata)) == 1
         backend.shutdown()
-        assert client.run_on_scheduler(_marks) == 0
+        assert not client.run_on_scheduler(_metadata)
         assert not client.run_on_scheduler(lambda dask_scheduler: dict(dask_scheduler.tasks))
 
 
-def _marks(dask_scheduler: Any) -> int:
-    return len(dask_scheduler.extensions["events"]._events)
+def _metadata(dask_scheduler: Any) -> dict[str, Any]:
+    return {name: value for name, value in dask_scheduler.task_metadata.items() if name != "cluster-manager-info"}
 
 
 def test_instants_of_another_clock_are_moved_by_the_least_that_was_seen():
@@ -577,6 +580,23 @@ def test_a_ray_head_that_runs_nothing_is_no_worker(monkeypatch):
     monkeypatch.setattr(ray, "nodes", lambda: [head, worker])
     assert (here.vacant(), here.workers()) == ("", {"worker"})
     assert "CPU=8 (the most: 4)" in here.lack(Size(8, 512))
+
+
+def test_a_size_that_no_ray_node_has_is_refused_unless_ray_says_that_an_autoscaler_is_there(ray_here):
+    said: list[str] = []
+    kv, here, status = ray_here.experimental.internal_kv, RayPool()._cluster(said.append), b"__autoscaling_status"
+    assert "CPU=4 (the most: 2)" in here.lack(Size(4, 512))
+    assert not said
+
+    def waits() -> bool:  # what watches this cluster writes meanwhile that it was put together by hand
+        kv._internal_kv_put(status, json.dumps({"autoscaler_report": {"active_nodes": {"head": 1}}}), overwrite=True)
+        return here.lack(Size(4, 512)) == ""
+
+    await_(waits)
+    kv._internal_kv_del(status)
+    [words] = said
+    assert words.startswith("No Ray node has CPU=4 (the most: 2), ")
+    assert "wait for the cluster's autoscaler" in words
 
 
 ASKS = """

@@ -21,7 +21,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.context import FlowRunContext
 from prefect.futures import wait
-from prefect.states import State
+from prefect.states import Failed, State
 
 from prefect_slo import DaskPool, RayPool, SLOTaskRunner, slo_task
 from prefect_slo.errors import ResultLost, Unpicklable
@@ -173,6 +173,37 @@ def test_what_outlives_the_run_can_be_read_after_it(prefect_server, tmp_path, da
     assert cloudpickle.loads(cloudpickle.dumps(states[1])).result().number == 1
     with Client(dask.address, set_as_default=False) as client:
         assert not client.run_on_scheduler(lambda dask_scheduler: dict(dask_scheduler.tasks)), "nothing is left there"
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_flow_that_raises_brings_nothing_home(prefect_server, tmp_path, dask, retries):
+    held = []
+
+    @flow(task_runner=runner(dask), retries=retries)
+    def raises() -> None:
+        held.append(make.submit(tmp_path, len(held)))
+        held[-1].wait()
+        raise ValueError("on purpose")
+
+    with pytest.raises(ValueError, match="on purpose"):
+        raises()
+    assert len(held) == retries + 1
+    for future in held:
+        with pytest.raises(ResultLost, match="its flow run failed"):
+            future.result()
+    assert not unpickled_here(tmp_path)
+
+
+def test_a_flow_that_returns_a_failed_state_brings_home_what_it_returns_beside(prefect_server, tmp_path, dask):
+    @flow(task_runner=runner(dask))
+    def half() -> list[State[Any]]:
+        made = make.submit(tmp_path, 1)
+        made.wait()
+        return [made.state, Failed(message="on purpose")]
+
+    made, failed = half(return_state=True).result(raise_on_failure=False)
+    assert failed.is_failed()
+    assert made.result().data[0] == 1
 
 
 def test_the_cluster_lets_go_of_what_the_flow_lets_go_of(prefect_server, tmp_path, dask):

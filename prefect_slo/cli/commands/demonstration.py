@@ -14,7 +14,7 @@ from prefect_slo.cli.output import print_json, print_line, print_table
 from prefect_slo.cli.steps import steps
 
 if TYPE_CHECKING:
-    from prefect_slo.demo import DemoReport, Series
+    from prefect_slo.demo_report import DemoReport, Series
 
 
 @app.command
@@ -53,7 +53,10 @@ def _print(report: DemoReport) -> None:
         f"Profiled ml-pipeline in {report.profiling_runs} runs ({report.profiling_s:.0f} s), planned it for three "
         f"deadlines and ran each plan {len(report.deadlines[0].latency_s)} times."
     )
-    print_table([_deadline_row(series) for series in report.deadlines], title="Deadlines (P95 at 99 % confidence)")
+    if caveat := report.calm.caveat(report.confidence):
+        print_line(caveat)
+    title = f"Deadlines (P95 at {report.confidence * 100:g} % confidence)"
+    print_table([_deadline_row(series) for series in report.deadlines], title=title)
     print_table([_plan_row(series) for series in report.deadlines], title="Plans (workers x vCPU of each)")
     dearest = next(series for series in report.references if series.name == "all-max")
     print_table(

@@ -12,6 +12,14 @@ from prefect_slo.cli.inputs import AsJson, read_plan
 from prefect_slo.cli.output import print_json, print_line, print_table, working
 
 FlowName = Annotated[str, Parameter(help="Name of the flow.")]
+Proposal = Annotated[
+    str,
+    Parameter(
+        show_default=False,
+        help="Name of the plan that was looked at, as its artifact and the report have it, or its first six "
+        "characters; refused where another one waits by now. Without it, the one that waits is shown and taken.",
+    ),
+]
 Deployment = Annotated[str, Parameter(help="Name of the deployment: flow/deployment.")]
 
 
@@ -60,12 +68,17 @@ def unpin(deployment: Deployment, /) -> None:
 
 
 @app.command
-def approve(flow_name: FlowName, /) -> None:
+def approve(flow_name: FlowName, proposal: Proposal = "", /) -> None:
     """Put the plan in force that waits for approval."""
     from prefect_slo.cli.commands.planning import print_plan
     from prefect_slo.loop.guard import approve as approve_plan
+    from prefect_slo.loop.guard import proposal as proposal_of
 
-    print_plan(approve_plan(flow_name))
+    if not proposal:
+        waits = proposal_of(flow_name)
+        proposal = waits.name
+        print_line(f"Takes plan {proposal}: {waits.reason}.")
+    print_plan(approve_plan(flow_name, proposal))
     print_line(f"In force for {flow_name} now.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -31,6 +32,9 @@ FETCH_S = 60.0
 """A transfer that takes longer is looked after: the worker that held its part may be gone."""
 
 _GONE = "the Dask worker that kept it is gone"
+
+_TURNS = "prefect-slo-turns"
+"""Under which the scheduler keeps, among its metadata, which bundles have begun, and when."""
 
 
 Made = tuple["Client", Callable[[], None], Callable[[int], None] | None]
@@ -75,7 +79,10 @@ class DaskCluster:
             return ""
         if self.own:
             return f"The Dask cluster at {info['address']} is still starting workers: none has come yet"
-        return f"The Dask cluster at {info['address']} has no workers. Start one: dask worker {info['address']}"
+        return (  # whether somebody else's cluster adapts, its scheduler isn't told
+            f"The Dask cluster at {info['address']} has no workers. Where it adapts, its owner starts them for what is "
+            f"queued, and the owner's log says what keeps it; else start one: dask worker {info['address']}"
+        )
 
     def workers(self) -> frozenset[str]:
         """Addresses of the workers that are connected to the scheduler."""
@@ -140,10 +147,12 @@ class DaskCluster:
 
     def never_ran(self, handle: Future, error: Exception | None) -> bool:
         """Whether it has left no mark: Dask drops what waits for a part that is lost."""
-        return not self._client.sync(self._client.scheduler.event_is_set, name=handle.key)
+        return not self.turns(handle.key)
 
-    def turns(self, token: str) -> None:
-        """Its marks don't say since when."""
+    def turns(self, token: str) -> list[float]:
+        """By its mark."""
+        since = self._client.get_metadata([_TURNS, token], default=None)
+        return [since] if since is not None else []
 
     def end(self, handle: Future) -> Literal["told", "begun", "unbegun"]:
         """End its worker process where it runs; else take the task back."""
@@ -182,9 +191,10 @@ def run_once(work: Work, client: str = "", *parts: bytes) -> Reply | str:
     worker = get_worker()
 
     def begun_before() -> str:
-        if sync(worker.loop, worker.scheduler.event_is_set, name=work.token):
+        mark = [_TURNS, work.token]
+        if sync(worker.loop, worker.scheduler.get_metadata, keys=mark, default=None) is not None:
             return "the Dask worker that ran it is gone"
-        sync(worker.loop, worker.scheduler.event_set, name=work.token)
+        sync(worker.loop, worker.scheduler.set_metadata, keys=mark, value=time.time())
         return ""
 
     reply = run_here(work, parts, begun_before)
@@ -219,6 +229,8 @@ def _future(key: str, client: Client) -> Future:
 
 def _forget(run_key: str, dask_scheduler: Any = None) -> None:
     """On the scheduler: drop the marks of a run's bundles."""
-    marks = dask_scheduler.extensions["events"]._events
+    marks = dask_scheduler.task_metadata.get(_TURNS, {})
     for name in [name for name in marks if run_key in name]:
         del marks[name]
+    if not marks:
+        dask_scheduler.task_metadata.pop(_TURNS, None)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from prefect_slo.control.need import Need
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.cluster import Fetch
+from prefect_slo.runner.backends.ray_autoscaler import autoscales
 from prefect_slo.runner.backends.ray_marks import forget, marked, turns
 from prefect_slo.runner.backends.ray_request import REQUEST
 from prefect_slo.runner.backends.remote import Reply, Work, leave, needed, placed, run_here
@@ -62,13 +63,19 @@ class RayCluster:
         self._run_on_gpu = ray.remote(max_calls=1)(run_apart)
 
     def lack(self, size: Size) -> str:
-        """What no node has of the resources that a size takes."""
+        """What no node has of the resources that a size takes; an autoscaler that may bring one is waited for."""
         needs = self._takes(size)
         nodes = _workers().values()
         if not nodes or any(all(node.get(n, 0) >= v for n, v in needs.items()) for node in nodes):
             return ""
         most = {name: max(node.get(name, 0) for node in nodes) for name in needs}
-        return f"no Ray node has {', '.join(f'{n}={v:g} (the most: {most[n]:g})' for n, v in needs.items())}"
+        words = f"no Ray node has {', '.join(f'{n}={v:g} (the most: {most[n]:g})' for n, v in needs.items())}"
+        with suppress(Exception):  # of an autoscaler that nothing can be heard of nothing can be hoped for either
+            if autoscales():
+                then = "Bundles wait for the cluster's autoscaler to bring one; `ray status` says whether it can"
+                self._notice(f"{words[0].upper()}{words[1:]}. {then}.")
+                return ""
+        return words
 
     def vacant(self) -> str:
         """Whether no node is alive, but for a head that runs nothing."""

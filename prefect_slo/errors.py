@@ -271,9 +271,6 @@ class OtherPlanProposed(NothingProposed):
         then = f"Look at it (prefect-slo report {flow_name}), and approve it by its name." if waits else ""
         super().__init__(flow_name, f"plan {seen} does not wait for approval (any more); {does}", then)
 
-    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return type(self), (self.flow_name, self.seen, self.waits)
-
 
 class SpendLimitReached(SloError):
     """Work that was not started because a run has spent what it may.

@@ -13,6 +13,10 @@ PERMIT = "'prefect-slo aws policy' prints what has to be allowed."
 DEPLOY = "'prefect-slo aws deploy' makes what is missing."
 BUCKET = "Make the bucket (aws s3 mb s3://{}), or name one that there is."
 REGION = "Give the pool a region=, set AWS_DEFAULT_REGION, or name one in the profile."
+PACKAGES = (
+    "What tasks import is brought by the pool's layers= or image=, or by the image of its jobs; Prefect is not there "
+    "(print() in place of a logger)."
+)
 _DENIED = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "AllAccessDisabled"})
 _SIGNED_OUT = frozenset(
     {
@@ -69,6 +73,11 @@ def refused(error: Exception, then: str = "") -> AwsRefused:
         ):
             return AwsRefused("", str(error).rstrip("."), SIGN_IN)
     return AwsRefused("", f"{type(error).__name__}: {error}".rstrip("."), then)
+
+
+def with_packages(words: str) -> str:
+    """Words about a failure on a worker, with what to do where a package lacks there."""
+    return f"{words.rstrip('.')}. {PACKAGES}" if words.startswith("ModuleNotFoundError") else words
 
 
 def with_advice(words: str, error: Exception) -> str:

@@ -17,6 +17,7 @@ from prefect_slo.aws.delegating import Delegating
 from prefect_slo.aws.exchange import Exchange, Item, Kind, Order, PartsGone, Returned, TooLarge
 from prefect_slo.aws.invoke import Failed
 from prefect_slo.aws.kept import KeptObject, Place, Value
+from prefect_slo.aws.refusals import PACKAGES
 from prefect_slo.aws.report import NOTHING, Billed
 from prefect_slo.control.events import LossReason
 from prefect_slo.resources import Size
@@ -399,6 +400,8 @@ def _carried(one: Item, started: float, ended: float, kept: KeptObject | None = 
             if one.failed:
                 value, words = value
                 value.add_note(f"On the worker:\n{words}")
+                if isinstance(value, ModuleNotFoundError):
+                    value.add_note(PACKAGES)
     return Carried(value, one.failed, unpicklable, one.read_s, one.write_s, started, ended, kept)
 
 

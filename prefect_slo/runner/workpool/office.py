@@ -102,6 +102,7 @@ class Office:
         self._errands: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._over = threading.Event()
         self._noticed, self._blocked = "", False
+        self._called_off: list[str] = []
         self._looked = self.clock()
         self._heart = threading.Thread(target=self._beat, name="prefect-slo-heart", daemon=True)
         self._watch = threading.Thread(
@@ -388,6 +389,8 @@ class Office:
     def _call_off(self, pilot: Contact) -> None:
         if pilot.flow_run is None or self._jobs.cancel(pilot.flow_run):
             self.store.clear(pilot.box)
+        else:
+            self._called_off.append(pilot.box)
 
     def write_off(self, pilot: Contact, why: str) -> None:
         """A pilot's job is gone without having said so: no flow run is left running."""
@@ -425,4 +428,5 @@ class Office:
         self._errands.put(None)
         self._watch.join(max(deadline - time.monotonic(), 0.1))
         self._heart.join(1)
-        self._carefully(lambda: self.store.clear(self.box))
+        for box in (self.box, *self._called_off):  # of jobs that their worker ends, or that hear nothing and go
+            self._carefully(lambda box=box: self.store.clear(box))  # type: ignore[misc]

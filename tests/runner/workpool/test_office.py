@@ -345,6 +345,15 @@ def test_pilots_are_sent_home_with_a_letter_that_outlives_their_office(scene: An
     assert isinstance(at.heard[1][-1], Lost)
 
 
+def test_a_job_that_was_called_off_while_it_started_leaves_no_mailbox(scene: Any, monkeypatch: Any) -> None:
+    at = scene()
+    monkeypatch.setattr(at.jobs, "cancel", lambda flow_run: False)  # its worker has begun to start it, and ends it
+    at.lease(1)
+    until(lambda: at.jobs.asked)
+    at.office.shut()
+    assert not [path for path in Path(at.store.path).rglob("*") if path.is_file()]
+
+
 class Hands:
     """A clock that the test moves on."""
 

@@ -404,13 +404,16 @@ class Office:
     # ---- the heart --------------------------------------------------------------------------------------------------
 
     def _beat(self) -> None:
-        count = 0
+        count, told = 0, ""
         while not self._over.is_set():
             count += 1
             try:
                 self.store.write(self.box, "beat", f"{count}".encode())
+                told = ""
             except Exception as error:
-                get_logger("slo").warning("Storage of work pool %r cannot be written: %r", self.name, error)
+                if repr(error) != told:  # once for as long as it lasts
+                    get_logger("slo").warning("Storage of work pool %r cannot be written: %r", self.name, error)
+                told = repr(error)
             self._over.wait(self.terms.heartbeat_s)
 
     def shut(self, patience_s: float = 10.0) -> None:

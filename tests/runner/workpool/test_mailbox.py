@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,18 @@ def test_a_message_that_cannot_be_discarded_is_read_all_the_same(tmp_path: Path,
 
     monkeypatch.setattr(FolderStore, "discard", refuse)
     assert [incoming.receive() for _ in range(3)] == ["first", "second", None]
+
+
+def test_what_a_full_disk_has_taken_of_a_message_does_not_stay(tmp_path: Path):
+    store, (soft, hard) = FolderStore(str(tmp_path)), resource.getrlimit(resource.RLIMIT_FSIZE)
+    store.write("box", "beat", b"1")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            store.write("box", "from-1", bytes(20_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in (tmp_path / "box").iterdir()] == ["beat"]
 
 
 def test_directions_and_boxes_do_not_mix(store: Store):

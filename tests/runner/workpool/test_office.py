@@ -354,6 +354,20 @@ def test_a_job_that_was_called_off_while_it_started_leaves_no_mailbox(scene: Any
     assert not [path for path in Path(at.store.path).rglob("*") if path.is_file()]
 
 
+def test_storage_that_cannot_be_written_is_said_once(scene: Any, caplog: Any, monkeypatch: Any) -> None:
+    tries: list[str] = []
+
+    def fail(self: FolderStore, box: str, name: str, body: bytes) -> None:
+        tries.append(name)
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(FolderStore, "write", fail)
+    at = scene(heartbeat_s=0.001)
+    until(lambda: len(tries) > 20)
+    at.office.shut(patience_s=1.0)
+    assert len([one for one in caplog.records if "cannot be written" in one.getMessage()]) == 1
+
+
 class Hands:
     """A clock that the test moves on."""
 

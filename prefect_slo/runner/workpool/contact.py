@@ -287,7 +287,7 @@ class Contact:
     def _go_home(self) -> None:
         office = self._office
         with office.lock:
-            if self.lease is not None and not self._leaving:
+            if self.gone.is_set() or (self.lease is not None and not self._leaving):
                 return
             self._leaving = True
             lease, bundle = self.lease, self.bundle

@@ -354,6 +354,19 @@ def test_a_job_that_was_called_off_while_it_started_leaves_no_mailbox(scene: Any
     assert not [path for path in Path(at.store.path).rglob("*") if path.is_file()]
 
 
+def test_a_pilot_that_has_said_that_it_ends_is_written_to_no_more(scene: Any) -> None:
+    at = scene(idle_s=0.0)
+    at.lease(1)
+    job = at.job(0)
+    job.up()
+    at.opened(1)
+    [pilot] = at.office.pilots
+    job.fails(0.0)
+    pilot._thread.join(PATIENCE_S)
+    assert isinstance(at.heard[1][-1], Lost)
+    assert not Path(at.store.path, pilot.box).exists()
+
+
 def test_storage_that_cannot_be_written_is_said_once(scene: Any, caplog: Any, monkeypatch: Any) -> None:
     tries: list[str] = []
 

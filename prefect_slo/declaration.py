@@ -84,17 +84,24 @@ class Declaration:
         return self.pool if isinstance(self.pool, tuple) else () if self.pool is None else (self.pool,)
 
     @classmethod
-    def of(cls, value: Declaration | Mapping[str, Any]) -> Declaration:
+    def of(cls, value: Declaration | Mapping[str, Any], where: str = "slo_task") -> Declaration:
         """A declaration from itself or from a mapping of its fields.
+
+        Args:
+            value: Either.
+            where: What it was given to, for messages.
 
         Raises:
             InvalidValue: A field that there isn't, or a value that it may not hold.
         """
         if isinstance(value, Declaration):
             return value
+        fields = ", ".join(cls.__dataclass_fields__)
+        if not isinstance(value, Mapping):
+            raise InvalidValue(where, value, f"a mapping with some of {fields}")
         for name in value:
             if name not in cls.__dataclass_fields__:
-                raise InvalidValue("stages", name, f"one of {', '.join(cls.__dataclass_fields__)}")
+                raise InvalidValue(f"an argument of {where}", name, f"one of {fields}")
         return cls(**value)
 
 

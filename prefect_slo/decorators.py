@@ -99,7 +99,7 @@ def slo(
     )
     if mode not in (None, "observe", "advise", "enforce"):
         raise InvalidValue("mode", mode, "'observe', 'advise' or 'enforce'")
-    declarations = {name: Declaration.of(value) for name, value in (stages or {}).items()}
+    declarations = {name: Declaration.of(value, f"stages[{name!r}]") for name, value in (stages or {}).items()}
     settings, given = MenuSettings.of(menu), by_name(pools)
     explored = 0.0 if explore == 0 else fraction(explore, "explore")
     seed = whole(seed, "seed", least=0)

@@ -64,7 +64,7 @@ class UnknownPool(InvalidValue):
     def __init__(self, name: str, known: tuple[str, ...], stage: str = "") -> None:
         self.name, self.known, self.stage = name, known, stage
         where = f" for stage {stage!r}" if stage else ""
-        super().__init__("pool", name, f"one of {', '.join(known)}{where}; others are given by @slo(pools=[...])")
+        super().__init__("pool", name, f"one of {', '.join(known)}{where}; others are given by pools=[...]")
 
 
 class UnknownPrices(InvalidValue):

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from prefect_slo.aws.invoke import NO_SPACE, Answer, Failed
 from prefect_slo.aws.kept import KeptObject, Shared, Value
+from prefect_slo.aws.refusals import with_packages
 from prefect_slo.aws.report import Billed
 from prefect_slo.aws.s3 import S3Prefix
 from prefect_slo.aws.spending import Caller, SpendLimit
@@ -278,7 +279,7 @@ class Exchange:
             return Returned(stuck, (), None, telemetry, answer)
         if not reply.get("ok") and kind != "overrun":
             why: Any = {"claimed": "unknown", "result": "died", "handler": "died"}.get(kind, "start")
-            message = str(error.get("message", "a reply that says nothing"))
+            message = with_packages(str(error.get("message", "a reply that says nothing")))
             if kind == "gone":
                 raise PartsGone(error["keys"], message, answer.billed)
             raise Failed("disk" if f"OSError: {NO_SPACE}" in message else why, message, billed=answer.billed)

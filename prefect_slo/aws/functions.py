@@ -7,7 +7,8 @@ runs under way keep theirs, and nothing that is warm is thrown away. ``UpdateFun
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,12 +18,27 @@ from prefect_slo.aws.clients import client
 from prefect_slo.aws.concurrency import Allowed, allowed
 from prefect_slo.aws.ownership import Owner, name_prefix
 from prefect_slo.aws.packaging import HANDLER, content_hash, package_sha, worker_zip
+from prefect_slo.aws.refusals import refused
 from prefect_slo.errors import InvalidValue
 from prefect_slo.units import whole
 
 Architecture = Literal["x86_64", "arm64"]
 State = Literal["deployed", "missing", "changed", "old"]
 _CONTROL_S = 60.0
+
+_SETTINGS = frozenset(
+    {
+        "InvalidParameterValueException",
+        "ValidationException",
+        "RequestEntityTooLargeException",
+        "CodeStorageExceededException",
+    }
+)
+"""Answers that speak of what was asked for, and not of who asks."""
+
+_NOT_YET_ASSUMED = "cannot be assumed by Lambda"
+ROLE_TRIES, ROLE_WAIT_S = 10, 3.0
+"""A role that was just made is known everywhere some seconds later: Lambda refuses it until then."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +109,16 @@ class WorkerFunctions:
         """The function of a memory size."""
         return f"{self.prefix}-{self.version}-{memory_mb}"
 
-    def deploy(self, memory_mb: Iterable[int]) -> list[str]:
+    def deploy(self, memory_mb: Iterable[int], wait: Callable[[float], None] = time.sleep) -> list[str]:
         """Create the functions that there aren't, and wait until they can be called; returns their names.
+
+        Args:
+            memory_mb: Their memory sizes.
+            wait: Waits for some seconds.
 
         Raises:
             InvalidValue: No role was given, or AWS refuses the settings.
+            AwsRefused: AWS refuses for another reason, such as who asks.
         """
         if not self.role:
             raise InvalidValue(
@@ -107,7 +128,7 @@ class WorkerFunctions:
         for memory in memory_mb:
             name = self.name(limits.memory_mb(memory))
             if self._configuration(name) is None:
-                self._create(name, memory)
+                self._create(name, memory, wait)
             self._lambda.get_waiter("function_active_v2").wait(
                 FunctionName=name, WaiterConfig={"Delay": 1, "MaxAttempts": 120}
             )
@@ -146,9 +167,7 @@ class WorkerFunctions:
                 self._lambda.delete_function(FunctionName=name)
         return gone
 
-    def _create(self, name: str, memory_mb: int) -> None:
-        from botocore.exceptions import ClientError
-
+    def _create(self, name: str, memory_mb: int, wait: Callable[[float], None]) -> None:
         code: dict[str, Any] = {
             "PackageType": "Zip",
             "Runtime": f"python{sys.version_info.major}.{sys.version_info.minor}",
@@ -162,21 +181,39 @@ class WorkerFunctions:
                 "Code": {"ImageUri": self.image},
                 "ImageConfig": {"Command": [HANDLER]},
             }
+        settings = {
+            "FunctionName": name,
+            "Role": self.role,
+            "MemorySize": memory_mb,
+            "Timeout": self.timeout_s,
+            "Architectures": [self.architecture],
+            "EphemeralStorage": {"Size": self.storage_mb},
+            "Environment": {"Variables": dict(self.environment)},
+            "Tags": self.owner.tags(self.version),
+            **code,
+        }
+        for _ in range(ROLE_TRIES - 1):
+            if self._created(settings, patient=True):
+                return
+            wait(ROLE_WAIT_S)
+        self._created(settings, patient=False)
+
+    def _created(self, settings: dict[str, Any], *, patient: bool) -> bool:
+        """Whether it is there now; else its role is not known yet, where somebody is patient."""
+        from botocore.exceptions import ClientError
+
         try:
-            self._lambda.create_function(
-                FunctionName=name,
-                Role=self.role,
-                MemorySize=memory_mb,
-                Timeout=self.timeout_s,
-                Architectures=[self.architecture],
-                EphemeralStorage={"Size": self.storage_mb},
-                Environment={"Variables": dict(self.environment)},
-                Tags=self.owner.tags(self.version),
-                **code,
-            )
+            self._lambda.create_function(**settings)
         except ClientError as error:
-            if error.response["Error"]["Code"] != "ResourceConflictException":  # somebody else was faster
+            code, message = error.response["Error"]["Code"], error.response["Error"].get("Message", "")
+            if patient and _NOT_YET_ASSUMED in message:
+                return False
+            if code in _SETTINGS:
+                name = settings["FunctionName"]
                 raise InvalidValue("lambda.function", name, f"settings that AWS accepts ({error})") from error
+            if code != "ResourceConflictException":  # somebody else was faster
+                raise refused(error) from error
+        return True
 
     def _agrees(self, found: dict[str, Any], memory_mb: int) -> bool:
         wanted = {

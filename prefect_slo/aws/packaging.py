@@ -19,7 +19,7 @@ HASH_DIGITS = 10
 @lru_cache(maxsize=1)
 def worker_zip() -> bytes:
     """The deployment package: Python files only, in order, without times."""
-    files = {f"{_MODULE}.py": (Path(__file__).parent / "worker.py").read_bytes(), **_package("cloudpickle")}
+    files = _files()
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in sorted(files):
@@ -28,6 +28,17 @@ def worker_zip() -> bytes:
             entry.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(entry, files[name])
     return buffer.getvalue()
+
+
+def write_worker(folder: Path) -> list[Path]:
+    """The same files in a folder, for a container image that is to hold them; returns what was written."""
+    written = []
+    for name, content in sorted(_files().items()):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        written.append(path)
+    return written
 
 
 def package_sha() -> str:
@@ -41,6 +52,10 @@ def content_hash(*parts: object) -> str:
     for part in parts:
         digest.update(repr(part).encode())
     return digest.hexdigest()[:HASH_DIGITS]
+
+
+def _files() -> dict[str, bytes]:
+    return {f"{_MODULE}.py": (Path(__file__).parent / "worker.py").read_bytes(), **_package("cloudpickle")}
 
 
 def _package(name: str) -> dict[str, bytes]:

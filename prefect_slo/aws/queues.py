@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from prefect_slo.aws.clients import client
 from prefect_slo.aws.ownership import Owner
+from prefect_slo.aws.refusals import refused
 from prefect_slo.errors import InvalidValue
 from prefect_slo.units import items, text, whole
 
@@ -77,6 +78,7 @@ class BatchQueue:
 
         Raises:
             InvalidValue: AWS refuses them, or finds them invalid.
+            AwsRefused: AWS refuses for another reason, such as who asks.
         """
         if not self._environment():
             self._create_environment(owner)
@@ -152,6 +154,8 @@ class BatchQueue:
                 **role,
             )
         except ClientError as error:
+            if error.response["Error"]["Code"] not in ("ClientException", "ValidationException"):
+                raise refused(error) from error
             raise InvalidValue("queue", self.name, f"settings that AWS accepts ({error})") from error
 
     def _valid(self, look: Callable[[], dict[str, Any]], wait: Callable[[float], None]) -> None:

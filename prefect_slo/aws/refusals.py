@@ -11,7 +11,12 @@ from prefect_slo.errors import AwsRefused
 SIGN_IN = "Run 'aws configure' or 'aws sso login', set AWS_PROFILE, or give this machine a role."
 PERMIT = "'prefect-slo aws policy' prints what has to be allowed."
 DEPLOY = "'prefect-slo aws deploy' makes what is missing."
+BUCKET = "Make the bucket (aws s3 mb s3://{}), or name one that there is."
 REGION = "Give the pool a region=, set AWS_DEFAULT_REGION, or name one in the profile."
+PACKAGES = (
+    "What tasks import is brought by the pool's layers= or image=, or by the image of its jobs; Prefect is not there "
+    "(print() in place of a logger)."
+)
 _DENIED = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "AllAccessDisabled"})
 _SIGNED_OUT = frozenset(
     {
@@ -48,6 +53,8 @@ def refused(error: Exception, then: str = "") -> AwsRefused:
             told, operation = error.response.get("Error", {}), error.operation_name
             code, why = str(told.get("Code", "")), f"{told.get('Code', '')}: {told.get('Message', '')}".strip(": ")
             then = PERMIT if code in _DENIED else SIGN_IN if code in _SIGNED_OUT else then
+            if code == "NoSuchBucket":
+                then = BUCKET.format(told.get("BucketName", "my-bucket"))
             return AwsRefused(operation, why, then)
         case boto.NoRegionError():
             return AwsRefused("", "no region is set", REGION)
@@ -66,6 +73,11 @@ def refused(error: Exception, then: str = "") -> AwsRefused:
         ):
             return AwsRefused("", str(error).rstrip("."), SIGN_IN)
     return AwsRefused("", f"{type(error).__name__}: {error}".rstrip("."), then)
+
+
+def with_packages(words: str) -> str:
+    """Words about a failure on a worker, with what to do where a package lacks there."""
+    return f"{words.rstrip('.')}. {PACKAGES}" if words.startswith("ModuleNotFoundError") else words
 
 
 def with_advice(words: str, error: Exception) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -170,17 +170,18 @@ class S3Prefix:
         with ThreadPoolExecutor(STREAMS) as pool:
             return b"".join(pool.map(part, range(at, at + size, PART_BYTES)))
 
+    def keys(self, *names: str) -> list[str]:
+        """Keys of what lies under these names, over the whole prefix without any."""
+        return [key for page in self._pages(names) for key in page]
+
     def delete(self, *names: str) -> int:
         """Delete what lies under these names, over the whole prefix without any; returns how many objects."""
-        under = self.key(*names) + "/" if names else self.prefix.strip("/") + "/"
         self._known.clear()
         deleted = 0
-        pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=under)
-        for page in pages:
-            keys = [{"Key": found["Key"]} for found in page.get("Contents", ())]
-            if keys:
-                self._s3.delete_objects(Bucket=self.bucket, Delete={"Objects": keys, "Quiet": True})
-                deleted += len(keys)
+        for page in self._pages(names):
+            objects = [{"Key": key} for key in page]
+            self._s3.delete_objects(Bucket=self.bucket, Delete={"Objects": objects, "Quiet": True})
+            deleted += len(page)
         return deleted
 
     def forget(self, work: Iterable[tuple[str, ...]]) -> None:
@@ -210,6 +211,14 @@ class S3Prefix:
             self._put_rules(others)
         else:
             self._s3.delete_bucket_lifecycle(Bucket=self.bucket)
+
+    def _pages(self, names: tuple[str, ...]) -> Iterator[list[str]]:
+        """Keys under some names, up to a thousand at a time."""
+        under = self.key(*names) + "/" if names else self.prefix.strip("/") + "/"
+        pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=under)
+        for page in pages:
+            if found := page.get("Contents"):
+                yield [each["Key"] for each in found]
 
     @property
     def _rule(self) -> str:

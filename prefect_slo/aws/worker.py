@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import copyreg
 import io
 import json
 import os
@@ -229,16 +230,33 @@ def _abandoned(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _dumped(cloudpickle: Any, value: Any, failed: bool, read_s: float, ran: float) -> tuple[Any, ...]:
-    text = "".join(traceback.format_exception(value)) if failed else ""
     try:
-        payload = cloudpickle.dumps((value, text) if failed else value)
-        if failed:
-            pickle.loads(payload)  # exceptions with required arguments pickle, and then don't unpickle
+        payload = _raised(cloudpickle, value) if failed else cloudpickle.dumps(value)
     except Exception as error:
-        if not failed:
-            return _outcome(b"", unpicklable=_words(error))
-        payload = cloudpickle.dumps((RuntimeError(_words(value)), text))
+        return _outcome(b"", unpicklable=_words(error))
     return _outcome(payload, failed=failed, read_s=read_s, write_s=time.time() - ran)
+
+
+def _raised(cloudpickle: Any, error: Exception) -> bytes:
+    """An exception with its traceback; one that pickles and then doesn't unpickle is made without its constructor.
+
+    As ``prefect_slo.runner.exceptions`` does, which isn't here.
+    """
+    text, kind = "".join(traceback.format_exception(error)), type(error)
+    for taught in (False, True):
+        if taught:
+            copyreg.pickle(kind, _without_constructor)
+        with suppress(Exception):
+            payload: bytes = cloudpickle.dumps((error, text))
+            again, _ = pickle.loads(payload)
+            if not taught or str(again) == str(error):
+                return payload
+    copyreg.dispatch_table.pop(kind)
+    return cloudpickle.dumps((RuntimeError(_words(error)), text))  # type: ignore[no-any-return]
+
+
+def _without_constructor(error: BaseException) -> tuple[Any, ...]:
+    return copyreg.__newobj__, (type(error), *error.args), error.__dict__ or None  # type: ignore[attr-defined]
 
 
 def _run_all(

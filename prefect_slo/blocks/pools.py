@@ -87,10 +87,10 @@ def _made(kind: Callable[..., Any], table: Any, where: str, read: Mapping[str, C
     known = {field.name: field for field in fields(kind) if field.init}  # type: ignore[arg-type]
     for name in table:
         if name not in known:
-            raise InvalidValue(f"{where}.{name}", table[name], f"no such field: {', '.join(sorted(known))}")
+            raise InvalidValue(f"a field of {where}", name, f"one of {', '.join(sorted(known))}")
     for name, field in known.items():
         if field.default is MISSING and field.default_factory is MISSING and name not in table:
-            raise InvalidValue(f"{where}.{name}", None, f"given: {kind.__name__} has no default for it")
+            raise InvalidValue(f"{where}.{name}", None, f"a value: {kind.__name__} has no default for it")
     given = {name: read[name](value) if name in read and value is not None else value for name, value in table.items()}
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefect.blocks.core import Block
+from pydantic import ValidationError
 
 from prefect_slo.blocks.documents import MenuBlock, PlanBlock, PriceListBlock
 from prefect_slo.blocks.folding import update_profile
@@ -66,9 +67,12 @@ def register(folder: Path | None = None) -> Registered:
     """Register all block types, and store the package's price lists and the documents of a folder. Blocks.
 
     Raises:
-        InvalidValue: A document that isn't one; the message names its file.
+        InvalidValue: A document that isn't one, in words that name its file, or a folder that holds none.
         httpx.HTTPError: The API cannot be reached.
     """
+    if folder is not None and not any(_files(folder / kind) for kind in _STORES):
+        inside = sorted(f"{each.name}/" if each.is_dir() else each.name for each in folder.iterdir())
+        raise InvalidValue("folder", str(folder), f"documents in {', '.join(_STORES)}; it has {inside or 'nothing'}")
     for block in TYPES:
         block.register_type_and_schema(_sync=True)  # type: ignore[call-arg]
     left_out: dict[str, tuple[str, ...]] = {}
@@ -81,16 +85,14 @@ def register(folder: Path | None = None) -> Registered:
             try:
                 found.append(store(path, document))
             except (SloError, ValueError, TypeError) as error:
-                raise InvalidValue(f"{kind}/{path.name}", "this document", f"another one: {error}") from None
+                raise _refused(f"{kind}/{path.name}", document, error) from None
     stored, kept = (tuple(one.slug for one in found if one.kept is kept) for kept in (False, True))
     return Registered(stored, kept, left_out)
 
 
 def _documents(folder: Path | None, kind: str) -> Iterator[tuple[Path, dict[str, Any], tuple[str, ...]]]:
     """Files of a kind, what they hold, and the variables that they miss."""
-    for path in sorted((folder / kind).glob("*.*")) if folder is not None else ():
-        if path.suffix not in (".toml", ".json"):
-            continue
+    for path in _files(folder / kind) if folder is not None else ():
         text = path.read_text(encoding="utf-8")
         used = tuple(dict.fromkeys(_VARIABLE.findall(text))) if path.suffix == ".toml" else ()
         missing = tuple(name for name in used if name not in os.environ)
@@ -102,7 +104,19 @@ def _documents(folder: Path | None, kind: str) -> Iterator[tuple[Path, dict[str,
         try:
             yield path, tomllib.loads(text) if path.suffix == ".toml" else json.loads(text), ()
         except ValueError as error:
-            raise InvalidValue(f"{kind}/{path.name}", "this file", f"{path.suffix[1:]} ({error})") from None
+            raise InvalidValue(f"{kind}/{path.name}", text, f"{path.suffix[1:].upper()} ({error})") from None
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.*") if path.suffix in (".toml", ".json"))
+
+
+def _refused(file: str, document: Mapping[str, Any], error: Exception) -> InvalidValue:
+    """What is wrong in a file: our own words where there are some, also behind those of pydantic."""
+    told = error.errors()[0].get("ctx", {}).get("error") if isinstance(error, ValidationError) else error
+    if isinstance(told, InvalidValue):
+        return InvalidValue(f"{file}: {told.field}", told.value, told.expected)
+    return InvalidValue(file, document, f"a document that can be stored ({error})")
 
 
 def _saved(block: Block, name: str) -> _Document:

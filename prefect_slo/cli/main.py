@@ -16,7 +16,7 @@ from prefect_slo.cli.app import app
 from prefect_slo.cli.output import print_json
 from prefect_slo.errors import InfeasibleSlo, SloError
 
-DONE, ERROR, INFEASIBLE, INTERRUPTED = 0, 1, 2, 130
+DONE, ERROR, INFEASIBLE, INTERRUPTED, UNREAD = 0, 1, 2, 130, 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = app(tokens, exit_on_error=False, print_error=False)
         sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has enough, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or its last flush would complain
+        return UNREAD
     except InfeasibleSlo as error:
         return _infeasible(error, as_json="--json" in tokens)
     except (SloError, CycloptsError, OSError) as error:

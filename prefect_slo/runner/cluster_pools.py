@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from math import ceil
@@ -31,6 +33,12 @@ if TYPE_CHECKING:
 
 MANY = 64
 """Bundles at once of a flow that had its cluster before: the scheduler queues what finds no room."""
+
+LOOPBACK: Mapping[str, Any] = {
+    "dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0",
+    "scheduler_kwargs": {"dashboard": False},
+}  # fmt: skip
+"""Of a Dask cluster in this process: without an address its web servers would listen on every interface."""
 
 QUANTITIES = ("vcpus", "memory_mb", "gpu")
 
@@ -198,27 +206,53 @@ class DaskPool(_ClusterPool):
         if self.address is not None:
             client = Client(self.address, **options)
             return client, client.close, None
-        if self.cluster is not None:
-            made = self.cluster if callable(self.cluster) else from_qualified_name(self.cluster)
-            cluster = made(**self.cluster_options)
-        else:
-            workers = int(self.cluster_options.get("n_workers") or 1)
-            share = {name: have / workers for name, have in self._here.items()}
-            here = {"n_workers": 1, "threads_per_worker": ceil(self.concurrency / workers), "resources": share}
-            # bundles run in processes of their own
-            cluster = LocalCluster(**{"processes": False, "dashboard_address": None, **here, **self.cluster_options})
-        try:
+        with ExitStack() as made:
+            if self.cluster is not None:
+                make = self.cluster if callable(self.cluster) else from_qualified_name(self.cluster)
+                cluster = make(**self.cluster_options)
+            else:
+                if self.cluster_options.get("silence_logs", True):
+                    made.enter_context(_DASK_LOG.hushed())
+                workers = int(self.cluster_options.get("n_workers") or 1)
+                share = {name: have / workers for name, have in self._here.items()}
+                here = {"n_workers": 1, "threads_per_worker": ceil(self.concurrency / workers), "resources": share}
+                # bundles run in processes of their own
+                cluster = LocalCluster(**{"processes": False, **LOOPBACK, **here, **self.cluster_options})
+            made.callback(cluster.close)
             at_least = _at_least(cluster.adapt(**self.adapt)) if self.adapt is not None else None
             client = Client(cluster, **options)
-        except BaseException:
-            cluster.close()
-            raise
+            made.callback(client.close)
+            return client, made.pop_all().close, at_least
 
-        def close() -> None:
-            client.close()
-            cluster.close()
 
-        return client, close, at_least
+class _Hushed:
+    """Dask's log while clusters of ours run in this process.
+
+    Dask silences its own handler then, but not that of Prefect, which prints every step of a cluster's life.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._users, self._level = threading.Lock(), 0, logging.NOTSET
+
+    @contextmanager
+    def hushed(self) -> Iterator[None]:
+        """Inside, it says warnings alone."""
+        log = logging.getLogger("distributed")
+        with self._lock:
+            if self._users == 0:
+                self._level = log.level
+                log.setLevel(max(self._level, logging.WARNING))
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._users == 0:
+                    log.setLevel(self._level)
+
+
+_DASK_LOG = _Hushed()
 
 
 def _at_least(adaptive: Any) -> Callable[[int], None]:

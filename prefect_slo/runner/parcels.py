@@ -26,6 +26,7 @@ from prefect_slo.runner.backends.protocol import HostedProgram
 from prefect_slo.runner.calls import Call, Payload
 from prefect_slo.runner.deposits import KeptRecord, plain_record
 from prefect_slo.runner.elsewhere import referred
+from prefect_slo.runner.exceptions import portable
 from prefect_slo.runner.futures import RaisedFuture
 from prefect_slo.runner.hosted import FunctionProgram
 from prefect_slo.runner.payloads import by_value, importable_by_workers
@@ -221,7 +222,7 @@ def futures_to_states(value: Any, *, isolated: bool, each: Callable[[PrefectFutu
             try:
                 found.wait()
             except BaseException as error:
-                return RaisedFuture(found.task_run_id, program.portable(error)) if isolated else found
+                return RaisedFuture(found.task_run_id, portable(error)) if isolated else found
             if each is not None:
                 each(found)
             return found.state

@@ -23,6 +23,7 @@ from prefect import Flow, Task
 from prefect.blocks.core import Block
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext, SyncClientContext, hydrated_context, serialize_context
+from prefect.results import ResultRecord  # type: ignore[attr-defined]
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.dispatch import lookup_type
 
@@ -31,6 +32,7 @@ from prefect_slo.runner import batches, engine, relay, shelf, worker_state
 from prefect_slo.runner.apart import dump_result, load_call, load_parts
 from prefect_slo.runner.backends.protocol import Outcome, RunItem
 from prefect_slo.runner.calls import ATOMS, Payload, Raised, Returned, Several
+from prefect_slo.runner.exceptions import portable
 
 Result = State[Any] | Returned | Raised | Several
 
@@ -260,23 +262,17 @@ def is_failure(result: Any) -> bool:
     return isinstance(result, Raised) or (isinstance(result, State) and not result.is_completed())
 
 
-def portable(error: BaseException) -> BaseException:
-    """An exception that travels between processes: itself, or a plain one of the same words."""
-    try:
-        pickle.loads(cloudpickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
-
-
 def _portable(result: Result) -> Result:
-    """A result whose exceptions can't travel, with plain ones of the same words in their place."""
+    """A result whose exceptions travel, be it as plain ones of the same words."""
     if isinstance(result, Several):
         return Several([_portable(one) if is_failure(one) else one for one in result.results])  # type: ignore[misc]
     if isinstance(result, Raised):
         return replace(result, error=portable(result.error))
     assert isinstance(result, State)
-    error = RuntimeError(result.message or "the task failed with an exception that cannot be pickled")
+    raised = result.data.result if isinstance(result.data, ResultRecord) else result.data
+    error = portable(raised) if isinstance(raised, BaseException) else None
+    if error is not raised:
+        error = RuntimeError(result.message or "the task failed with an exception that cannot be pickled")
     return result.model_copy(update={"data": error, "timestamp": result.timestamp})
 
 

@@ -88,7 +88,7 @@ class SLOTaskRunner(TaskRunner[PrefectConcurrentFuture[Any]]):
         for name, value in (("max_workers", max_workers), ("bundle", bundle)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise InvalidValue(name, value, "a whole number of at least 1")
-        self.stages = {name: Declaration.of(value) for name, value in (stages or {}).items()}
+        self.stages = {name: Declaration.of(value, f"stages[{name!r}]") for name, value in (stages or {}).items()}
         self.director = director
         self.pools: Pools = by_name(pools)
         pool = resolved(pool, self.pools) if pool is not None else None

@@ -14,9 +14,10 @@ import threading
 from contextlib import ExitStack
 from pathlib import Path
 
+from prefect_slo.errors import SloError
 from prefect_slo.testing.aws.batches import LocalBatch
 from prefect_slo.testing.aws.guard import fake_credentials, no_real_aws
-from prefect_slo.testing.aws.kept import role_arn
+from prefect_slo.testing.aws.kept import check_installed, role_arn
 from prefect_slo.testing.aws.lambdas import LocalLambda
 
 HOST = "127.0.0.1"
@@ -24,8 +25,6 @@ HOST = "127.0.0.1"
 
 def main(arguments: list[str] | None = None) -> None:
     """Serve until SIGINT or SIGTERM."""
-    from moto.server import ThreadedMotoServer
-
     parser = argparse.ArgumentParser(prog="python -m prefect_slo.testing.server", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--concurrency", type=int, default=1000, help="invocations at once")
@@ -38,6 +37,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--own-tmp", action="store_true", help="a /tmp of its own for each sandbox")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs that jobs may have")
     options = parser.parse_args(arguments)
+    try:
+        check_installed()
+    except SloError as error:
+        parser.error(str(error))
+    from moto.server import ThreadedMotoServer
+
     images = {uri: Path(folder) for uri, _, folder in (told.partition("=") for told in options.image)}
     for uri, folder in images.items():
         if not (uri and str(folder) != "." and folder.is_dir()):

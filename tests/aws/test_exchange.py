@@ -26,6 +26,7 @@ from prefect_slo.aws.s3 import S3Prefix
 from prefect_slo.pricing import price_list
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.aws_lambda import LambdaBackend
+from prefect_slo.runner.backends.aws_slot import _carried
 from prefect_slo.runner.backends.protocol import Apart, Bundle, Carry, Lost
 from prefect_slo.testing.aws import LocalAws
 
@@ -81,6 +82,27 @@ def test_a_result_that_fits_into_no_reply_has_run_and_is_billed(monkeypatch: pyt
     assert [(one.item, one.failed) for one in returned.items] == [(7, False), (8, False)]
     assert all("give the pool a bucket" in one.unpicklable for one in returned.items)
     assert returned.answer.billed == BILLED
+
+
+def lacks_numpy() -> None:
+    raise ModuleNotFoundError("No module named 'numpy'")
+
+
+@pytest.mark.parametrize("when", ["it is opened", "it runs"])
+def test_a_package_that_lacks_is_said_with_how_to_bring_it(when: str) -> None:
+    def opening(event: dict[str, Any]) -> dict[str, Any]:
+        return {**worker._failure("open", ModuleNotFoundError("No module named 'numpy'")), "v": worker.PROTOCOL}
+
+    order = Order("function", cloudpickle.dumps(lacks_numpy), [(1, CALL)], ("k",))
+    if when == "it is opened":
+        with pytest.raises(Failed) as caught:
+            Exchange(Here(opening)).run("f", order)
+        said = str(caught.value)
+    else:
+        [item] = Exchange(Here()).run("f", order).items
+        said = "".join(_carried(item, 0.0, 1.0).value.__notes__)
+    assert "numpy" in said
+    assert "layers= or image=" in said
 
 
 def of_release(protocol: int, ran: list[int]) -> Callable[[dict[str, Any]], dict[str, Any]]:

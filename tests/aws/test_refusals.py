@@ -25,6 +25,7 @@ def inactive() -> boto.WaiterError:
         (denied("AccessDeniedException"), "asked for CreateFunction: AccessDeniedException: no", PERMIT),
         (denied("ExpiredTokenException"), "ExpiredTokenException", SIGN_IN),
         (denied("ResourceConflict"), "ResourceConflict: no", "Look."),
+        (denied("NoSuchBucket"), "NoSuchBucket", "aws s3 mb s3://my-bucket"),
         (boto.NoRegionError(), "no region is set", REGION),
         (boto.NoCredentialsError(), "Unable to locate credentials", SIGN_IN),
         (boto.ProfileNotFound(profile="prod"), "prod", SIGN_IN),

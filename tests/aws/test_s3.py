@@ -26,6 +26,14 @@ def test_small_objects_come_back(store: S3Prefix) -> None:
     assert store.get(key) == b"content"
 
 
+def test_what_lies_under_a_name_is_listed(store: S3Prefix) -> None:
+    keys = [store.key("listed", name) for name in ("a", "b")]
+    for key in keys:
+        store.put(f"{key}/args", b"content")
+    assert store.keys("listed", "a") == [f"{keys[0]}/args"]
+    assert {f"{key}/args" for key in keys} <= set(store.keys())
+
+
 def test_large_objects_travel_in_parts_both_ways(store: S3Prefix, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3, "PART_BYTES", 5 * 2**20)
     content = os.urandom(2**20) * 11 + b"end"

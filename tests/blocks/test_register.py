@@ -15,7 +15,7 @@ from prefect_slo.blocks import MenuBlock, PlanBlock, PoolBlock, PriceListBlock, 
 from prefect_slo.blocks.registering import register
 from prefect_slo.cli import main
 from prefect_slo.control.delegation import Needs
-from prefect_slo.errors import SloError
+from prefect_slo.errors import InvalidValue, SloError
 from prefect_slo.loop.reporting import objective_of
 from prefect_slo.objective import Budget, Latency, Slo
 from prefect_slo.plan import Plan, StagePlan
@@ -101,6 +101,24 @@ def test_a_folder_of_ones_own_is_registered_by_the_command_line(prefect_server, 
     (tmp_path / "menus" / "bad.toml").write_text("colour = 1\n")
     assert main(["register", str(tmp_path)]) == 1
     assert "menus/bad.toml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("menues/a.toml", "workers = [1]", r"folder is .*; expected documents in menus, .*; it has \['menues/'\]"),
+        ("pools/a.toml", 'kind = "lambda"\nmemory = [512]', "pools/a.toml: a field of pool is 'memory'; expected one"),
+        ("pools/a.toml", 'kind = "batch"\nbucket = "s3://b"', "pools/a.toml: pool.jobs is None; expected a value"),
+        ("menus/a.toml", "workers = [1", "menus/a.toml is 'workers = .*; expected TOML"),
+    ],
+)
+def test_a_file_that_is_not_stored_is_named_with_what_is_wrong_in_it(
+    prefect_server, tmp_path, file: str, text: str, said: str
+):
+    (tmp_path / file).parent.mkdir()
+    (tmp_path / file).write_text(text)
+    with pytest.raises(InvalidValue, match=said):
+        register(tmp_path)
 
 
 def test_what_a_flow_has_learned_is_never_touched(prefect_server, tmp_path, make_run, fit_sums):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,6 +72,18 @@ def test_policies_name_functions_and_objects_and_nothing_more(run, pool) -> None
     assert "arn:aws:s3:::prefect-slo-test/prefect-slo/prefect-slo/lambda/*" in {
         statement["Resource"] for statement in statements
     }
+
+
+def test_the_worker_of_an_image_answers_where_neither_prefect_nor_the_package_is(run, tmp_path) -> None:
+    assert "${LAMBDA_TASK_ROOT}; the handler is prefect_slo_worker.handler" in run("aws", "worker", tmp_path / "w").out
+    code = (
+        f"import sys; sys.path[:] = [p for p in sys.path if 'site-packages' not in p] + [{str(tmp_path / 'w')!r}]\n"
+        "import cloudpickle, prefect_slo_worker\n"
+        "assert not {'prefect', 'prefect_slo'} & set(sys.modules)\n"
+        "print(prefect_slo_worker.handler({'warm': True}, None)['ok'])"
+    )
+    ran = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False)
+    assert ran.stdout.strip() == "True", ran.stderr
 
 
 @pytest.fixture

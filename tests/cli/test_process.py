@@ -31,6 +31,15 @@ def test_plan_infeasible_and_error_have_their_exit_codes(source: list[object]) -
     assert "Traceback" not in failed.stderr
 
 
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    code = "import sys; from prefect_slo.cli import main; sys.exit(main(['prices', '--json']))"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.close()  # as head does
+    assert process.stderr is not None
+    assert (process.stderr.read(), process.wait(60)) == ("", 141)
+
+
 def test_help_and_version_load_nothing_heavy() -> None:
     loaded = (
         "import sys; from prefect_slo.cli import main; main(['--help']); main(['--version']); "

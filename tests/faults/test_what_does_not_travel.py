@@ -13,16 +13,27 @@ from prefect_slo.runner.task_runner import SLOTaskRunner
 
 
 class Demanding(Exception):
-    """Pickles, and then does not unpickle: its constructor wants two arguments."""
+    """Pickles, and then does not unpickle by itself: its constructor wants two arguments."""
 
     def __init__(self, code: int, text: str) -> None:
+        self.code = code
         super().__init__(f"{code}: {text}")
+
+
+class Locked(Exception):
+    """Never pickles."""
+
+    def __init__(self, words: str) -> None:
+        self.lock = threading.Lock()
+        super().__init__(words)
 
 
 @task
 def raises(kind: str) -> None:
     if kind == "plain":
         raise LookupError("plain words")
+    if kind == "locked":
+        raise Locked("locked words")
     raise Demanding(7, "odd words")
 
 
@@ -30,16 +41,28 @@ def raises(kind: str) -> None:
 def failing(kind: str):
     future = raises.submit(kind)
     future.wait()
-    return future.state.name, future.state.message, str(future.state.data)
+    error = future.state.result(raise_on_failure=False)
+    what = "Demanding with its code" if isinstance(error, Demanding) and error.code == 7 else type(error).__name__
+    return future.state.name, future.state.message, str(error), what
 
 
-@pytest.mark.parametrize(("kind", "words"), [("plain", "plain words"), ("odd", "7: odd words")])
-def test_an_exception_comes_back_in_the_state_even_where_it_does_not_unpickle(run_isolated, recorded, kind, words):
+@pytest.mark.parametrize(
+    ("kind", "words", "what"),
+    [
+        ("plain", "plain words", "LookupError"),
+        ("odd", "7: odd words", "Demanding with its code"),
+        ("locked", "locked words", "RuntimeError"),
+    ],
+)
+def test_an_exception_comes_back_in_the_state_as_what_it_is_where_anything_travels(
+    run_isolated, recorded, kind, words, what
+):
     state = run_isolated(failing, kind)
-    name, message, data = state.result()
+    name, message, data, came = state.result()
     assert name == "Failed"
     assert words in message
     assert words in data
+    assert came == what
     assert recorded(state.state_details.flow_run_id, 1) == {("raises", "Failed"): 1}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -80,6 +81,21 @@ def cluster(**options: Any) -> Iterator[LocalCluster]:
         yield made
     finally:
         made.close()
+
+
+def test_a_dask_cluster_of_this_process_is_heard_of_by_no_other_machine_and_says_little(caplog) -> None:
+    def listening() -> set[str]:
+        return {c.laddr.ip for c in psutil.Process().net_connections() if c.status == psutil.CONN_LISTEN}
+
+    before, log = listening(), logging.getLogger("distributed")
+    level = log.level
+    _, close, _ = DaskPool()._connect()
+    try:
+        assert listening() - before <= {"127.0.0.1"}
+    finally:
+        close()
+    assert not [record for record in caplog.records if record.name.startswith("distributed")]
+    assert log.level == level
 
 
 def test_a_size_that_no_dask_worker_can_take_is_refused_with_what_to_start():

@@ -19,6 +19,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from prefect_slo.aws.report import Report
+from prefect_slo.errors import InvalidValue
 from prefect_slo.testing.aws import Fault, Faults, LocalAws, lambdas, local_aws, shares
 from prefect_slo.testing.aws.disk import package_folder
 from prefect_slo.testing.aws.lambdas import Throttled
@@ -346,6 +347,21 @@ def test_faults_strike_before_or_after_the_work(call, account) -> None:
                 boto3.client("lambda", config=_once()).invoke(FunctionName=name, Payload=b"{}")
             assert len(account.lambdas.invocations) == expected
     assert not call(name)[1]
+
+
+@pytest.mark.parametrize(
+    ("rule", "field"),
+    [
+        (("lambda.Invoke", "throtle"), "kind"),
+        (("Lambda.invoke", "throttle"), "operation"),
+        (("Invoke", "throttle"), "operation"),
+        (("lambda.Invoke", "throttle", "afterwards"), "when"),
+        (("lambda.Invoke", "throttle", "before", 30), "probability"),
+    ],
+)
+def test_a_fault_that_would_never_strike_is_refused(rule, field) -> None:
+    with pytest.raises(InvalidValue, match=f"fault.{field}"):
+        Fault(*rule)
 
 
 def test_the_same_seed_strikes_the_same_calls(account) -> None:

@@ -9,7 +9,9 @@ import boto3
 import pytest
 from botocore.config import Config
 
-from prefect_slo.testing.aws import RealAwsCall, local_aws, no_real_aws
+from prefect_slo.errors import SloError
+from prefect_slo.testing import server
+from prefect_slo.testing.aws import RealAwsCall, kept, local_aws, no_real_aws
 
 pytest_plugins = ["pytester"]
 ONCE = Config(retries={"total_max_attempts": 1, "mode": "standard"})
@@ -166,3 +168,15 @@ def test_fixtures_are_there_for_users_and_leave_nothing_behind(
     )
     monkeypatch.setenv("AWS_PROFILE", "prod")
     pytester.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(passed=2)
+
+
+def test_without_the_extra_the_test_bed_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(kept, "find_spec", lambda name: None)
+    with (
+        pytest.raises(SloError, match=r"needs moto and awslambdaric: pip install 'prefect-slo\[testing\]'"),
+        local_aws(),
+    ):
+        pass
+    with pytest.raises(SystemExit):
+        server.main([])
+    assert "pip install 'prefect-slo[testing]'" in capsys.readouterr().err

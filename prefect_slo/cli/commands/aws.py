@@ -78,6 +78,18 @@ def policy(pool: Pool, /) -> None:
 
 
 @aws.command
+def worker(
+    folder: Annotated[Path, Parameter(help="Folder to write to; made where there is none.")],
+    /,
+) -> None:
+    """Write the worker's code to a folder, to be copied into a container image for Lambda (LambdaPool(image=...))."""
+    from prefect_slo.aws.packaging import HANDLER, write_worker
+
+    written = write_worker(folder)
+    print_line(f"{len(written)} files in {folder}. Copy them to ${{LAMBDA_TASK_ROOT}}; the handler is {HANDLER}.")
+
+
+@aws.command
 def prices(
     *,
     region: Annotated[str, Parameter(help="Region that the prices are to hold for.")] = "us-east-1",

@@ -9,6 +9,7 @@ from typing import Any
 from prefect_slo.aws.exchange import Item, Returned
 from prefect_slo.aws.invoke import Failed
 from prefect_slo.aws.kept import KeptObject
+from prefect_slo.aws.refusals import PACKAGES
 from prefect_slo.runner.backends.protocol import Carried
 
 
@@ -54,4 +55,6 @@ def carried(one: Item, started: float, ended: float, kept: KeptObject | None = N
             if one.failed:
                 value, words = value
                 value.add_note(f"On the worker:\n{words}")
+                if isinstance(value, ModuleNotFoundError):
+                    value.add_note(PACKAGES)
     return Carried(value, one.failed, unpicklable, one.read_s, one.write_s, started, ended, kept)

@@ -219,7 +219,7 @@ class Contact:
     def _run(self) -> None:
         store, quiet_since = self._office.store, self._office.clock()
         pulse = Pulse(quiet_since)
-        felt = quiet_since
+        felt, told = quiet_since, ""
         while not self.gone.is_set():
             quiet_s = self._office.clock() - quiet_since
             try:
@@ -233,8 +233,12 @@ class Contact:
                 if self._office.clock() - felt > self._office.terms.heartbeat_s:
                     felt = self._office.clock()
                     self._feel(pulse, felt)
+                told = ""
             except Exception as error:
-                get_logger("slo").warning("A mailbox of work pool %r cannot be reached: %r", self._office.name, error)
+                if repr(error) != told:  # once for as long as it lasts
+                    name = self._office.name
+                    get_logger("slo").warning("A mailbox of work pool %r cannot be reached: %r", name, error)
+                told = repr(error)
                 time.sleep(1.0)
             self._mind(self._office.clock())
 
@@ -282,7 +286,7 @@ class Contact:
     def _go_home(self) -> None:
         office = self._office
         with office.lock:
-            if self.lease is not None and not self._leaving:
+            if self.gone.is_set() or (self.lease is not None and not self._leaving):
                 return
             self._leaving = True
             lease, bundle = self.lease, self.bundle

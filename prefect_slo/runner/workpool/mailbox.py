@@ -93,7 +93,7 @@ class Heart:
         store: Where the box is.
         box: Its name.
         every_s: Between two signs.
-        missed: Told why one could not be written.
+        missed: Told why none can be written, once for as long as that lasts.
     """
 
     def __init__(self, store: Store, box: str, every_s: float, *, missed: Callable[[Exception], None]) -> None:
@@ -111,11 +111,15 @@ class Heart:
         self._thread.join(patience_s)
 
     def _beat(self) -> None:
+        told = ""
         for number in count(1):
             try:
                 self._store.write(self._box, BEAT, f"{number}".encode())
+                told = ""
             except Exception as error:
-                self._missed(error)
+                if repr(error) != told:
+                    self._missed(error)
+                told = repr(error)
             if self._stopped.wait(self._every_s):
                 return
 

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from itertools import count
@@ -36,7 +37,7 @@ GATHER_S = 0.01
 """Reports of one bundle travel together over this long, or over one look at slower storage."""
 
 START_ATTEMPTS = 3
-SETTLE_S = 10.0
+SETTLE_S, LONGEST_PAUSE_S = 10.0, 2.0
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ class Pilot:
             if self._failures >= START_ATTEMPTS:
                 return "its worker does not start"
             if self._sender.stuck_s(now) > self._order.silent_s:
-                return "its mailbox cannot be written"
+                return f"its mailbox cannot be written ({self._sender.trouble})"
             try:
                 message = self._inbox.receive()
                 if now - looked >= self._order.silent_s / 10:
@@ -257,6 +258,7 @@ class Sender:
         self._posted: SimpleQueue[Report | str] = SimpleQueue()
         self._received: dict[int, float] = {}
         self._stuck_since: float | None = None
+        self.trouble = ""
         self._give_up = math.inf
         self._thread = threading.Thread(target=self._run, name="prefect-slo-pilot-sender", daemon=True)
         self._thread.start()
@@ -277,7 +279,7 @@ class Sender:
         """Send what is left and why there will be no more; waits for that, within reason."""
         self._give_up = time.monotonic() + SETTLE_S
         self._posted.put(why)
-        self._thread.join(SETTLE_S)
+        self._thread.join(SETTLE_S + 2 * LONGEST_PAUSE_S)  # what is too large to be written is given up, and that said
 
     def stuck_s(self, now: float) -> float:
         """For how long nothing could be written."""
@@ -309,13 +311,16 @@ class Sender:
                 return
             except Exception as error:
                 now = time.monotonic()
-                self._stuck_since = self._stuck_since or now
+                self._stuck_since, self.trouble = self._stuck_since or now, repr(error)
                 if now > self._give_up:
                     get_logger("slo").error("%s reports could not be delivered: %r", len(letter.reports), error)
+                    if letter.over and letter.reports:  # why is short, and may fit where they don't
+                        with suppress(Exception):
+                            self._out.send(replace(letter, reports=()))
                     return
                 if attempt == 0:
                     get_logger("slo").warning("The mailbox cannot be written, and is tried again: %r", error)
-                self._sleep(min(0.1 * 2**attempt, 2.0))
+                self._sleep(min(0.1 * 2**attempt, LONGEST_PAUSE_S))
 
 
 def _age_s() -> float:

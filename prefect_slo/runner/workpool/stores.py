@@ -78,11 +78,16 @@ class FolderStore:
         target = self._at(box, name)
         partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         try:
-            partial.write_bytes(body)
-        except FileNotFoundError:
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(body)
-        os.replace(partial, target)
+            try:
+                partial.write_bytes(body)
+            except FileNotFoundError:
+                partial.parent.mkdir(parents=True, exist_ok=True)
+                partial.write_bytes(body)
+            os.replace(partial, target)
+        except OSError:  # on a full disk, what there is of it would keep signs of life out
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
 
     def discard(self, box: str, name: str) -> None:
         self._at(box, name).unlink(missing_ok=True)

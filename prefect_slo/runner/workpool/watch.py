@@ -56,6 +56,7 @@ class Watch:
         self._office, self._jobs, self._variables = office, jobs, variables
         self.blocked = False
         self._noticed = ""
+        self._called_off: list[str] = []
         self._looked = office.clock()
         self._errands: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=context.run, args=(self._run,), name="prefect-slo-watch", daemon=True)
@@ -78,6 +79,8 @@ class Watch:
         """Do what was asked for before, and no more; waits for that so long at most."""
         self._errands.put(None)
         self._thread.join(patience_s)
+        for box in self._called_off:  # of jobs that their worker ends, or that hear nothing and go
+            self._office.clear(box)
 
     # ---- errands ----------------------------------------------------------------------------------------------------
 
@@ -134,6 +137,8 @@ class Watch:
     def _call_off(self, pilot: Contact) -> None:
         if pilot.flow_run is None or self._jobs.cancel(pilot.flow_run):
             self._office.clear(pilot.box)
+        else:
+            self._called_off.append(pilot.box)
 
     # ---- looks ------------------------------------------------------------------------------------------------------
 

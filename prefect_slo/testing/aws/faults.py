@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from prefect_slo.errors import InvalidValue
+from prefect_slo.units import finite
 
 When = Literal["before", "after"]
 Kind = Literal["throttle", "error", "slow-down", "lost-reply", "connection", "unreachable"]
+_OPERATION = re.compile(r"\*|[a-z0-9*?-]+\.[A-Z*?]\S*")
+"""``service.Operation`` as botocore names it, or a pattern of such."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,9 @@ class Fault:
         probability: Of each call.
         times: At most so often; ``None`` for no end.
         lasts: Asked at each call: whether the fault is still there.
+
+    Raises:
+        InvalidValue: A kind that there isn't, or an operation that no call could have.
     """
 
     operation: str
@@ -38,6 +47,15 @@ class Fault:
     probability: float = 1.0
     times: int | None = None
     lasts: Callable[[], bool] | None = None
+
+    def __post_init__(self) -> None:
+        if _OPERATION.fullmatch(self.operation) is None:
+            raise InvalidValue("fault.operation", self.operation, "such as 'lambda.Invoke', 's3.*' or '*'")
+        for name, known in (("kind", get_args(Kind)), ("when", get_args(When))):
+            if getattr(self, name) not in known:
+                raise InvalidValue(f"fault.{name}", getattr(self, name), f"one of {', '.join(known)}")
+        if not 0 <= finite(self.probability, "fault.probability") <= 1:
+            raise InvalidValue("fault.probability", self.probability, "0 to 1")
 
 
 class Faults:

@@ -11,10 +11,12 @@ import json
 import threading
 import zipfile
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from prefect_slo.aws.packaging import HANDLER
+from prefect_slo.errors import SloError
 from prefect_slo.testing.aws.guard import REGION
 from prefect_slo.testing.aws.sandbox import Spec
 
@@ -72,6 +74,16 @@ class Kept:
                 _extract(content, fresh)
                 fresh.rename(folder)
         return folder
+
+
+def check_installed() -> None:
+    """The extra has what the test bed runs on.
+
+    Raises:
+        SloError: It isn't there.
+    """
+    if missing := [name for name in ("moto", "awslambdaric") if find_spec(name) is None]:
+        raise SloError(f"the test bed of AWS needs {' and '.join(missing)}: pip install 'prefect-slo[testing]'")
 
 
 def reserved(function: Any) -> int | None:

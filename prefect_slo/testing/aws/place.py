@@ -15,7 +15,7 @@ from prefect_slo.aws.clients import forget_clients
 from prefect_slo.aws.concurrency import forget_allowed
 from prefect_slo.testing.aws.batches import LocalBatch
 from prefect_slo.testing.aws.guard import REGION, fake_credentials, no_real_aws
-from prefect_slo.testing.aws.kept import role_arn
+from prefect_slo.testing.aws.kept import check_installed, role_arn
 from prefect_slo.testing.aws.lambdas import LocalLambda
 
 BUCKET = "prefect-slo-test"
@@ -79,7 +79,11 @@ def local_aws(
         gpus: GPUs that jobs may have.
         images: Folders that stand for container images, of functions and of jobs; see ``LocalLambda``, ``LocalBatch``.
         settings: Those of ``LocalLambda``.
+
+    Raises:
+        SloError: The extra ``testing`` is not installed.
     """
+    check_installed()
     import logging
 
     import boto3

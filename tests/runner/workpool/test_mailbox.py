@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -49,6 +50,18 @@ def test_a_message_that_cannot_be_discarded_is_read_all_the_same(tmp_path: Path,
     assert [incoming.receive() for _ in range(3)] == ["first", "second", None]
 
 
+def test_what_a_full_disk_has_taken_of_a_message_does_not_stay(tmp_path: Path):
+    store, (soft, hard) = FolderStore(str(tmp_path)), resource.getrlimit(resource.RLIMIT_FSIZE)
+    store.write("box", "beat", b"1")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            store.write("box", "from-1", bytes(20_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in (tmp_path / "box").iterdir()] == ["beat"]
+
+
 def test_directions_and_boxes_do_not_mix(store: Store):
     Outgoing(store, "box/a", "to").send("a")
     assert Incoming(store, "box/b", "to").receive() is None
@@ -71,18 +84,18 @@ def test_a_heart_that_cannot_write_says_so_and_goes_on_beating(tmp_path: Path, m
 
     def at_times(self: FolderStore, box: str, name: str, data: bytes) -> None:
         written.put(data)
-        if data == b"2":
+        if data in (b"2", b"3"):
             raise PermissionError(name)
         write(self, box, name, data)
 
     monkeypatch.setattr(FolderStore, "write", at_times)
     missed: list[Exception] = []
     heart = Heart(store, "box", 0.001, missed=missed.append)
-    signs = [written.get(timeout=60) for _ in range(3)]
+    signs = [written.get(timeout=60) for _ in range(4)]
     heart.stop()
     heart.join(60)
-    assert signs == [b"1", b"2", b"3"]
-    assert [type(error) for error in missed] == [PermissionError]
+    assert signs == [b"1", b"2", b"3", b"4"]
+    assert [type(error) for error in missed] == [PermissionError], "told once for as long as it lasts"
     last = signs[-1]
     while not written.empty():
         last = written.get()

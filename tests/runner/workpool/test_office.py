@@ -345,6 +345,42 @@ def test_pilots_are_sent_home_with_a_letter_that_outlives_their_office(scene: An
     assert isinstance(at.heard[1][-1], Lost)
 
 
+def test_a_job_that_was_called_off_while_it_started_leaves_no_mailbox(scene: Any, monkeypatch: Any) -> None:
+    at = scene()
+    monkeypatch.setattr(at.jobs, "cancel", lambda flow_run: False)  # its worker has begun to start it, and ends it
+    at.lease(1)
+    until(lambda: at.jobs.asked)
+    at.office.shut()
+    assert not [path for path in Path(at.store.path).rglob("*") if path.is_file()]
+
+
+def test_a_pilot_that_has_said_that_it_ends_is_written_to_no_more(scene: Any) -> None:
+    at = scene(idle_s=0.0)
+    at.lease(1)
+    job = at.job(0)
+    job.up()
+    at.opened(1)
+    [pilot] = at.office.pilots
+    job.fails(0.0)
+    pilot._thread.join(PATIENCE_S)
+    assert isinstance(at.heard[1][-1], Lost)
+    assert not Path(at.store.path, pilot.box).exists()
+
+
+def test_storage_that_cannot_be_written_is_said_once(scene: Any, caplog: Any, monkeypatch: Any) -> None:
+    tries: list[str] = []
+
+    def fail(self: FolderStore, box: str, name: str, body: bytes) -> None:
+        tries.append(name)
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(FolderStore, "write", fail)
+    at = scene(heartbeat_s=0.001)
+    until(lambda: len(tries) > 20)
+    at.office.shut(patience_s=1.0)
+    assert len([one for one in caplog.records if "cannot be written" in one.getMessage()]) == 1
+
+
 class Hands:
     """A clock that the test moves on."""
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from prefect_slo.runner.backends.protocol import Opened
+import pytest
+
+from prefect_slo.runner.backends.protocol import Chatter, Opened
+from prefect_slo.runner.workpool import pilot
 from prefect_slo.runner.workpool.mailbox import FROM_JOB, Incoming
 from prefect_slo.runner.workpool.pilot import Sender
 from prefect_slo.runner.workpool.stores import FolderStore
@@ -21,6 +24,15 @@ class Failing(FolderStore):
     def write(self, box: str, name: str, body: bytes) -> None:
         if Failing.failures > 0:
             Failing.failures -= 1
+            raise OSError("no space left on device")
+        super().write(box, name, body)
+
+
+class Small(FolderStore):
+    """A folder that has no room for much."""
+
+    def write(self, box: str, name: str, body: bytes) -> None:
+        if len(body) > 10_000:
             raise OSError("no space left on device")
         super().write(box, name, body)
 
@@ -58,3 +70,15 @@ def test_a_sender_says_for_how_long_nothing_could_be_written(tmp_path: Path) -> 
     while sender.stuck_s(time.monotonic() + 60) > 0:
         assert time.monotonic() < deadline
     sender.end("over")
+
+
+def test_a_report_that_never_fits_does_not_keep_back_why_there_will_be_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pilot, "SETTLE_S", 0.2)
+    store = Small(str(tmp_path))
+    sender = Sender(store, "box", sleep=lambda _: time.sleep(0.01))
+    sender.post(Chatter(1, b"x" * 20_000))
+    sender.end("over")
+    assert letters(store) == ["over"]
+    assert "no space left" in sender.trouble

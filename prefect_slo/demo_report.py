@@ -66,9 +66,8 @@ class Calm:
         """What a user should know of what is promised then, in sentences; empty on a calm machine."""
         if not self.again:
             return ""
-        busy = (
-            f" (it wanted {self.load:.1f} of {self.cores} before the demo began)" if self.load > self.cores / 2 else ""
-        )
+        wanted = f" ({self.load:.1f} processes wanted one of its {self.cores} before the demo began)"
+        busy = wanted if self.load > self.cores / 2 else ""
         words = (
             f"This machine was busy: runs of one setting differed by {self.spread:.0%}, where a few percent are usual. "
             f"Other work seems to take its cores{busy}, so each setting was measured twice as often."

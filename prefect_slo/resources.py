@@ -63,7 +63,7 @@ class Size:
     def __str__(self) -> str:
         part = f" ({self.gpu_memory_mb} MB)" if self.gpu_memory_mb else ""
         gpu = f" + {self.gpu:g} {self.hardware}{part}" if self.gpu else ""
-        return f"{self.vcpus:g} vCPU / {self.memory_mb} MB{gpu}"
+        return f"{round(self.vcpus, 3):g} vCPU / {self.memory_mb} MB{gpu}"
 
 
 HandingOn = Literal["objects", "machine", "workers", "storage", "requests", "calls"]

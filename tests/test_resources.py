@@ -18,6 +18,7 @@ def test_a_size_is_stored_as_plain_numbers_whatever_it_was_made_from() -> None:
     assert [type(value) for value in (size.vcpus, size.memory_mb, size.gpu)] == [float, int, float]
     assert size == Size(2, 2048, 0.5)
     assert str(Size(0.5, 512)) == "0.5 vCPU / 512 MB"
+    assert str(Size(512 / 1769, 512)) == "0.289 vCPU / 512 MB"
     assert str(GPU) == "4 vCPU / 16384 MB + 1 gpu"
 
 

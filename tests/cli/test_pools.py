@@ -30,6 +30,15 @@ def test_sizes_are_shown_in_the_units_of_the_pool(pool: str, capsys: pytest.Capt
     assert row == {"size": "2 vCPU / 2048 MB", "job_variables": {"mem_limit": "2048m"}}
 
 
+def test_a_type_that_sizes_no_jobs_says_who_does(prefect_server: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name="cli-process", type="process"))
+    assert main(["pools", "show", "cli-process", "--gpu", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "1 vCPU / 2048 MB + 1 gpu" in shown
+    assert "holds its worker to the size by itself" in shown
+
+
 def test_a_gpu_takes_a_longer_template_which_is_written(
     pool: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

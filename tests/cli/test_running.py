@@ -20,7 +20,9 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 
 from prefect_slo.blocks import SLOProfile
 from prefect_slo.cli.api_trouble import UNSTARTED, api_trouble
+from prefect_slo.cli.commands.running import _words
 from prefect_slo.loop import knowledge, reporting
+from prefect_slo.resources import Option, Size
 
 SOURCE = """
 import time
@@ -254,3 +256,8 @@ def test_a_plan_of_a_flow_that_nobody_knows_is_told_apart_from_none_that_waits(r
     answer = run(command, "never-ran")
     assert answer.code == 1
     assert "nothing is known of it. Check the flow's name" in answer.err
+
+
+def test_a_setting_says_where_it_was_measured_unless_that_is_here() -> None:
+    assert _words(Option(4, Size(1, 1769, hardware="lambda"), "lambda")) == "4 x 1 vCPU / 1769 MB on lambda"
+    assert _words(Option(4, Size(1, 1769), "process")) == "4 x 1 vCPU / 1769 MB"

@@ -34,13 +34,16 @@ def show(
     from prefect_slo.runner.workpool.sizing import checked, job_variables
 
     found = Jobs(name, None).work_pool()
-    sizes = [Size(v, max(int(v * memory_mb), 1), gpu, gpu_memory_mb=gpu_memory_mb) for v in vcpus]
+    hardware = "gpu" if gpu else "cpu"
+    sizes = [Size(v, max(int(v * memory_mb), 1), gpu, hardware, gpu_memory_mb=gpu_memory_mb) for v in vcpus]
     sizing = checked(found, None, sizes, {})
     rows = [{"size": str(size), "job_variables": job_variables(sizing, size)} for size in sizes]
     if json:
         print_json({"pool": name, "type": found.type, "sizes": rows})
     else:
         print_table(rows, title=f"{name} ({found.type})")
+        if not any(row["job_variables"] for row in rows):
+            print_line("Jobs of this type are not sized by variables: each holds its worker to the size by itself.")
 
 
 @pools.command

@@ -261,7 +261,8 @@ def _print_sweep(name: str, report: SweepReport) -> None:
 
 def _words(option: Option) -> str:
     knobs = "".join(f", {name}={value}" for name, value in option.knobs)
-    return f"{option.workers} x {option.size}{knobs}"
+    where = "" if option.pool in ("default", "process") else f" on {option.pool}"
+    return f"{option.workers} x {option.size}{where}{knobs}"
 
 
 def _stages(known: FlowReport) -> dict[str, Any]:

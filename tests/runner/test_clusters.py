@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -605,7 +604,7 @@ def test_a_size_that_no_ray_node_has_is_refused_unless_ray_says_that_an_autoscal
     assert not said
 
     def waits() -> bool:  # what watches this cluster writes meanwhile that it was put together by hand
-        kv._internal_kv_put(status, json.dumps({"autoscaler_report": {"active_nodes": {"head": 1}}}), overwrite=True)
+        kv._internal_kv_put(status, b'{"autoscaler_report": {"active_nodes": {"head": 1}}}', overwrite=True)
         return here.lack(Size(4, 512)) == ""
 
     await_(waits)

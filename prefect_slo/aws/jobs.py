@@ -8,10 +8,13 @@ grow while nothing happens.
 from __future__ import annotations
 
 import json
+import os
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -55,8 +58,10 @@ class BatchInvoker:
     now: Callable[[], float] = time.time
     _watch: Watch = field(init=False)
     _submitter: Submitter = field(init=False)
+    _under_way: set[str] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
+        weakref.finalize(self, _end, self.jobs, self._under_way, os.getpid())  # at the end of the process, too
         self._watch = Watch(self.jobs.batch, *self.jobs.poll_s, clock=self.clock, sleep=self.sleep)
         self._submitter = Submitter(self._submit, self.store, self.jobs.gather_s)
 
@@ -92,13 +97,16 @@ class BatchInvoker:
             own = Failed(failed.why, failed.detail)
             own.lost = int(failed.why == "unknown")
             raise own from None
+        self._under_way.add(submitted)
         try:
             job = self._watch.ended(submitted, cancelled)
+            if job is None:
+                self._terminate(submitted, "cancelled")
+                raise self._cancelled(submitted)
         except Failed as failed:
-            raise self._given_up(submitted, failed.detail) from None
-        if job is None:
-            self._terminate(submitted, "cancelled")
-            raise self._cancelled(submitted)
+            raise failed if failed.why == "cancelled" else self._given_up(submitted, failed.detail) from None
+        finally:
+            self._under_way.discard(submitted)
         billed = self._bill(job)
         if job["status"] == "FAILED":
             raise self._failed(job, billed)
@@ -240,6 +248,15 @@ class BatchInvoker:
         except (ClientError, BotoCoreError) as error:
             return f"; its log cannot be read ({error})"
         return "; the end of its log:\n" + "\n".join(event["message"] for event in events) if events else ""
+
+
+def _end(jobs: BatchJobs, under_way: set[str], process: int) -> None:
+    """Ask for the end of jobs whose process ends before their threads have done so, as after Ctrl-C."""
+    if os.getpid() != process:  # a fork of it
+        return
+    for job in {job.partition(":")[0] for job in under_way}:  # of an array, the whole
+        with suppress(Exception):  # the process ends, whatever keeps Batch from it
+            jobs.submitting.terminate_job(jobId=job, reason="its flow's process has ended")
 
 
 class Watch:

@@ -11,6 +11,7 @@ from prefect_slo.errors import AwsRefused
 SIGN_IN = "Run 'aws configure' or 'aws sso login', set AWS_PROFILE, or give this machine a role."
 PERMIT = "'prefect-slo aws policy' prints what has to be allowed."
 DEPLOY = "'prefect-slo aws deploy' makes what is missing."
+QUEUE = "Make it, or give BatchJobs a BatchQueue, which 'prefect-slo aws deploy' makes."
 BUCKET = "Make the bucket (aws s3 mb s3://{}), or name one that there is."
 REGION = "Give the pool a region=, set AWS_DEFAULT_REGION, or name one in the profile."
 PACKAGES = (
@@ -83,6 +84,7 @@ def with_packages(words: str) -> str:
 def with_advice(words: str, error: Exception) -> str:
     """Words about an exception of boto3, with what to do next where that is known."""
     told = getattr(error, "response", {}).get("Error", {})
-    missing = _NOT_FOUND.search(f"{told.get('Code', '')}: {told.get('Message', '')}")
-    then = refused(error, DEPLOY if missing else "").then
+    said = f"{told.get('Code', '')}: {told.get('Message', '')}"
+    missing = (QUEUE if "queue" in said.lower() else DEPLOY) if _NOT_FOUND.search(said) else ""
+    then = refused(error, missing).then
     return f"{words.rstrip('.')}. {then}" if then else words

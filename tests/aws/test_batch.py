@@ -22,7 +22,7 @@ from prefect_slo import BatchJobs, BatchPool, BatchQueue
 from prefect_slo.aws.arrays import Submitter
 from prefect_slo.aws.exchange import Exchange, Order, Returned
 from prefect_slo.aws.invoke import Failed
-from prefect_slo.aws.jobs import PATIENCE_S, BatchInvoker, Watch
+from prefect_slo.aws.jobs import PATIENCE_S, BatchInvoker, Watch, _end
 from prefect_slo.aws.report import NOTHING, Billed
 from prefect_slo.aws.s3 import S3Prefix
 from prefect_slo.aws.spending import CappedCaller, SpendLimit
@@ -250,6 +250,36 @@ def test_a_cancelled_job_is_billed_until_it_was_terminated(
         capped.call("", event, again=False, cancelled=cancelled)
     worst = Decimal(5) + at_most(event).usd
     assert limit.spent_usd == (worst if minutes is None else minutes * 60 * Decimal(repr(jobs.usd_s)))
+
+
+def test_jobs_under_way_are_ended_with_their_process(store: S3Prefix) -> None:
+    ended, looked = list[str](), threading.Event()
+
+    class Service:
+        def submit_job(self, **_: Any) -> dict[str, str]:
+            return {"jobId": "array:1"}
+
+        def describe_jobs(self, jobs: list[str]) -> dict[str, Any]:
+            looked.set()
+            return {"jobs": [{"jobId": "array:1", "status": "FAILED" if ended else "RUNNING"}]}
+
+        def terminate_job(self, jobId: str, reason: str) -> None:
+            ended.append(jobId)
+
+    class Jobs(BatchJobs):
+        batch = submitting = Service()
+
+    jobs = Jobs("queue", "image", gather_s=0, poll_s=(0.001, 0.001))
+    invoker, event = BatchInvoker(jobs, store), {"out": {"key": "runs/left"}, "fn": {}, "args": {}}
+    with ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(invoker.call, "", event, again=False, cancelled=threading.Event())
+        assert looked.wait(20)
+        _end(jobs, invoker._under_way, os.getpid() + 1)
+        assert not ended, "that process is another one"
+        _end(jobs, invoker._under_way, os.getpid())
+        assert isinstance(waits.exception(20), Failed)
+    _end(jobs, invoker._under_way, os.getpid())
+    assert ended == ["array"], "the whole of it, and once"
 
 
 def test_a_job_whose_reply_cannot_be_read_is_paid_for(store: S3Prefix) -> None:

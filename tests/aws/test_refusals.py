@@ -6,7 +6,7 @@ import pytest
 from botocore import exceptions as boto
 from botocore.exceptions import ClientError
 
-from prefect_slo.aws.refusals import PERMIT, REGION, SIGN_IN, plainly, refused
+from prefect_slo.aws.refusals import DEPLOY, PERMIT, QUEUE, REGION, SIGN_IN, plainly, refused, with_advice
 from prefect_slo.errors import AwsRefused
 
 
@@ -48,3 +48,9 @@ def test_what_boto3_raises_comes_out_as_one_kind_and_nothing_else_does() -> None
         raise denied("ResourceConflict")
     with pytest.raises(KeyError), plainly():
         raise KeyError("mine")
+
+
+def test_a_queue_that_is_not_there_is_made_by_who_named_it() -> None:
+    gone = ClientError({"Error": {"Code": "ClientException", "Message": "Job queue q does not exist"}}, "SubmitJob")
+    assert with_advice("no job", gone) == f"no job. {QUEUE}"
+    assert with_advice("no call", denied("ResourceNotFoundException")) == f"no call. {DEPLOY}"

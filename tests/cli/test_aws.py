@@ -124,6 +124,17 @@ def test_job_definitions_and_queues_are_deployed_looked_at_and_removed_too(run, 
     assert {row["state"] for row in run("aws", "status", batch, "--json").document["functions"]} == {"missing"}
 
 
+def test_a_queue_that_is_somebody_elses_and_missing_is_told_as_jobs_are_deployed(run, account, tmp_path) -> None:
+    file = tmp_path / "theirs.py"
+    file.write_text(
+        "from prefect_slo import BatchJobs, BatchPool\n"
+        f"pool = BatchPool(BatchJobs('theirs', 'image', prefix='cli-theirs'), {account.bucket!r})\n"
+    )
+    said = run("aws", "deploy", f"{file}:pool").out
+    assert "theirs is missing, and not made here. Make it, or give BatchJobs a BatchQueue" in said
+    run("aws", "destroy", f"{file}:pool")
+
+
 @pytest.mark.parametrize("command", ["deploy", "status", "destroy"])
 def test_what_keeps_aws_from_it_is_said_in_one_line(run, pool, command, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_DEFAULT_REGION", "AWS_REGION"):

@@ -27,14 +27,19 @@ Pool = Annotated[
 @aws.command
 def deploy(pool: Pool, /, *, json: AsJson = False) -> None:
     """Create the worker functions, job definitions and queues that there aren't; what there is stays."""
+    from prefect_slo.aws.refusals import QUEUE
+
     lambdas = _pool(pool)
     with working("deploying"), _plainly():
         names = lambdas.deploy()
+        missing = [row.name for row in lambdas.status() if row.state == "missing"]
     if json:
-        print_json({"functions": names})
+        print_json({"functions": names, "missing": missing})
         return
     for name in names:
         print_line(name)
+    for name in missing:
+        print_line(f"{name} is missing, and not made here. {QUEUE}")
 
 
 @aws.command

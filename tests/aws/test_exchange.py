@@ -26,7 +26,7 @@ from prefect_slo.aws.s3 import S3Prefix
 from prefect_slo.pricing import price_list
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.aws_lambda import LambdaBackend
-from prefect_slo.runner.backends.aws_slot import _carried
+from prefect_slo.runner.backends.aws_replies import carried
 from prefect_slo.runner.backends.protocol import Apart, Bundle, Carry, Lost
 from prefect_slo.testing.aws import LocalAws
 
@@ -100,7 +100,7 @@ def test_a_package_that_lacks_is_said_with_how_to_bring_it(when: str) -> None:
         said = str(caught.value)
     else:
         [item] = Exchange(Here()).run("f", order).items
-        said = "".join(_carried(item, 0.0, 1.0).value.__notes__)
+        said = "".join(carried(item, 0.0, 1.0).value.__notes__)
     assert "numpy" in said
     assert "layers= or image=" in said
 

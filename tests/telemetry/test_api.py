@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from prefect.client import base
+from prefect.context import SyncClientContext
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, PREFECT_CLIENT_RETRY_JITTER_FACTOR
 from prefect.settings import temporary_settings as settings
 
@@ -45,18 +46,29 @@ def address() -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("told", "waits"), [({}, [AGAIN_S, AGAIN_S * LATER, AGAIN_S * LATER**2]), ({"Retry-After": "7"}, [7.0] * 3)]
+    ("told", "retries", "waits"),
+    [
+        ({}, 5, [AGAIN_S, AGAIN_S * LATER, AGAIN_S * LATER**2]),
+        ({"Retry-After": "7"}, 5, [7.0] * 3),
+        ({}, 1, [2.0]),  # as long as Prefect's own where it is the only one
+    ],
 )
 def test_a_refused_request_is_made_again_soon_unless_the_server_says_when(
-    monkeypatch: pytest.MonkeyPatch, address: str, told: dict[str, str], waits: list[float]
+    monkeypatch: pytest.MonkeyPatch, address: str, told: dict[str, str], retries: int, waits: list[float]
 ) -> None:
     slept: list[float] = []
     monkeypatch.setattr(base, "time", SimpleNamespace(**{**vars(time), "sleep": slept.append}))
-    Busy.refusals, Busy.headers_told = 3, told
-    chosen = {PREFECT_API_URL: address, PREFECT_CLIENT_MAX_RETRIES: 5, PREFECT_CLIENT_RETRY_JITTER_FACTOR: 0}
+    Busy.refusals, Busy.headers_told = len(waits), told
+    chosen = {PREFECT_API_URL: address, PREFECT_CLIENT_MAX_RETRIES: retries, PREFECT_CLIENT_RETRY_JITTER_FACTOR: 0}
     with settings(chosen), api_client() as client:
         assert client.request("GET", "/health").status_code == 200
     assert slept == pytest.approx(waits)
+
+
+def test_within_a_flow_run_its_own_client_serves_unless_another_one_is_asked_for(prefect_server: str) -> None:
+    with SyncClientContext() as open_already, api_client() as client, api_client(own=True) as other:
+        assert client is open_already.client
+        assert other is not client
 
 
 def test_a_server_that_stays_busy_is_asked_for_half_a_minute() -> None:

@@ -259,7 +259,7 @@ class ClusterBackend:
         if lease is None:  # its loss was told without this bundle
             return
         known = replace(bundle, program_key=f"{self._run_key}/{bundle.program_key}", parts=())
-        lease.token = f"prefect-slo-{self._run_key}-{bundle.id}"
+        lease.token, lease.cancelled = f"prefect-slo-{self._run_key}-{bundle.id}", ""
         work = Work(lease.token, known, lease.size, self._env, self._capped)
 
         def done(fetch: Fetch) -> None:
@@ -382,7 +382,7 @@ class _Lease:
         token: Names what it runs on the cluster.
         since: When that was submitted.
         there: Workers that the cluster had then; ``None`` where it could not be asked.
-        cancelled: In words, why it was asked to end.
+        cancelled: In words, why what it runs was asked to end.
     """
 
     id: int

@@ -180,5 +180,5 @@ class Jobs:
         if self._client is None:
             chosen = {PREFECT_API_URL: self._address} if self._address is not None else {}
             with temporary_settings(chosen):
-                self._client = api_client().__enter__()
+                self._client = api_client(own=True).__enter__()
         yield self._client

@@ -156,6 +156,21 @@ def test_a_bundle_that_the_cluster_is_still_ending_is_lost_when_it_has_ended(end
     backend.shutdown()
 
 
+def test_a_worker_that_dies_is_not_taken_for_the_end_of_an_earlier_bundle():
+    desk = Desk("one")
+    desk.how = "told"
+    backend, reports, _ = submitted(desk)
+    backend.cancel(1)
+    desk.run("one")
+    assert isinstance(reports.get(timeout=LIMIT_S), Finished), "it was faster"
+    backend.submit(1, Bundle(8, "calls", b"", ((2, b"x"),)))
+    _, done = desk.started.get(timeout=LIMIT_S)
+    done(_gone)
+    found = reports.get(timeout=LIMIT_S)
+    assert (found.reason, found.bundle) == ("died", 8)
+    backend.shutdown()
+
+
 def test_what_a_cluster_keeps_no_account_of_may_have_run_all_along():
     desk = Desk("one")
     desk.begun = None

@@ -253,6 +253,19 @@ def test_a_cancelled_job_is_billed_until_it_was_terminated(
     assert limit.spent_usd == (worst if minutes is None else minutes * 60 * Decimal(repr(jobs.usd_s)))
 
 
+def test_an_array_whose_jobs_fail_at_once_has_failed(account: LocalAws, jobs: BatchJobs) -> None:
+    """The jobs ask for a GPU, and there is none; moto tells an array of its jobs after it has started all of them."""
+    wanting = replace(jobs, gpu=1)
+    definition = wanting.deploy()
+    array = wanting.batch.submit_job(
+        jobName="wanting", jobQueue=wanting.queue_name, jobDefinition=definition, arrayProperties={"size": 20}
+    )["jobId"]
+    deadline = time.monotonic() + 20
+    while wanting.batch.describe_jobs(jobs=[array])["jobs"][0]["status"] != "FAILED":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_jobs_under_way_are_ended_with_their_run(store: S3Prefix) -> None:
     ended, looked = list[str](), threading.Event()
 

@@ -7,12 +7,12 @@ grow while nothing happens.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import random
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -58,10 +58,8 @@ class BatchInvoker:
     now: Callable[[], float] = time.time
     _watch: Watch = field(init=False)
     _submitter: Submitter = field(init=False)
-    _under_way: set[str] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
-        weakref.finalize(self, _end, self.jobs, self._under_way, os.getpid())  # at the end of the process, too
         self._watch = Watch(self.jobs.batch, *self.jobs.poll_s, clock=self.clock, sleep=self.sleep)
         self._submitter = Submitter(self._submit, self.store, self.jobs.gather_s)
 
@@ -97,7 +95,7 @@ class BatchInvoker:
             own = Failed(failed.why, failed.detail)
             own.lost = int(failed.why == "unknown")
             raise own from None
-        self._under_way.add(submitted)
+        _UNDER_WAY[submitted] = (self.jobs, where)
         try:
             job = self._watch.ended(submitted, cancelled)
             if job is None:
@@ -106,7 +104,7 @@ class BatchInvoker:
         except Failed as failed:
             raise failed if failed.why == "cancelled" else self._given_up(submitted, failed.detail) from None
         finally:
-            self._under_way.discard(submitted)
+            _UNDER_WAY.pop(submitted, None)
         billed = self._bill(job)
         if job["status"] == "FAILED":
             raise self._failed(job, billed)
@@ -250,13 +248,24 @@ class BatchInvoker:
         return "; the end of its log:\n" + "\n".join(event["message"] for event in events) if events else ""
 
 
-def _end(jobs: BatchJobs, under_way: set[str], process: int) -> None:
-    """Ask for the end of jobs whose process ends before their threads have done so, as after Ctrl-C."""
-    if os.getpid() != process:  # a fork of it
-        return
-    for job in {job.partition(":")[0] for job in under_way}:  # of an array, the whole
-        with suppress(Exception):  # the process ends, whatever keeps Batch from it
-            jobs.submitting.terminate_job(jobId=job, reason="its flow's process has ended")
+_UNDER_WAY: dict[str, tuple[BatchJobs, str]] = {}
+"""Jobs that threads of this process wait for: how they are run, and where their event lies."""
+
+
+def end_jobs(run_key: str = "") -> None:
+    """Ask for the end of the jobs of a run, or of all, that are still under way.
+
+    The threads that wait for them would, but the process may end before: after Ctrl-C, or a signal to terminate.
+    """
+    mine = [(job, jobs) for job, (jobs, where) in _UNDER_WAY.copy().items() if run_key in where]
+    for job, jobs in {job.partition(":")[0]: jobs for job, jobs in mine}.items():  # of an array, the whole
+        with suppress(Exception):  # the run is over, whatever keeps Batch from it
+            jobs.submitting.terminate_job(jobId=job, reason="its flow run has ended")
+
+
+atexit.register(end_jobs)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_UNDER_WAY.clear)
 
 
 class Watch:

@@ -7,6 +7,8 @@ import pickle
 from typing import Any
 
 import cloudpickle
+from prefect.client.schemas.objects import State
+from prefect.results import ResultRecord  # type: ignore[attr-defined]
 
 
 def portable(error: BaseException) -> BaseException:
@@ -28,6 +30,12 @@ def portable(error: BaseException) -> BaseException:
     if before is not None:
         copyreg.pickle(kind, before)
     return RuntimeError(f"{kind.__name__}: {error}")
+
+
+def raised_in(state: State[Any]) -> BaseException | None:
+    """The exception that a state holds."""
+    raised = state.data.result if isinstance(state.data, ResultRecord) else state.data
+    return raised if isinstance(raised, BaseException) else None
 
 
 def _made_again(error: BaseException) -> BaseException | None:

@@ -23,7 +23,6 @@ from prefect import Flow, Task
 from prefect.blocks.core import Block
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext, SyncClientContext, hydrated_context, serialize_context
-from prefect.results import ResultRecord  # type: ignore[attr-defined]
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.dispatch import lookup_type
 
@@ -32,7 +31,7 @@ from prefect_slo.runner import batches, engine, relay, shelf, worker_state
 from prefect_slo.runner.apart import dump_result, load_call, load_parts
 from prefect_slo.runner.backends.protocol import Outcome, RunItem
 from prefect_slo.runner.calls import ATOMS, Payload, Raised, Returned, Several
-from prefect_slo.runner.exceptions import portable
+from prefect_slo.runner.exceptions import portable, raised_in
 
 Result = State[Any] | Returned | Raised | Several
 
@@ -269,9 +268,9 @@ def _portable(result: Result) -> Result:
     if isinstance(result, Raised):
         return replace(result, error=portable(result.error))
     assert isinstance(result, State)
-    raised = result.data.result if isinstance(result.data, ResultRecord) else result.data
-    error = portable(raised) if isinstance(raised, BaseException) else None
-    if error is not raised:
+    raised = raised_in(result)
+    error = portable(raised) if raised is not None else None
+    if error is None or error is not raised:
         error = RuntimeError(result.message or "the task failed with an exception that cannot be pickled")
     return result.model_copy(update={"data": error, "timestamp": result.timestamp})
 

@@ -22,12 +22,13 @@ from prefect_slo import BatchJobs, BatchPool, BatchQueue
 from prefect_slo.aws.arrays import Submitter
 from prefect_slo.aws.exchange import Exchange, Order, Returned
 from prefect_slo.aws.invoke import Failed
-from prefect_slo.aws.jobs import PATIENCE_S, BatchInvoker, Watch, _end
+from prefect_slo.aws.jobs import PATIENCE_S, BatchInvoker, Watch, end_jobs
 from prefect_slo.aws.report import NOTHING, Billed
 from prefect_slo.aws.s3 import S3Prefix
 from prefect_slo.aws.spending import CappedCaller, SpendLimit
 from prefect_slo.aws.storage import at_most
 from prefect_slo.errors import InvalidValue
+from prefect_slo.runner.backends.aws_lambda import LambdaBackend
 from prefect_slo.runner.payloads import by_value
 from prefect_slo.testing.aws import Faults, LocalAws, local_aws
 
@@ -252,7 +253,20 @@ def test_a_cancelled_job_is_billed_until_it_was_terminated(
     assert limit.spent_usd == (worst if minutes is None else minutes * 60 * Decimal(repr(jobs.usd_s)))
 
 
-def test_jobs_under_way_are_ended_with_their_process(store: S3Prefix) -> None:
+def test_an_array_whose_jobs_fail_at_once_has_failed(account: LocalAws, jobs: BatchJobs) -> None:
+    """The jobs ask for a GPU, and there is none; moto tells an array of its jobs after it has started all of them."""
+    wanting = replace(jobs, gpu=1)
+    definition = wanting.deploy()
+    array = wanting.batch.submit_job(
+        jobName="wanting", jobQueue=wanting.queue_name, jobDefinition=definition, arrayProperties={"size": 20}
+    )["jobId"]
+    deadline = time.monotonic() + 20
+    while wanting.batch.describe_jobs(jobs=[array])["jobs"][0]["status"] != "FAILED":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_jobs_under_way_are_ended_with_their_run(store: S3Prefix) -> None:
     ended, looked = list[str](), threading.Event()
 
     class Service:
@@ -270,15 +284,21 @@ def test_jobs_under_way_are_ended_with_their_process(store: S3Prefix) -> None:
         batch = submitting = Service()
 
     jobs = Jobs("queue", "image", gather_s=0, poll_s=(0.001, 0.001))
-    invoker, event = BatchInvoker(jobs, store), {"out": {"key": "runs/left"}, "fn": {}, "args": {}}
+    invoker = BatchInvoker(jobs, store)
+    exchange = Exchange(invoker, store)
+    backends = {
+        key: LambdaBackend(exchange, lambda _: "", concurrency=1, memory_mb=4096, run_key=key)
+        for key in ("run-a", "run-b")
+    }
+    event = {"out": {"key": store.key("runs", "run-a", "1")}, "fn": {}, "args": {}}
     with ThreadPoolExecutor(1) as pool:
         waits = pool.submit(invoker.call, "", event, again=False, cancelled=threading.Event())
         assert looked.wait(20)
-        _end(jobs, invoker._under_way, os.getpid() + 1)
-        assert not ended, "that process is another one"
-        _end(jobs, invoker._under_way, os.getpid())
+        backends["run-b"].shutdown()
+        assert not ended, "that run is another one"
+        backends["run-a"].shutdown()
         assert isinstance(waits.exception(20), Failed)
-    _end(jobs, invoker._under_way, os.getpid())
+    end_jobs()
     assert ended == ["array"], "the whole of it, and once"
 
 

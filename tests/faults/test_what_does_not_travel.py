@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-from prefect import flow, task
+from prefect import allow_failure, flow, task
 
 from prefect_slo.errors import Unpicklable
 from prefect_slo.runner import flow_run
@@ -64,6 +64,21 @@ def test_an_exception_comes_back_in_the_state_as_what_it_is_where_anything_trave
     assert words in data
     assert came == what
     assert recorded(state.state_details.flow_run_id, 1) == {("raises", "Failed"): 1}
+
+
+@task
+def after(x: int) -> int:
+    return x
+
+
+@flow
+def goes_on():
+    return after.submit(1, wait_for=[allow_failure(raises.submit("odd"))]).result()
+
+
+def test_what_waits_for_such_an_exception_runs_on_worker_processes_all_the_same(run_isolated, notices):
+    assert run_isolated(goes_on, runner=SLOTaskRunner(max_workers=2)).is_completed()
+    assert not notices
 
 
 @task

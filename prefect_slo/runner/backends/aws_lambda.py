@@ -17,6 +17,7 @@ from prefect.logging import get_logger
 
 from prefect_slo.aws.delegating import Delegating
 from prefect_slo.aws.exchange import Exchange
+from prefect_slo.aws.jobs import end_jobs
 from prefect_slo.aws.kept import KEEP_BYTES, Place
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.aws_slot import Slot
@@ -120,6 +121,7 @@ class LambdaBackend:
             self._idle, self._leases, self._waiting = [], {}, []
         for slot in slots:
             slot.end()
+        end_jobs(self._run_key)
         self._forget()
 
     def _forget(self) -> None:

@@ -128,6 +128,8 @@ class LocalBatch:
         """An array has ended with the last of its jobs; it fails where one of them has."""
         parent = _parent(job)
         with self._room:
+            while parent is not None and parent._child_jobs is None and not self._closed:
+                self._room.wait(POLL_S)  # moto tells an array of its jobs once all have started
             children = parent._child_jobs if parent is not None else None
             if children and not parent.job_stopped and all(child.job_stopped for child in children):
                 parent._mark_stopped(success=all(child.status == "SUCCEEDED" for child in children))

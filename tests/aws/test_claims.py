@@ -24,7 +24,7 @@ from prefect_slo.aws.clients import forget_clients
 from prefect_slo.aws.exchange import Exchange, Order, Returned
 from prefect_slo.aws.invoke import Failed
 from prefect_slo.aws.jobs import SUBMIT_TRIES, BatchInvoker
-from prefect_slo.aws.refusals import DEPLOY, PERMIT
+from prefect_slo.aws.refusals import PERMIT, QUEUE
 from prefect_slo.aws.s3 import S3Prefix
 from prefect_slo.runner.payloads import by_value
 from prefect_slo.testing.aws import Fault, Faults, LocalAws
@@ -278,7 +278,7 @@ def refused(code: str, message: str, status: int = 400) -> ClientError:
 @pytest.mark.parametrize(
     ("error", "then"),
     [
-        (refused("ClientException", "JobQueue jobs not found."), DEPLOY),
+        (refused("ClientException", "JobQueue jobs not found."), QUEUE),
         (refused("AccessDeniedException", "not authorized to perform batch:SubmitJob", 403), PERMIT),
         (EndpointConnectionError(endpoint_url="https://batch"), "endpoint=."),
     ],

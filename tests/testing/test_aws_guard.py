@@ -130,7 +130,7 @@ def test_what_the_page_on_testing_shows_passes(pytester: pytest.Pytester, prefec
     page = Path(__file__).parents[2] / "docs/how-to/test-with-aws.md"
     blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     pytester.makepyfile("\n".join(blocks))
-    pytester.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(passed=2)
+    pytester.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(passed=3)
 
 
 def test_a_default_session_from_before_is_put_aside_and_there_again_after(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -225,7 +225,7 @@ def futures_to_states(value: Any, *, isolated: bool, each: Callable[[PrefectFutu
                 return RaisedFuture(found.task_run_id, portable(error)) if isolated else found
             if each is not None:
                 each(found)
-            return found.state
+            return program.portable_result(found.state) if isolated else found.state
         return found
 
     return visit_collection(value, replace, return_data=True, max_depth=-1, context={})

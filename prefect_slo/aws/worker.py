@@ -238,21 +238,38 @@ def _dumped(cloudpickle: Any, value: Any, failed: bool, read_s: float, ran: floa
 
 
 def _raised(cloudpickle: Any, error: Exception) -> bytes:
-    """An exception with its traceback; one that pickles and then doesn't unpickle is made without its constructor.
+    """An exception with its traceback; one that would not arrive as what it is is made without its constructor.
 
     As ``prefect_slo.runner.exceptions`` does, which isn't here.
     """
     text, kind = "".join(traceback.format_exception(error)), type(error)
-    for taught in (False, True):
-        if taught:
-            copyreg.pickle(kind, _without_constructor)
-        with suppress(Exception):
-            payload: bytes = cloudpickle.dumps((error, text))
-            again, _ = pickle.loads(payload)
-            if not taught or str(again) == str(error):
-                return payload
-    copyreg.dispatch_table.pop(kind)
-    return cloudpickle.dumps((RuntimeError(_words(error)), text))  # type: ignore[no-any-return]
+    payload = _alike(cloudpickle, error, text)
+    if payload is not None:
+        return payload
+    before = copyreg.dispatch_table.get(kind)
+    copyreg.pickle(kind, _without_constructor)
+    try:
+        payload = _alike(cloudpickle, error, text)
+    finally:
+        if payload is None:
+            copyreg.dispatch_table.pop(kind, None)
+            if before is not None:
+                copyreg.pickle(kind, before)
+    return cloudpickle.dumps((RuntimeError(_words(error)), text)) if payload is None else payload
+
+
+def _alike(cloudpickle: Any, error: Exception, text: str) -> bytes | None:
+    """An exception with its traceback; ``None`` where it would arrive as another class, or with other words."""
+    try:
+        payload: bytes = cloudpickle.dumps((error, text))
+        again, words = pickle.loads(payload)[0], str(error)
+        if type(again) is not type(error):
+            return None
+        # Words that differ from copy to copy, for the address of an object in them, say nothing.
+        alike = str(again) == words or str(pickle.loads(payload)[0]) != str(again)
+    except Exception:  # whatever classes of users raise
+        return None
+    return payload if alike else None
 
 
 def _without_constructor(error: BaseException) -> tuple[Any, ...]:
@@ -540,7 +557,10 @@ def _failure(kind: str, error: Exception) -> dict[str, Any]:
 
 
 def _words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # it cannot say itself
+        return type(error).__name__
 
 
 def peak_mb() -> float:

@@ -36,6 +36,7 @@ from prefect.futures import PrefectFutureList
 
 from prefect_slo.runner.backends.protocol import Apart, Kept, NotSent
 from prefect_slo.runner.elsewhere import Elsewhere
+from prefect_slo.runner.exceptions import without_constructor
 from prefect_slo.runner.payloads import by_value
 
 _PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
@@ -252,13 +253,18 @@ class _HoldsElsewhere(Exception):
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Pickles what was a list of futures as the list of results that it has become: there is no Prefect over there."""
+    """Pickles lists of futures as the lists of results that they have become, and exceptions by Python's own means.
+
+    There is no Prefect over there, nor this package.
+    """
 
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) is PrefectFutureList:
             return list, (list(obj),)
         if type(obj) is Elsewhere:
             raise _HoldsElsewhere
+        if isinstance(obj, BaseException) and (reduced := without_constructor(obj)) is not None:
+            return reduced
         return super().reducer_override(obj)
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.results import ResultRecord  # type: ignore[attr-defined]
+
+from prefect_slo.runner.exceptions import raised_in
 
 if TYPE_CHECKING:
     from prefect_slo.telemetry.records import Status
@@ -37,8 +38,7 @@ def raised(flow_run: FlowRun) -> bool:
     state = flow_run.state
     if state is None or state.is_running():
         return state is not None
-    data = state.data.result if isinstance(state.data, ResultRecord) else state.data
-    return not state.is_completed() and isinstance(data, BaseException)
+    return not state.is_completed() and raised_in(state) is not None
 
 
 _ENDINGS: Mapping[StateType, Status] = {

@@ -26,7 +26,7 @@ from prefect_slo.runner.backends.protocol import HostedProgram
 from prefect_slo.runner.calls import Call, Payload
 from prefect_slo.runner.deposits import KeptRecord, plain_record
 from prefect_slo.runner.elsewhere import referred
-from prefect_slo.runner.exceptions import portable, raised_in
+from prefect_slo.runner.exceptions import portable
 from prefect_slo.runner.futures import RaisedFuture
 from prefect_slo.runner.hosted import FunctionProgram
 from prefect_slo.runner.payloads import by_value, importable_by_workers
@@ -226,8 +226,8 @@ def futures_to_states(value: Any, *, isolated: bool, each: Callable[[PrefectFutu
             if each is not None:
                 each(found)
             found = found.state
-        if isolated and isinstance(found, State) and (raised := raised_in(found)) is not None:
-            portable(raised)  # what it takes to make it again has to be known where it is pickled
+        if isolated and isinstance(found, State):
+            return program.portable_result(found)
         return found
 
     return visit_collection(value, replace, return_data=True, max_depth=-1, context={})

@@ -242,14 +242,16 @@ def _run_pickled(
     _forget_results()
     ran = time.perf_counter()
     failed = is_failure(result)
+    if failed:
+        result = portable_result(result)
     try:
         dumped, parts = dump_result(result) if apart else (cloudpickle.dumps(result), ())
         if failed:
-            pickle.loads(dumped)  # exceptions with required arguments pickle, and then don't unpickle
+            pickle.loads(dumped)  # a failed state may hold anything
     except Exception as error:
         if not failed:
             return Outcome(b"", unpicklable=f"{type(error).__name__}: {error}")
-        dumped, parts = cloudpickle.dumps(_portable(result)), ()
+        dumped, parts = cloudpickle.dumps(_plain(result)), ()
     wrote_s = time.perf_counter() - ran
     return Outcome(dumped, failed=failed, read_s=read - begun, write_s=wrote_s, parts=parts, mapped=mapped)
 
@@ -261,17 +263,27 @@ def is_failure(result: Any) -> bool:
     return isinstance(result, Raised) or (isinstance(result, State) and not result.is_completed())
 
 
-def _portable(result: Result) -> Result:
+def portable_result(result: Result) -> Result:
     """A result whose exceptions travel, be it as plain ones of the same words."""
     if isinstance(result, Several):
-        return Several([_portable(one) if is_failure(one) else one for one in result.results])  # type: ignore[misc]
+        return Several([portable_result(one) for one in result.results])  # type: ignore[misc]
     if isinstance(result, Raised):
         return replace(result, error=portable(result.error))
-    assert isinstance(result, State)
+    if not isinstance(result, State) or not is_failure(result):
+        return result
     raised = raised_in(result)
-    error = portable(raised) if raised is not None else None
-    if error is None or error is not raised:
-        error = RuntimeError(result.message or "the task failed with an exception that cannot be pickled")
+    if raised is None or portable(raised) is raised:
+        return result
+    return _plain(result)
+
+
+def _plain(result: Result) -> Result:
+    """A result whose failed states hold their words alone."""
+    if isinstance(result, Several):
+        return Several([_plain(one) for one in result.results])  # type: ignore[misc]
+    if not isinstance(result, State) or not is_failure(result):
+        return result
+    error = RuntimeError(result.message or "the task failed with an exception that cannot be pickled")
     return result.model_copy(update={"data": error, "timestamp": result.timestamp})
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import copy
+import copyreg
 import json
 import logging
 import pickle
@@ -103,6 +105,26 @@ def test_a_package_that_lacks_is_said_with_how_to_bring_it(when: str) -> None:
         said = "".join(carried(item, 0.0, 1.0).value.__notes__)
     assert "numpy" in said
     assert "layers= or image=" in said
+
+
+class Missing(LookupError):
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no {name}")
+
+
+def test_an_exception_says_the_same_here_and_is_known_here_by_what_it_took_to_come() -> None:
+    def lacks() -> None:
+        raise Missing("thing")
+
+    order = Order("function", cloudpickle.dumps(lacks), [(1, CALL)], ("k",))
+    try:
+        [item] = Exchange(Here()).run("f", order).items
+        del copyreg.dispatch_table[Missing]  # that was the worker's
+        error = carried(item, 0.0, 1.0).value
+        for one in (error, copy.deepcopy(error), pickle.loads(cloudpickle.dumps(error))):
+            assert (type(one), str(one)) == (Missing, "no thing")
+    finally:
+        copyreg.dispatch_table.pop(Missing, None)
 
 
 def of_release(protocol: int, ran: list[int]) -> Callable[[dict[str, Any]], dict[str, Any]]:

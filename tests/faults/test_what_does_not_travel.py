@@ -20,6 +20,27 @@ class Demanding(Exception):
         super().__init__(f"{code}: {text}")
 
 
+class Missing(LookupError):
+    """Unpickles without an error, and says other words then: makes its message of its one argument."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no {name}")
+
+
+class Coded(Exception):
+    """Unpickles without an error, and cannot say itself then."""
+
+    __slots__ = ("code",)
+
+    def __init__(self, code: int = 0, *, why: str = "") -> None:
+        if why:
+            self.code = code
+        super().__init__()
+
+    def __str__(self) -> str:
+        return f"code {self.code}"
+
+
 class Locked(Exception):
     """Never pickles."""
 
@@ -34,6 +55,10 @@ def raises(kind: str) -> None:
         raise LookupError("plain words")
     if kind == "locked":
         raise Locked("locked words")
+    if kind == "missing":
+        raise Missing("thing")
+    if kind == "coded":
+        raise Coded(7, why="odd")
     raise Demanding(7, "odd words")
 
 
@@ -52,6 +77,7 @@ def failing(kind: str):
         ("plain", "plain words", "LookupError"),
         ("odd", "7: odd words", "Demanding with its code"),
         ("locked", "locked words", "RuntimeError"),
+        ("coded", "code 7", "RuntimeError"),
     ],
 )
 def test_an_exception_comes_back_in_the_state_as_what_it_is_where_anything_travels(
@@ -79,6 +105,24 @@ def goes_on():
 def test_what_waits_for_such_an_exception_runs_on_worker_processes_all_the_same(run_isolated, notices):
     assert run_isolated(goes_on, runner=SLOTaskRunner(max_workers=2)).is_completed()
     assert not notices
+
+
+@task
+def seen(error: object) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+@flow
+def looks(kinds: list[str]):
+    raised = [raises.submit(kind) for kind in kinds]
+    there = [seen.submit(allow_failure(future)).result() for future in raised]
+    return [seen.fn(future.state.result(raise_on_failure=False)) for future in raised], there
+
+
+def test_an_exception_that_came_from_one_worker_goes_on_to_another(run_isolated, notices):
+    came, there = run_isolated(looks, ["odd", "missing"]).result()
+    assert came == there == ["Demanding: 7: odd words", "Missing: no thing"]
+    assert notices == []
 
 
 @task

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -10,10 +11,11 @@ from contextvars import ContextVar
 import cloudpickle
 import pytest
 from prefect.futures import as_completed, wait
-from prefect.states import Completed
+from prefect.states import Completed, Failed
 
 from prefect_slo.runner.futures import Callbacks, CallFuture, RaisedFuture
 from prefect_slo.runner.ids import uuid7
+from prefect_slo.runner.parcels import futures_to_states
 
 PATIENCE_S = 30.0
 
@@ -103,3 +105,23 @@ def test_what_stands_for_a_raised_upstream_raises_the_same_elsewhere() -> None:
     for ask in (there.wait, there.result):
         with pytest.raises(SystemExit):
             ask()
+
+
+class Missing(LookupError):
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no {name}")
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+def test_what_failed_on_threads_says_the_same_where_processes_take_it(isolated: bool) -> None:
+    error = Missing("thing")
+    wrapped, mine = future(Callbacks())
+    wrapped.set_result(Failed(data=error))
+    try:
+        state = futures_to_states(mine, isolated=isolated)
+        assert state.data is error
+        assert (Missing in copyreg.dispatch_table) is isolated
+        if isolated:
+            assert str(cloudpickle.loads(cloudpickle.dumps(state)).data) == "no thing"
+    finally:
+        copyreg.dispatch_table.pop(Missing, None)

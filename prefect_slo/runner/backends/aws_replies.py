@@ -11,6 +11,7 @@ from prefect_slo.aws.invoke import Failed
 from prefect_slo.aws.kept import KeptObject
 from prefect_slo.aws.refusals import PACKAGES
 from prefect_slo.runner.backends.protocol import Carried
+from prefect_slo.runner.exceptions import portable
 
 
 def check(returned: Returned, sent: Sequence[int]) -> None:
@@ -54,6 +55,7 @@ def carried(one: Item, started: float, ended: float, kept: KeptObject | None = N
         else:
             if one.failed:
                 value, words = value
+                portable(value)  # the worker lacks what would teach pickle here, as it arrives, how it goes on
                 value.add_note(f"On the worker:\n{words}")
                 if isinstance(value, ModuleNotFoundError):
                     value.add_note(PACKAGES)

@@ -367,6 +367,25 @@ def test_a_job_that_runs_and_was_not_heard_of_yet_hears_that_it_is_to_go(scene: 
     assert job.is_sent_home()
 
 
+def test_a_pilot_that_is_lost_while_it_is_sent_home_leaves_no_letter(scene: Any, monkeypatch: Any) -> None:
+    at = scene()
+    write = FolderStore.write
+
+    def late(self: FolderStore, box: str, name: str, body: bytes) -> None:
+        if name.startswith(TO_JOB):
+            pilot.lose("died", "its job has ended")
+        write(self, box, name, body)
+
+    at.lease(1)
+    at.job(0).up()
+    at.opened(1)
+    [pilot] = at.office.pilots
+    monkeypatch.setattr(FolderStore, "write", late)
+    at.office.shut()
+    pilot._thread.join(PATIENCE_S)
+    assert not Path(at.store.path, pilot.box).exists()
+
+
 def test_what_a_job_did_not_read_before_it_was_over_goes_with_its_office(scene: Any, monkeypatch: Any) -> None:
     at = scene()
     at.jobs.found = "running"

@@ -11,8 +11,9 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from contextvars import copy_context
+from http.client import HTTPConnection
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -95,6 +96,17 @@ def test_a_dask_cluster_of_this_process_is_heard_of_by_no_other_machine_and_says
         close()
     assert not [record for record in caplog.records if record.name.startswith("distributed")]
     assert log.level == level
+
+
+@pytest.mark.parametrize(("options", "shown"), [({}, False), ({"dashboard_address": "127.0.0.1:0"}, True)])
+def test_a_dask_cluster_of_this_process_has_the_dashboard_that_its_user_asks_for(options, shown) -> None:
+    client, close, _ = DaskPool(cluster_options=options)._connect()
+    try:
+        with closing(HTTPConnection("127.0.0.1", client.scheduler_info()["services"]["dashboard"])) as web:
+            web.request("GET", "/status")
+            assert (web.getresponse().status == 200) is shown
+    finally:
+        close()
 
 
 def test_a_size_that_no_dask_worker_can_take_is_refused_with_what_to_start():

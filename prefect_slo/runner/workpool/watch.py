@@ -135,13 +135,13 @@ class Watch:
         return self._jobs.start(name, pilot.order(), self._variables(pilot.size))
 
     def _call_off(self, pilot: Contact) -> None:
-        match pilot.flow_run and self._jobs.cancel(pilot.flow_run):
-            case None | "unbegun":
-                self._office.clear(pilot.box)
-            case "running":
-                self._going_home[pilot.flow_run] = pilot.box
-            case _:
-                self._called_off.append(pilot.box)
+        flow_run, found = pilot.flow_run, "unbegun"
+        if flow_run is not None and (found := self._jobs.cancel(flow_run)) == "running":
+            self._going_home[flow_run] = pilot.box
+        elif found == "unbegun":
+            self._office.clear(pilot.box)
+        else:
+            self._called_off.append(pilot.box)
 
     def _clear_up(self) -> None:
         """Delete boxes that nobody reads: of jobs that are over, or that their worker ends before they are up.

@@ -44,7 +44,9 @@ def replan(
     Returns:
         What became of the plan, by flow name.
     """
-    if approve or roll_back or proposal:
+    if proposal and not approve:
+        raise InvalidValue("proposal", proposal, "given together with approve")
+    if approve or roll_back:
         if flow_name is None or approve == roll_back:
             raise InvalidValue("flow_name", flow_name, "one flow, to approve its plan or to roll it back")
         plan, became = (approve_plan(flow_name, proposal), "approved") if approve else (back(flow_name), "rolled back")

@@ -82,7 +82,9 @@ def demo(*, runs: int = 10, scale: float = 1.0, seed: int = 0, heard: Heard = la
     stock: Flow[Any, Any] = _example().stock
     parameters = {"scale": scale}
 
-    swept, calm, found = steadied(_sweeping(stock, parameters, seed, heard), seed=seed, load=load, heard=heard)
+    swept, calm, found = steadied(
+        _sweeping(stock, parameters, seed, heard), seed=seed, load=load, cores=os.cpu_count() or 1, heard=heard
+    )
     heard("plan", 1, 1, f"for {', '.join(f'{bound:.2f} s' for bound in found.bounds_s)}")
     model, series = swept.model, []
     for bound in found.bounds_s:
@@ -100,7 +102,7 @@ def demo(*, runs: int = 10, scale: float = 1.0, seed: int = 0, heard: Heard = la
     )
 
 
-def steadied(sweep: Sweep, *, seed: int, load: float, heard: Heard) -> tuple[Swept, Calm, Deadlines]:
+def steadied(sweep: Sweep, *, seed: int, load: float, cores: int, heard: Heard) -> tuple[Swept, Calm, Deadlines]:
     """What the flow's profile shows, how calm the machine was, and the deadlines that can be promised by it.
 
     Where runs differ so much that deadlines would say little, each setting is measured twice as often, once; what can't
@@ -110,10 +112,11 @@ def steadied(sweep: Sweep, *, seed: int, load: float, heard: Heard) -> tuple[Swe
         sweep: Measures the flow at so many runs of each setting, less those that there were; and what that is called.
         seed: Of the planner's draws.
         load: Processes that wanted a core before.
+        cores: That there are.
         heard: Progress.
     """
     swept = sweep(REPEATS, "profile")
-    calm = Calm(swept.spread, load, os.cpu_count() or 1)
+    calm = Calm(swept.spread, load, cores)
     found = deadlines(swept.model, seed=seed, confidence=CONFIDENCE)
     if found.tell:
         return swept, calm, found
@@ -123,7 +126,7 @@ def steadied(sweep: Sweep, *, seed: int, load: float, heard: Heard) -> tuple[Swe
     more = sweep(MORE_REPEATS, "profile again")
     both = replace(more, runs=swept.runs + more.runs, seconds=swept.seconds + more.seconds)
     found = telling(more.model, seed=seed, confidences=(CONFIDENCE, *LESS_SURE))
-    return both, replace(calm, spread=more.spread, again=True), found
+    return both, replace(calm, after=more.spread), found
 
 
 def _sweeping(stock: Flow[Any, Any], parameters: Mapping[str, Any], seed: int, heard: Heard) -> Sweep:

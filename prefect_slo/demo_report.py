@@ -51,26 +51,33 @@ class Calm:
     """How calm the machine was while the flow was profiled.
 
     Attributes:
-        spread: Standard deviation of the logarithm of times among runs of one setting: 0.05 is 5 %.
+        spread: Standard deviation of the logarithm of times among runs of one setting, as they were measured first:
+            0.05 is 5 %.
         load: Processes that wanted a core before the demo began, by the system's average over a minute.
         cores: That there are.
-        again: Whether settings were measured again, as little could be promised by the first time.
+        after: That of all runs, where settings were measured again, as little could be promised by the first time.
     """
 
     spread: float
     load: float
     cores: int
-    again: bool = False
+    after: float | None = None
+
+    @property
+    def again(self) -> bool:
+        """Whether settings were measured again."""
+        return self.after is not None
 
     def caveat(self, confidence: float) -> str:
         """What a user should know of what is promised then, in sentences; empty on a calm machine."""
-        if not self.again:
+        if self.after is None:
             return ""
         wanted = f" ({self.load:.1f} processes wanted one of its {self.cores} before the demo began)"
         busy = wanted if self.load > self.cores / 2 else ""
         words = (
             f"This machine was busy: runs of one setting differed by {self.spread:.0%}, where a few percent are usual. "
-            f"Other work seems to take its cores{busy}, so each setting was measured twice as often."
+            f"Other work seems to take its cores{busy}, so each setting was measured twice as often; "
+            f"runs differ by {self.after:.0%} in all."
         )
         if confidence < CONFIDENCE:
             words += (
@@ -115,6 +122,7 @@ class DemoReport:
                 "runs": self.profiling_runs,
                 "seconds": self.profiling_s,
                 "spread": self.calm.spread,
+                "spread_again": self.calm.after,
                 "load_before": self.calm.load,
                 "again": self.calm.again,
             },

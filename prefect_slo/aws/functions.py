@@ -242,7 +242,7 @@ class WorkerFunctions:
         except ClientError as error:
             if error.response["Error"]["Code"] == "ResourceNotFoundException":
                 return None
-            raise
+            raise refused(error) from error
         return found
 
     def _listed(self) -> list[dict[str, Any]]:

@@ -15,8 +15,8 @@ QUEUE = "Make it, or give BatchJobs a BatchQueue, which 'prefect-slo aws deploy'
 BUCKET = "Make the bucket (aws s3 mb s3://{}), or name one that there is."
 REGION = "Give the pool a region=, set AWS_DEFAULT_REGION, or name one in the profile."
 PACKAGES = (
-    "What tasks import is brought by the pool's layers= or image=, or by the image of its jobs; Prefect is not there "
-    "(print() in place of a logger)."
+    "What tasks import is brought by the pool's layers= or image=, or by the image of its jobs. On Lambda Prefect is "
+    "not there unless one of them brings it (print() in place of a logger); the image of jobs has it."
 )
 _DENIED = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "AllAccessDisabled"})
 _SIGNED_OUT = frozenset(

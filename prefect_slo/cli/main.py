@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -30,9 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = app(tokens, exit_on_error=False, print_error=False)
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads has enough, as head does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or its last flush would complain
-        return UNREAD
+    except BrokenPipeError as error:
+        return UNREAD if _unread() else _failed(str(error) or type(error).__name__)
     except InfeasibleSlo as error:
         return _infeasible(error, as_json="--json" in tokens)
     except (SloError, CycloptsError, OSError) as error:
@@ -46,6 +46,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _failed(trouble)
         return _failed(f"{type(error).__name__}: {error} (a defect; PREFECT_SLO_TRACEBACK=1 shows where)")
     return code if isinstance(code, int) else DONE
+
+
+def _unread() -> bool:
+    """Whether nobody reads standard output any more: whoever did has enough, as head does."""
+    try:
+        sys.stdout.flush()
+        gone = _hung_up(sys.stdout.fileno())
+    except BrokenPipeError:
+        gone = True
+    except (OSError, ValueError):  # it is no file
+        return False
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or its last flush would complain
+    return gone
+
+
+def _hung_up(file: int) -> bool:
+    """Whether the other end of a pipe is closed: what could not be written to it may be gone, and flushes no more."""
+    if not hasattr(select, "poll"):
+        return False
+    looked = select.poll()
+    looked.register(file, 0)
+    return any(what & (select.POLLERR | select.POLLHUP) for _, what in looked.poll(0))
 
 
 def _infeasible(error: InfeasibleSlo, *, as_json: bool) -> int:

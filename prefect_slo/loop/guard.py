@@ -22,7 +22,7 @@ from prefect_slo.loop import policy
 from prefect_slo.loop.knowledge import Knowledge, forget
 from prefect_slo.loop.replanning import plan_digest, predicted_now
 from prefect_slo.plan import Plan
-from prefect_slo.runner.notices import flow_run
+from prefect_slo.runner.notices import flow_run, run_logger
 from prefect_slo.settings import SLOSettings
 from prefect_slo.units import fraction, positive
 
@@ -210,10 +210,14 @@ def _proposal(profile: SLOProfile) -> Proposal:
 
 
 def _shown(known: Knowledge, plan: Plan) -> None:
-    """Show a plan that has come into force by hand, to whoever looks and to the next run."""
+    """Show a plan that has come into force by hand, to whoever looks and to the next run, as far as that can be."""
     forget(known.flow_name)
     if known.workflow is not None and plan.predicted is not None:
-        forecasts = stage_forecasts(known.model, plan) if known.model is not None else None
+        forecasts = None
+        try:
+            forecasts = stage_forecasts(known.model, plan) if known.model is not None else None
+        except Exception as error:
+            run_logger().warning("%s: no forecast of its stages is shown (%r)", known.flow_name, error)
         publish_plan(known.flow_name, plan, workflow=known.workflow, forecasts=forecasts)
 
 

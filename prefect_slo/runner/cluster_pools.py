@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 MANY = 64
 """Bundles at once of a flow that had its cluster before: the scheduler queues what finds no room."""
 
-LOOPBACK: Mapping[str, Any] = {
-    "dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0",
-    "scheduler_kwargs": {"dashboard": False},
-}  # fmt: skip
+LOOPBACK: Mapping[str, Any] = {"dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0"}
 """Of a Dask cluster in this process: without an address its web servers would listen on every interface."""
+
+NO_DASHBOARD: Mapping[str, Any] = {"scheduler_kwargs": {"dashboard": False}}
+"""Of one whose user has named no address for it."""
 
 QUANTITIES = ("vcpus", "memory_mb", "gpu")
 
@@ -216,8 +216,9 @@ class DaskPool(_ClusterPool):
                 workers = int(self.cluster_options.get("n_workers") or 1)
                 share = {name: have / workers for name, have in self._here.items()}
                 here = {"n_workers": 1, "threads_per_worker": ceil(self.concurrency / workers), "resources": share}
+                shown = {} if "dashboard_address" in self.cluster_options else NO_DASHBOARD
                 # bundles run in processes of their own
-                cluster = LocalCluster(**{"processes": False, **LOOPBACK, **here, **self.cluster_options})
+                cluster = LocalCluster(**{"processes": False, **LOOPBACK, **shown, **here, **self.cluster_options})
             made.callback(cluster.close)
             at_least = _at_least(cluster.adapt(**self.adapt)) if self.adapt is not None else None
             client = Client(cluster, **options)

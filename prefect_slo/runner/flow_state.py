@@ -33,7 +33,7 @@ def raised(flow_run: FlowRun) -> bool:
     """Whether a flow function that has ended did so by raising, by the state that Prefect's engine made of that.
 
     What it has returned may be failed states, and then holds no exception. After an attempt that is followed by another
-    the run is running again; after one that has returned it never is.
+    the run is running again. Such a one may have returned, too: a failed state. Nobody reads that, as if it had raised.
     """
     state = flow_run.state
     if state is None or state.is_running():

@@ -40,6 +40,16 @@ def test_who_may_not_deploy_is_told_what_to_allow(lambdas: Stubber) -> None:
     assert told.value.then == PERMIT
 
 
+def test_who_may_not_even_look_is_told_what_to_allow() -> None:
+    forget_clients()
+    with Stubber(FUNCTIONS._lambda) as answers:
+        answers.add_client_error("get_function_configuration", "AccessDeniedException", "no", 403)
+        with pytest.raises(AwsRefused, match="GetFunctionConfiguration: AccessDenied") as told:
+            deployed()
+    forget_clients()
+    assert told.value.then == PERMIT
+
+
 def test_a_role_that_was_just_made_is_waited_for(lambdas: Stubber) -> None:
     waits: list[float] = []
     active: dict[str, Any] = {"Configuration": {"State": "Active", "LastUpdateStatus": "Successful"}}

@@ -6,7 +6,17 @@ import pytest
 from botocore import exceptions as boto
 from botocore.exceptions import ClientError
 
-from prefect_slo.aws.refusals import DEPLOY, PERMIT, QUEUE, REGION, SIGN_IN, plainly, refused, with_advice
+from prefect_slo.aws.refusals import (
+    DEPLOY,
+    PERMIT,
+    QUEUE,
+    REGION,
+    SIGN_IN,
+    plainly,
+    refused,
+    with_advice,
+    with_packages,
+)
 from prefect_slo.errors import AwsRefused
 
 
@@ -48,6 +58,13 @@ def test_what_boto3_raises_comes_out_as_one_kind_and_nothing_else_does() -> None
         raise denied("ResourceConflict")
     with pytest.raises(KeyError), plainly():
         raise KeyError("mine")
+
+
+def test_what_a_worker_cannot_import_is_said_with_what_brings_it_there() -> None:
+    told = with_packages("ModuleNotFoundError: No module named 'prefect'")
+    assert "On Lambda Prefect is not there" in told
+    assert "the image of jobs has it" in told
+    assert with_packages("KeyError: 'prefect'") == "KeyError: 'prefect'"
 
 
 def test_a_queue_that_is_not_there_is_made_by_who_named_it() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import prefect_slo
+from prefect_slo.cli import main
 
 
 def _command(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -38,6 +39,38 @@ def test_a_reader_that_has_enough_is_no_error() -> None:
     process.stdout.close()  # as head does
     assert process.stderr is not None
     assert (process.stderr.read(), process.wait(60)) == ("", 141)
+
+
+@pytest.mark.parametrize("characters", [10, 1_000_000])
+def test_output_that_nobody_reads_is_no_error_however_much_it_is(
+    characters: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    unread, written = os.pipe()
+    os.close(unread)
+    monkeypatch.setattr(sys.modules["prefect_slo.cli.main"], "app", lambda *_, **__: print("x" * characters))
+    with os.fdopen(written, "w") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        assert main(["prices"]) == 141
+        print("goes nowhere, and is no error")
+    assert capfd.readouterr().err == ""
+
+
+def test_another_pipe_that_breaks_is_an_error_and_the_output_is_still_read(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        print("so far")
+        raise BrokenPipeError(32, "Broken pipe: a worker's")
+
+    monkeypatch.setattr(sys.modules["prefect_slo.cli.main"], "app", broken)
+    read, written = os.pipe()
+    with os.fdopen(read) as reader:
+        with os.fdopen(written, "w") as out:
+            monkeypatch.setattr(sys, "stdout", out)
+            assert main(["prices"]) == 1
+            print("and then")
+        assert reader.read() == "so far\nand then\n"
+    assert capfd.readouterr().err == "prefect-slo: [Errno 32] Broken pipe: a worker's\n"
 
 
 def test_help_and_version_load_nothing_heavy() -> None:

@@ -148,8 +148,11 @@ def test_a_plan_beyond_the_guard_waits_is_approved_followed_and_rolled_back(
     letters()
     with pytest.raises(OtherPlanProposed, match="plan 5eeb2f "):
         replan(name, approve=True, proposal="5eeb2f")
+    for beside in ({}, {"roll_back": True}):
+        with pytest.raises(InvalidValue, match="proposal is '5eeb2f'; expected given together with approve"):
+            replan(name, proposal="5eeb2f", **beside)
     with pytest.raises(InvalidValue, match="to approve its plan or to roll it back"):
-        replan(name, proposal="5eeb2f")
+        replan(name, approve=True, roll_back=True)
     assert replan(name, approve=True, proposal=proposal(name).name) == {name: "approved"}
     letters()
     assert replan(name, roll_back=True) == {name: "rolled back"}

@@ -224,14 +224,19 @@ def test_plans_are_compared_by_what_the_model_predicts_of_both_now(
     assert "better" in replan_flow(learned, guard=Guard(max_change=10.0)), "the vCPUs change by less"
 
 
-def test_what_was_rolled_back_from_is_not_taken_again_unasked(learned: str, plans: tuple[Plan, Plan]) -> None:
+def test_what_was_rolled_back_from_is_not_taken_again_unasked(
+    learned: str, plans: tuple[Plan, Plan], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     largest, _ = plans
     with pytest.raises(NothingProposed, match="no other plan"):
         roll_back(learned)
     put_in_force(learned, largest, "by hand")
     assert "better" in replan_flow(learned)
     better = plan_digest(in_force(learned))
-    assert plan_digest(roll_back(learned)) == plan_digest(largest)
+    with monkeypatch.context() as broken:
+        broken.setattr(guard, "stage_forecasts", lambda *_: 1 / 0)  # the plan is in force all the same
+        assert plan_digest(roll_back(learned)) == plan_digest(largest)
+    assert [one.getMessage() for one in caplog.records if "no forecast of its stages" in one.getMessage()]
     assert "rolled back from it" in replan_flow(learned)
     assert plan_digest(in_force(learned)) == plan_digest(largest)
     assert plan_digest(approve(learned)) == better

@@ -11,8 +11,9 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from contextvars import copy_context
+from http.client import HTTPConnection
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -32,6 +33,7 @@ from prefect_slo.plan import Plan, StagePlan
 from prefect_slo.pricing import price_list
 from prefect_slo.resources import Size
 from prefect_slo.runner import cluster_pools
+from prefect_slo.runner.backends import ray_cluster
 from prefect_slo.runner.backends.cluster import ClusterBackend
 from prefect_slo.runner.backends.protocol import Bundle, Finished, Lost, Opened, Outcome
 from prefect_slo.runner.backends.ray_keeper import requested
@@ -95,6 +97,17 @@ def test_a_dask_cluster_of_this_process_is_heard_of_by_no_other_machine_and_says
         close()
     assert not [record for record in caplog.records if record.name.startswith("distributed")]
     assert log.level == level
+
+
+@pytest.mark.parametrize(("options", "shown"), [({}, False), ({"dashboard_address": "127.0.0.1:0"}, True)])
+def test_a_dask_cluster_of_this_process_has_the_dashboard_that_its_user_asks_for(options, shown) -> None:
+    client, close, _ = DaskPool(cluster_options=options)._connect()
+    try:
+        with closing(HTTPConnection("127.0.0.1", client.scheduler_info()["services"]["dashboard"])) as web:
+            web.request("GET", "/status")
+            assert (web.getresponse().status == 200) is shown
+    finally:
+        close()
 
 
 def test_a_size_that_no_dask_worker_can_take_is_refused_with_what_to_start():
@@ -595,6 +608,20 @@ def test_a_ray_head_that_runs_nothing_is_no_worker(monkeypatch):
     monkeypatch.setattr(ray, "nodes", lambda: [head, worker])
     assert (here.vacant(), here.workers()) == ("", {"worker"})
     assert "CPU=8 (the most: 4)" in here.lack(Size(8, 512))
+
+
+def test_that_an_autoscaler_is_waited_for_is_said_once_a_size_whatever_nodes_come(monkeypatch):
+    ray = pytest.importorskip("ray")
+    said: list[str] = []
+    here = RayPool("auto")._cluster(said.append)
+    monkeypatch.setattr(ray_cluster, "autoscales", lambda: True)
+    for cpus in (1.0, 2.0):
+        node = {"NodeID": f"{cpus}", "Alive": True, "Resources": {"CPU": cpus, "memory": 8e9}}
+        monkeypatch.setattr(ray, "nodes", lambda node=node: [node])
+        assert [here.lack(Size(vcpus, 512)) for vcpus in (4, 8)] == ["", ""]
+    assert [words.partition(". ")[0] for words in said] == [
+        f"No Ray node has CPU={vcpus} (the most: 1), memory=5.36871e+08 (the most: 8e+09)" for vcpus in (4, 8)
+    ]
 
 
 def test_a_size_that_no_ray_node_has_is_refused_unless_ray_says_that_an_autoscaler_is_there(ray_here):

@@ -194,16 +194,22 @@ def test_a_flow_that_raises_brings_nothing_home(prefect_server, tmp_path, dask, 
     assert not unpickled_here(tmp_path)
 
 
-def test_a_flow_that_returns_a_failed_state_brings_home_what_it_returns_beside(prefect_server, tmp_path, dask):
-    @flow(task_runner=runner(dask))
+def test_a_flow_that_returns_a_failed_state_brings_home_what_it_returns_beside_in_the_end(
+    prefect_server, tmp_path, dask
+):
+    held = []
+
+    @flow(task_runner=runner(dask), retries=1)
     def half() -> list[State[Any]]:
-        made = make.submit(tmp_path, 1)
-        made.wait()
-        return [made.state, Failed(message="on purpose")]
+        held.append(make.submit(tmp_path, len(held)))
+        held[-1].wait()
+        return [held[-1].state, Failed(message="on purpose")]
 
     made, failed = half(return_state=True).result(raise_on_failure=False)
     assert failed.is_failed()
     assert made.result().data[0] == 1
+    with pytest.raises(ResultLost, match="its flow run failed"):
+        held[0].result()  # nobody reads what the first attempt has returned
 
 
 def test_the_cluster_lets_go_of_what_the_flow_lets_go_of(prefect_server, tmp_path, dask):

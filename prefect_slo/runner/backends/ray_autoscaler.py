@@ -7,11 +7,13 @@ each node, ``node_<id>``; nodes that an autoscaler starts are of its own types, 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 _STATUS, _ERROR = b"__autoscaling_status", b"__autoscaling_error"
-_BY_HAND = "node_"
+_BY_HAND = re.compile(r"node_[0-9a-f]{56}")
+"""Ids of nodes have 28 bytes; ``node_cpu`` is a type that somebody has named."""
 
 
 def autoscales() -> bool:
@@ -31,7 +33,7 @@ def names_its_types(status: Mapping[str, Any]) -> bool:
     """Whether the status that Ray's first autoscaler writes down speaks of types of nodes that somebody has named."""
     report = status.get("autoscaler_report") or {}
     types = {*(report.get("active_nodes") or {}), *(report.get("node_type_mapping") or {}).values()}
-    return any(not kind.startswith(_BY_HAND) for kind in types)
+    return any(_BY_HAND.fullmatch(kind) is None for kind in types)
 
 
 def names_its_nodes(status: Any) -> bool:

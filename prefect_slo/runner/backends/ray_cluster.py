@@ -52,6 +52,7 @@ class RayCluster:
         self._run: Any = None
         self._run_on_gpu: Any = None
         self._lost: set[str] = set()
+        self._hoped_for: set[Size] = set()
 
     def connect(self) -> None:
         """Connect this process to Ray."""
@@ -72,8 +73,10 @@ class RayCluster:
         words = f"no Ray node has {', '.join(f'{n}={v:g} (the most: {most[n]:g})' for n, v in needs.items())}"
         with suppress(Exception):  # of an autoscaler that nothing can be heard of nothing can be hoped for either
             if autoscales():
-                then = "Bundles wait for the cluster's autoscaler to bring one; `ray status` says whether it can"
-                self._notice(f"{words[0].upper()}{words[1:]}. {then}.")
+                if size not in self._hoped_for:  # what other nodes have, who come meanwhile, is no news
+                    self._hoped_for.add(size)
+                    then = "Bundles wait for the cluster's autoscaler to bring one; `ray status` says whether it can"
+                    self._notice(f"{words[0].upper()}{words[1:]}. {then}.")
                 return ""
         return words
 

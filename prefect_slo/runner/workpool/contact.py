@@ -296,10 +296,14 @@ class Contact:
             lease.sink(Lost(lease.id, "cancelled", "cancelled", bundle=bundle.id if bundle is not None else None))
         with contextlib.suppress(Exception):
             self._out.send(("close",))
-        self.gone.set()
-        if not self.heard_of:
-            office.watch.call_off(self)
-        office.left(self)
+        with office.lock:
+            if not (lost := self.gone.is_set()):
+                if not self.heard_of:
+                    office.watch.call_off(self)
+                self.gone.set()
+                office.left(self)
+        if lost:  # meanwhile, and its box was cleared before the letter came
+            office.clear(self.box)
 
     # ---- letters ----------------------------------------------------------------------------------------------------
 

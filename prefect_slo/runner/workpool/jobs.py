@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
@@ -21,6 +21,10 @@ from prefect_slo.telemetry.api import api_client
 
 TAG = "prefect-slo"
 _PAGE = 200
+
+Found = Literal["unbegun", "starting", "running", "over"]
+"""How far a job had come that is wanted no more: one that nobody has begun to start never runs, one that its worker
+starts is ended by it, and one that runs may go on until it reads that it is to go home."""
 
 
 def work_pool(client: SyncPrefectClient, name: str) -> WorkPool:
@@ -128,15 +132,17 @@ class Jobs:
                         found[run.id] = run.state
         return found
 
-    def cancel(self, flow_run: UUID) -> bool:
-        """Want a job no more; whether it will never have started."""
+    def cancel(self, flow_run: UUID) -> Found:
+        """Want a job no more; how far it had come."""
         with self._api() as client:
             state = client.read_flow_run(flow_run).state
             if state is None or state.is_final():
-                return False
+                return "over"
             scheduled = state.type == StateType.SCHEDULED
             client.set_flow_run_state(flow_run, Cancelled() if scheduled else Cancelling())
-            return scheduled
+            if scheduled:
+                return "unbegun"
+            return "starting" if state.is_pending() else "running"
 
     def crashed(self, flow_run: UUID, why: str) -> None:
         """Write down that a job is gone that could not say so itself."""

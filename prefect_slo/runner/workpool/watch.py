@@ -57,6 +57,7 @@ class Watch:
         self.blocked = False
         self._noticed = ""
         self._called_off: list[str] = []
+        self._going_home: dict[UUID, str] = {}
         self._looked = office.clock()
         self._errands: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=context.run, args=(self._run,), name="prefect-slo-watch", daemon=True)
@@ -67,7 +68,7 @@ class Watch:
         self._errands.put(lambda: self._start(pilot))
 
     def call_off(self, pilot: Contact) -> None:
-        """Want a pilot's job no more, which may just be asked for; its box goes where it never started."""
+        """Want a pilot's job no more, which may just be asked for; its box goes unless it runs, and reads it yet."""
         self._errands.put(lambda: self._call_off(pilot))
 
     def write_off(self, pilot: Contact, why: str) -> None:
@@ -79,8 +80,6 @@ class Watch:
         """Do what was asked for before, and no more; waits for that so long at most."""
         self._errands.put(None)
         self._thread.join(patience_s)
-        for box in self._called_off:  # of jobs that their worker ends, or that hear nothing and go
-            self._office.clear(box)
 
     # ---- errands ----------------------------------------------------------------------------------------------------
 
@@ -95,7 +94,8 @@ class Watch:
                     self._carefully(self._look)
                 continue
             if errand is None:
-                self._carefully(self._jobs.close)
+                for last in (self._clear_up, self._jobs.close):
+                    self._carefully(last)
                 return
             self._carefully(errand)
 
@@ -135,10 +135,27 @@ class Watch:
         return self._jobs.start(name, pilot.order(), self._variables(pilot.size))
 
     def _call_off(self, pilot: Contact) -> None:
-        if pilot.flow_run is None or self._jobs.cancel(pilot.flow_run):
+        flow_run, found = pilot.flow_run, "unbegun"
+        if flow_run is not None and (found := self._jobs.cancel(flow_run)) == "running":
+            self._going_home[flow_run] = pilot.box
+        elif found == "unbegun":
             self._office.clear(pilot.box)
         else:
             self._called_off.append(pilot.box)
+
+    def _clear_up(self) -> None:
+        """Delete boxes that nobody reads: of jobs that are over, or that their worker ends before they are up.
+
+        What lies in that of a job that still runs is how it hears that it is to go; it deletes its box itself.
+        """
+        for box in self._called_off:
+            self._office.clear(box)
+        if self._going_home:
+            states = self._jobs.states(self._going_home)
+            for flow_run, box in self._going_home.items():
+                state = states.get(flow_run)
+                if flow_run not in states or (state is not None and state.is_final()):
+                    self._office.clear(box)
 
     # ---- looks ------------------------------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ from prefect_slo.runner.backends.ray_autoscaler import names_its_nodes, names_it
 ray = pytest.importorskip("ray")
 
 LIMIT_S = 120.0
-HEAD = "5a1f00"
+HEAD = "5a1f00" + 50 * "c"
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,8 @@ HEAD = "5a1f00"
         ({"active_nodes": {"ray.head.default": 1}, "node_type_mapping": {HEAD: "ray.head.default"}}, True),
         ({"active_nodes": {}, "node_type_mapping": {HEAD: "ray.head.default"}}, True),
         ({"active_nodes": {f"node_{HEAD}": 1}, "node_type_mapping": {HEAD: f"node_{HEAD}"}}, False),
+        ({"active_nodes": {"node_cpu": 1, "node_pool_a": 2}}, True),
+        ({"active_nodes": {"node_cafe": 1}}, True),
         ({"active_nodes": {}, "node_type_mapping": None}, False),
         (None, False),
     ],

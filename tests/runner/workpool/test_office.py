@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextvars import copy_context
@@ -22,6 +23,7 @@ from prefect_slo.runner.leases import Leases
 from prefect_slo.runner.measure import Measure
 from prefect_slo.runner.workpool import watch
 from prefect_slo.runner.workpool.contact import Lease, Owner
+from prefect_slo.runner.workpool.jobs import Found
 from prefect_slo.runner.workpool.mailbox import FROM_JOB, TO_JOB, Incoming, Outgoing
 from prefect_slo.runner.workpool.office import Office, Terms
 from prefect_slo.runner.workpool.pilot import Letter, Order
@@ -38,6 +40,7 @@ class PlayedJobs:
 
     full: bool = False
     paused: bool = False
+    found: Found = "unbegun"
     looks: int = 0
     asked: dict[UUID, Order] = field(default_factory=dict)
     cancelled: list[UUID] = field(default_factory=list)
@@ -57,9 +60,9 @@ class PlayedJobs:
     def trouble(self) -> str:
         return ""
 
-    def cancel(self, flow_run: UUID) -> bool:
+    def cancel(self, flow_run: UUID) -> Found:
         self.cancelled.append(flow_run)
-        return True
+        return self.found
 
     def crashed(self, flow_run: UUID, why: str) -> None: ...
 
@@ -345,13 +348,73 @@ def test_pilots_are_sent_home_with_a_letter_that_outlives_their_office(scene: An
     assert isinstance(at.heard[1][-1], Lost)
 
 
-def test_a_job_that_was_called_off_while_it_started_leaves_no_mailbox(scene: Any, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("found", ["unbegun", "starting", "over"])
+def test_a_job_that_was_called_off_while_it_started_leaves_no_mailbox(scene: Any, found: Found) -> None:
     at = scene()
-    monkeypatch.setattr(at.jobs, "cancel", lambda flow_run: False)  # its worker has begun to start it, and ends it
+    at.jobs.found = found
     at.lease(1)
     until(lambda: at.jobs.asked)
     at.office.shut()
     assert not [path for path in Path(at.store.path).rglob("*") if path.is_file()]
+
+
+def test_a_job_that_runs_and_was_not_heard_of_yet_hears_that_it_is_to_go(scene: Any) -> None:
+    at = scene()
+    at.jobs.found = "running"
+    at.lease(1)
+    job = at.job(0)
+    at.office.shut()
+    assert job.is_sent_home()
+
+
+def test_a_pilot_that_is_lost_while_it_is_sent_home_leaves_no_letter(scene: Any, monkeypatch: Any) -> None:
+    at = scene()
+    write = FolderStore.write
+
+    def late(self: FolderStore, box: str, name: str, body: bytes) -> None:
+        if name.startswith(TO_JOB):
+            pilot.lose("died", "its job has ended")
+        write(self, box, name, body)
+
+    at.lease(1)
+    at.job(0).up()
+    at.opened(1)
+    [pilot] = at.office.pilots
+    monkeypatch.setattr(FolderStore, "write", late)
+    at.office.shut()
+    pilot._thread.join(PATIENCE_S)
+    assert not Path(at.store.path, pilot.box).exists()
+
+
+def test_what_a_job_did_not_read_before_it_was_over_goes_with_its_office(scene: Any, monkeypatch: Any) -> None:
+    at = scene()
+    at.jobs.found = "running"
+    monkeypatch.setattr(at.jobs, "states", lambda runs: {run: State(type=StateType.CANCELLED) for run in runs})
+    at.lease(1)
+    until(lambda: at.jobs.asked)
+    at.office.shut()
+    assert not [path for path in Path(at.store.path).rglob("*") if path.is_file()]
+
+
+def test_clearing_up_waits_for_slow_storage_no_longer_than_its_office_may(scene: Any, monkeypatch: Any) -> None:
+    at = scene()
+    at.jobs.found = "starting"
+    at.lease(1)
+    until(lambda: at.jobs.asked)
+    [pilot], freed = at.office.pilots, threading.Event()
+    clear = FolderStore.clear
+
+    def slow(self: FolderStore, box: str) -> None:
+        if box == pilot.box:
+            freed.wait(PATIENCE_S)
+        clear(self, box)
+
+    monkeypatch.setattr(FolderStore, "clear", slow)
+    ended = threading.Thread(target=at.office.shut, args=(0.5,))
+    ended.start()
+    ended.join(PATIENCE_S / 2)
+    assert not ended.is_alive()
+    freed.set()
 
 
 def test_a_pilot_that_has_said_that_it_ends_is_written_to_no_more(scene: Any) -> None:

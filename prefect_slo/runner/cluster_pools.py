@@ -19,7 +19,8 @@ from prefect.utilities.importtools import from_qualified_name
 from prefect_slo.errors import InvalidValue, SloError
 from prefect_slo.pricing import price_list
 from prefect_slo.resources import Capacity, Pool, Size
-from prefect_slo.runner.backends.cluster import KEEP_BYTES, Cluster, ClusterBackend
+from prefect_slo.runner.backends.cluster import KEEP_BYTES, ClusterBackend
+from prefect_slo.runner.backends.cluster_client import Cluster
 from prefect_slo.runner.backends.local import worker_environment
 from prefect_slo.runner.backends.protocol import Backend
 from prefect_slo.runner.ids import uuid7

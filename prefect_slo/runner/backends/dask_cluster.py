@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from prefect_slo.control.need import Need
 from prefect_slo.resources import Size
-from prefect_slo.runner.backends.cluster import Fetch
+from prefect_slo.runner.backends.cluster_client import Fetch
 from prefect_slo.runner.backends.remote import (
     Reply,
     Work,

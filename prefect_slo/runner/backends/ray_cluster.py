@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from prefect_slo.control.need import Need
 from prefect_slo.resources import Size
-from prefect_slo.runner.backends.cluster import Fetch
+from prefect_slo.runner.backends.cluster_client import Fetch
 from prefect_slo.runner.backends.ray_autoscaler import autoscales
 from prefect_slo.runner.backends.ray_marks import forget, marked, turns
 from prefect_slo.runner.backends.ray_request import REQUEST

@@ -19,10 +19,10 @@ from hypothesis import settings
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 # A server that writes events down one by one keeps SQLite busy, and answers "database is locked" to flows under test.
-for _service in ("TASK_RUN_RECORDER", "EVENT_PERSISTER"):
-    os.environ.setdefault(f"PREFECT_SERVER_SERVICES_{_service}_BATCH_SIZE", "100")
-    os.environ.setdefault(f"PREFECT_SERVER_SERVICES_{_service}_READ_BATCH_SIZE", "100")
+os.environ.setdefault("PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE", "100")
+os.environ.setdefault("PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE", "100")
 os.environ.setdefault("PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL", "1")  # below 1 it never sleeps
+os.environ.setdefault("PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED", "false")  # nobody reads them here
 os.environ.setdefault("PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED", "false")  # nothing here is automated
 # Whoever finds a lease taken asks again after this long, not after what its holders take on average.
 os.environ.setdefault("PREFECT_SERVER_CONCURRENCY_MAXIMUM_CONCURRENCY_SLOT_WAIT_SECONDS", "0.1")

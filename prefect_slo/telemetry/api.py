@@ -12,15 +12,15 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
-AGAIN_S, LATER = 0.1, 4
-"""Seconds until a request that a busy server has refused is made again, and how many times as long the next wait is."""
+SHORTEST_S, LONGEST_S, AS_LONG_AS_S = 0.1, 1.0, 10.0
+"""A request that a busy server has refused: the shortest and the longest wait at first, and for how long that is."""
 
 
 def api_client(*, own: bool = False) -> SyncPrefectClient:
     """A client as Prefect makes it, which comes back soon where the server was busy for a moment.
 
     On SQLite a server refuses to write (503) for whoever has read before somebody else wrote, however short that took,
-    and Prefect's client waits for 2 s then, and for 4, 8, ... Here the first waits are short, and grow faster.
+    and Prefect's client waits for 2 s then, and for 4, 8, ... Here short waits, and tries, come before those.
 
     Args:
         own: Whether to make one within a flow run, too, whose own client serves otherwise: that one is open already,
@@ -32,10 +32,12 @@ def api_client(*, own: bool = False) -> SyncPrefectClient:
 
 
 def soon_again(response: Response) -> None:
-    """Have Prefect's client make a refused request again soon, unless the server says when, or it does so but once."""
-    if response.status_code != codes.SERVICE_UNAVAILABLE or PREFECT_CLIENT_MAX_RETRIES.value() < 2:
+    """Have Prefect's client make a refused request again soon, unless the server says when or it is to try once."""
+    if response.status_code != codes.SERVICE_UNAVAILABLE or not PREFECT_CLIENT_MAX_RETRIES.value():
         return
-    if "Retry-After" not in response.headers:
-        seen = response.request.extensions
-        seen["slo_wait_s"] = seen.get("slo_wait_s", AGAIN_S / LATER) * LATER
-        response.headers["Retry-After"] = f"{seen['slo_wait_s']:g}"
+    waited_s = response.request.extensions.get("slo_waited_s", 0.0)
+    if waited_s < AS_LONG_AS_S and "Retry-After" not in response.headers:
+        wait_s = min(max(waited_s, SHORTEST_S), LONGEST_S)
+        response.request.extensions["slo_waited_s"] = waited_s + wait_s
+        response.headers["Retry-After"] = f"{wait_s:g}"
+        response.headers["Prefect-Maintenance"] = "true"  # what Prefect's client doesn't count as one of its tries

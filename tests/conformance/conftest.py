@@ -90,6 +90,8 @@ def _run(flow: Flow[..., Any], within: AbstractContextManager[None] | None = Non
                 value = asyncio.run(value)
         outcome = ("returned", plain(value))
     except Exception as error:
+        if not ids:
+            raise  # it has never run: that is no outcome to compare
         outcome = ("raised", type(error).__name__, unnamed(str(error)))
     return Seen(outcome, ids[0])
 

@@ -7,6 +7,7 @@ tags, run counts and logs, as the API has them afterwards.
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import threading
 import time
 from contextvars import copy_context
@@ -125,26 +126,25 @@ def downstream_of_a_failure():
 
 
 @task(retries=2, retry_delay_seconds=0)
-def flaky(path: str) -> int:
+def flaky(x: int, path: str) -> int:
     with open(path, "a") as file:
         file.write("x")
     with open(path) as file:
         attempts = len(file.read())
-    if attempts % 3:
+    if attempts < 3:
         raise RuntimeError(f"attempt {attempts}")
-    return attempts % 3
+    return x
 
 
 @task
 def scratch_file() -> str:
-    import tempfile
-
     return tempfile.mkstemp()[1]
 
 
 @documented
 def retried():
-    return flaky.submit(scratch_file.submit()).result()
+    path = tempfile.mkstemp()[1]  # not made by a task: temporary files of functions are their own sandbox's
+    return flaky.submit(double.submit(1), path).result()
 
 
 @task(retries=1, retry_delay_seconds=0)

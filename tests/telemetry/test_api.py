@@ -11,10 +11,13 @@ from types import SimpleNamespace
 import pytest
 from prefect.client import base
 from prefect.context import SyncClientContext
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, PREFECT_CLIENT_RETRY_JITTER_FACTOR
 from prefect.settings import temporary_settings as settings
 
-from prefect_slo.telemetry.api import AGAIN_S, LATER, api_client
+from prefect_slo.telemetry.api import api_client
+
+SOON = [0.1, 0.1, 0.2, 0.4, 0.8, *[1.0] * 9]
 
 
 class Busy(BaseHTTPRequestHandler):
@@ -48,9 +51,9 @@ def address() -> Iterator[str]:
 @pytest.mark.parametrize(
     ("told", "retries", "waits"),
     [
-        ({}, 5, [AGAIN_S, AGAIN_S * LATER, AGAIN_S * LATER**2]),
-        ({"Retry-After": "7"}, 5, [7.0] * 3),
-        ({}, 1, [2.0]),  # as long as Prefect's own where it is the only one
+        ({}, 5, [*SOON, 2, 4, 8, 16, 32]),  # then as often and as long as Prefect's client waits
+        ({}, 1, [*SOON, 2]),
+        ({"Retry-After": "7"}, 5, [7] * 5),
     ],
 )
 def test_a_refused_request_is_made_again_soon_unless_the_server_says_when(
@@ -71,5 +74,9 @@ def test_within_a_flow_run_its_own_client_serves_unless_another_one_is_asked_for
         assert other is not client
 
 
-def test_a_server_that_stays_busy_is_asked_for_half_a_minute() -> None:
-    assert sum(AGAIN_S * LATER**n for n in range(PREFECT_CLIENT_MAX_RETRIES.value())) > 30
+def test_a_client_that_is_told_to_try_once_does(address: str) -> None:
+    Busy.refusals, Busy.headers_told = 1, {}
+    with settings({PREFECT_API_URL: address, PREFECT_CLIENT_MAX_RETRIES: 0}), api_client() as client:
+        with pytest.raises(PrefectHTTPStatusError, match="503"):
+            client.request("GET", "/health")
+        assert client.request("GET", "/health").status_code == 200

@@ -274,7 +274,7 @@ class ClusterBackend:
             turns = self._cluster.turns(lease.token)
         if turns is None:
             return None
-        since = now - (time.time() - turns[0]) if turns else now
+        since = turns[0] - time.time() + time.monotonic() if turns else now
         return min(max(since, lease.since), now), now  # clocks of machines may differ
 
 

@@ -12,8 +12,9 @@ from typing import Any, Literal
 from prefect_slo.control.need import Need
 from prefect_slo.resources import Size
 from prefect_slo.runner.backends.cluster_client import Fetch
+from prefect_slo.runner.backends.protocol import Finished
 from prefect_slo.runner.backends.ray_autoscaler import autoscales
-from prefect_slo.runner.backends.ray_marks import forget, marked, turns
+from prefect_slo.runner.backends.ray_marks import forget, mark, turns
 from prefect_slo.runner.backends.ray_request import REQUEST
 from prefect_slo.runner.backends.remote import Reply, Work, leave, needed, placed, run_here
 from prefect_slo.runner.notices import Notice, once
@@ -188,8 +189,10 @@ def run_apart(work: Work, most: int, *parts: bytes) -> list[Any]:
     """On a worker of the cluster: run a bundle; its reply, and each part that is left as an object of the caller's."""
     import ray
 
-    with marked(work.token):
-        reply = run_here(work, parts)
+    drop_mark = mark(work.token)
+    reply = run_here(work, parts)
+    if isinstance(reply, Reply) and isinstance(reply.reports[-1], Finished):
+        drop_mark()  # else Ray, which ends a worker's processes before it, may let no reply follow
     left: list[bytes] = []
     if isinstance(reply, Reply):
         reply = replace(reply, worker=ray.get_runtime_context().get_node_id())

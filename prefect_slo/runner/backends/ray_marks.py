@@ -7,30 +7,35 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 
 _NAMESPACE = b"prefect_slo"
 
 
-@contextmanager
-def marked(token: str) -> Iterator[None]:
-    """On a worker: the bundle runs. The mark is made and dropped beside it, which takes a round trip each."""
-    mark, over = repr(time.time()).encode(), threading.Event()
+def mark(token: str) -> Callable[[], None]:
+    """On a worker: the bundle has its turn. Returns what drops the mark; each is done beside it, by a round trip."""
+    since = repr(time.time()).encode()
 
-    def hold() -> None:
-        from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
+    def make() -> None:
+        from ray.experimental.internal_kv import _internal_kv_put
 
         with suppress(Exception):  # without a mark it costs less than it should: that ends no bundle
-            _internal_kv_put(token, mark, namespace=_NAMESPACE)
-            over.wait()
+            _internal_kv_put(token, since, namespace=_NAMESPACE)
+
+    def remove() -> None:
+        from ray.experimental.internal_kv import _internal_kv_del
+
+        making.join()
+        with suppress(Exception):
             _internal_kv_del(token, namespace=_NAMESPACE)
 
-    threading.Thread(target=hold, name="prefect-slo-mark", daemon=True).start()
-    try:
-        yield
-    finally:
-        over.set()
+    (making := _beside(make)).start()
+    return _beside(remove).start
+
+
+def _beside(do: Callable[[], None]) -> threading.Thread:
+    return threading.Thread(target=do, name="prefect-slo-mark", daemon=True)
 
 
 def turns(token: str) -> list[float]:

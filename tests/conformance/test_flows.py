@@ -530,7 +530,6 @@ KINDS = (
     "etl", "mapped_and_unmapped", "asynchronous", "parent_of_subflow", "failing_task", "retried", "cached", "waits",
     "generator", "conditional", "tagged",
 )  # fmt: skip
-KINDS_PLANNED = ("etl", "mapped_and_unmapped", "asynchronous", "failing_task", "retried", "tagged")  # each runs twice
 ELSEWHERE = ("dask", "ray", "lambda", "batch", "work pool")
 KINDS_ELSEWHERE = ("mapped_and_unmapped", "asynchronous", "retried")
 KINDS_ON_DASK = ("failing_task", "waits", "tagged")  # others take seconds a flow
@@ -541,7 +540,7 @@ def seen(run_all):
     """Every flow, run everywhere; pinned to processes except where that is refused."""
     pairs = [(name, way) for way in ("stock", "thread", "process") for name in FLOWS]
     pairs = [(name, "auto" if way == "process" and name in REFUSED_WHEN_PINNED else way) for name, way in pairs]
-    pairs += [(name, "decorated") for name in KINDS] + [(name, "planned") for name in KINDS_PLANNED]
+    pairs += [(name, way) for way in ("decorated", "planned") for name in KINDS]
     # one pool after another: flows find its workers warm, and its pilots hold vCPUs of this machine as long as they are
     elsewhere = dict.fromkeys(ELSEWHERE, KINDS_ELSEWHERE) | {"dask": (*KINDS_ELSEWHERE, *KINDS_ON_DASK)}
     pairs += [(name, pool) for pool, names in elsewhere.items() for name in names]
@@ -571,9 +570,8 @@ def test_a_flow_logs_what_it_logs_with_the_stock_runner(seen, run_all, name, run
     assert pair[0] == pair[1]
 
 
-@pytest.mark.parametrize(
-    ("name", "way"), [*((name, "decorated") for name in KINDS), *((name, "planned") for name in KINDS_PLANNED)]
-)
+@pytest.mark.parametrize("way", ["decorated", "planned"])
+@pytest.mark.parametrize("name", KINDS)
 def test_a_decorated_flow_ends_as_before(seen, name, way):
     stock, ours = seen[name, "stock"], seen[name, way]
     assert ours.outcome == stock.outcome

@@ -190,11 +190,10 @@ def run_apart(work: Work, most: int, *parts: bytes) -> list[Any]:
     import ray
 
     drop_mark = mark(work.token)
-    reply = run_here(work, parts)
-    if isinstance(reply, Reply) and isinstance(reply.reports[-1], Finished):
-        drop_mark()  # else Ray, which ends a worker's processes before it, may let no reply follow
-    left: list[bytes] = []
+    reply, left = run_here(work, parts), list[bytes]()
     if isinstance(reply, Reply):
+        if isinstance(reply.reports[-1], Finished):
+            drop_mark()  # else Ray, which ends a worker's processes before it, may let no reply follow
         reply = replace(reply, worker=ray.get_runtime_context().get_node_id())
         reply, left = leave(reply, work.bundle.keep, most)
     return [reply, *left, *[None] * (max(most, 1) - len(left))]
